@@ -1,0 +1,126 @@
+"""A server proves itself: each model must give its known answer before the server is called ready.
+
+READY alone proves nothing: it stays so after a model is unloaded or its Python process has died, and a model whose
+environment is wrong answers READY and then nonsense.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
+
+from campaign.client import ModelInfo, model_info, open_client
+from campaign.errors import ModelError
+
+
+def client_of(url: str) -> grpcclient.InferenceServerClient:
+    """A client of a server that is being started."""
+    return open_client({"url": url})
+
+
+def ready(client: grpcclient.InferenceServerClient) -> bool:
+    """Whether the server answers and says it is ready."""
+    try:
+        return bool(client.is_server_ready(client_timeout=2))
+    except InferenceServerException:
+        return False
+
+
+def prove(client: grpcclient.InferenceServerClient, model: str, canary: str | None, deadline_s: float) -> str:
+    """Hold a model to its known answer.
+
+    Args:
+        client: Of the server.
+        model: Its name.
+        canary: ``.npz`` with arrays ``input.NAME`` and ``output.NAME`` and, optionally, numbers ``rtol`` and ``atol``;
+            None: one request of zeros is sent and only shapes are looked at.
+        deadline_s: For the answer.
+
+    Returns:
+        A warning, or nothing.
+
+    Raises:
+        ModelError: It is not loaded, fails, or answers something else.
+    """
+    try:
+        info = model_info(client, model, None)
+        if canary is None:
+            _ask(client, info, _zeros(info), deadline_s)
+            return f"model {model} has no canary.npz: only the shapes of its answer were checked"
+        known = _read(Path(canary))
+        inputs = {n.removeprefix("input."): a for n, a in known.items() if n.startswith("input.")}
+        answer = _ask(client, info, inputs, deadline_s)
+    except InferenceServerException as error:
+        raise ModelError(f"does not serve its canary: {error.message()}", where=f"model {model}") from error
+    rtol, atol = float(known.get("rtol", 1e-5)), float(known.get("atol", 1e-6))
+    for name, want in known.items():
+        if name.startswith("output."):
+            _compare(model, name.removeprefix("output."), answer, want, rtol, atol)
+    return ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise ModelError(f"its canary cannot be read: {error}", where=str(path)) from error
+
+
+def _zeros(info: ModelInfo) -> dict[str, Any]:
+    return {t.name: np.zeros([max(n, 1) for n in t.shape], t.dtype) for t in info.inputs}
+
+
+def _ask(
+    client: grpcclient.InferenceServerClient, info: ModelInfo, inputs: dict[str, Any], deadline_s: float
+) -> dict[str, Any]:
+    given = []
+    for tensor in info.inputs:
+        if tensor.name not in inputs:
+            raise ModelError(f"its canary has no input.{tensor.name}", where=f"model {info.name}")
+        array = np.ascontiguousarray(inputs[tensor.name], dtype=tensor.dtype)
+        item = grpcclient.InferInput(tensor.name, list(array.shape), tensor.datatype)
+        item.set_data_from_numpy(array)
+        given.append(item)
+    # A Python model may answer late right after loading; the deadline is the server's start deadline.
+    result = client.infer(info.name, given, client_timeout=deadline_s)
+    return {t.name: result.as_numpy(t.name) for t in info.outputs}
+
+
+def _compare(model: str, name: str, answer: dict[str, Any], want: Any, rtol: float, atol: float) -> None:
+    got = answer.get(name)
+    where = f"model {model}"
+    if got is None:
+        raise ModelError(f"gives no output {name}, its known answer has one", where=where)
+    if got.shape != want.shape:
+        raise ModelError(f"wrong answer: {name} has shape {got.shape}, known is {want.shape}", where=where)
+    if want.dtype.kind in "fc":
+        same = np.allclose(got, want, rtol=rtol, atol=atol, equal_nan=True)
+    else:
+        same = bool(np.array_equal(got, want))
+    if not same:
+        raise ModelError(
+            f"wrong answer: {name} is {_few(got)}, known is {_few(want)}",
+            where=where,
+            remedy="the server's environment (numpy 2?) or the model differs from what made canary.npz",
+        )
+
+
+def _few(array: Any) -> str:
+    return np.array2string(np.asarray(array).ravel()[:4], precision=6, threshold=4)
+
+
+def statistics(client: grpcclient.InferenceServerClient) -> dict[str, list[int]]:
+    """``{model: [rows inferred, executions]}`` since the server started; empty if it does not answer at once."""
+    for _ in range(2):
+        try:
+            told = client.get_inference_statistics(client_timeout=1)
+            return {m.name: [int(m.inference_count), int(m.execution_count)] for m in told.model_stats}
+        except InferenceServerException:
+            time.sleep(0.05)
+    return {}

@@ -1,0 +1,68 @@
+"""Options of registered things, held against the models they publish; and what a campaign's parts say of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from campaign import registry
+from campaign.errors import SpecError
+from campaign.spec import Campaign
+from campaign.stagecode import StageCode
+
+
+def option_models(what: str) -> dict[str, type[BaseModel]]:
+    """The ``Options`` of every registered server kind or provider."""
+    group = f"campaign.{what}"
+    return {name: registry.get(group, name).Options for name in registry.names(group)}
+
+
+def check_options(
+    options: type[BaseModel], given: Mapping[str, Any], key: tuple[str, ...], owner: type[BaseModel]
+) -> BaseModel:
+    """Validate options.
+
+    Raises:
+        SpecError: With the key at fault, what was found and what is allowed.
+    """
+    try:
+        return options.model_validate(dict(given))
+    except ValidationError as error:
+        item = error.errors()[0]
+        at = (*key, *(part for part in item["loc"] if isinstance(part, (str, int))))
+        own = [f.alias or n for n, f in owner.model_fields.items() if n != "options"]
+        known = [*own, *(f.alias or n for n, f in options.model_fields.items())]
+        if item["type"] == "extra_forbidden":
+            raise SpecError(registry.unknown(str(at[-1]), known, "keys here"), key=at) from None
+        if item["type"] == "missing":
+            raise SpecError(f"the key '{at[-1]}' is needed", key=key, remedy=f"allowed: {', '.join(known)}") from None
+        raise SpecError(f"{item['msg'].removeprefix('Value error, ')}; found {item.get('input')!r}", key=at) from None
+
+
+def check_models(campaign: Campaign, code: Mapping[str, StageCode], kind: Any) -> None:
+    """Refuse stages that name a model, an input or an output that the pool does not have.
+
+    Raises:
+        SpecError: With the key at fault.
+    """
+    for name, stage in code.items():
+        model = stage.options.get("model")
+        if not isinstance(model, str) or "inputs" not in stage.options:
+            continue
+        key = ("stages", name)
+        if campaign.servers is None:
+            raise SpecError("infers, but the campaign has no 'servers'", key=key, remedy="add servers: {models: ...}")
+        if model not in campaign.servers.models:
+            known = sorted(campaign.servers.models)
+            raise SpecError(registry.unknown(model, known, "models under servers.models"), key=(*key, "model"))
+        if not hasattr(kind, "tensors"):
+            continue  # servers that already run are asked when they are used
+        inputs, outputs = kind.tensors(model)
+        for what in stage.options["inputs"]:
+            if what not in inputs:
+                raise SpecError(registry.unknown(what, inputs, f"inputs of {model}"), key=(*key, "inputs", what))
+        for column, what in stage.options["outputs"].items():
+            if what not in outputs:
+                raise SpecError(registry.unknown(what, outputs, f"outputs of {model}"), key=(*key, "outputs", column))

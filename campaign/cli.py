@@ -1,0 +1,224 @@
+"""The command ``campaign``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from campaign import __version__
+from campaign.errors import CampaignError
+
+if TYPE_CHECKING:
+    from campaign.spec import Campaign
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code.
+
+    0 complete (or incomplete within what the campaign tolerates), 1 failed, 2 the request is wrong and nothing was
+    started, 130 interrupted.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        code: int = args.do(args)
+    except CampaignError as error:
+        print(f"campaign: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("campaign: interrupted", file=sys.stderr)
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="campaign",
+        description="Run a campaign: a pool of Triton servers, file-parallel tasks that call it, an exact merge.",
+    )
+    parser.add_argument("--version", action="version", version=f"campaign {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    run = _command(commands, "run", "run a campaign file; on an existing run directory, what is missing of it", _run)
+    _file(run)
+    run.add_argument("--run-dir", type=Path, metavar="DIR", help="where everything goes (default: ./runs/<campaign>)")
+    run.add_argument("--quiet", action="store_true", help="show no progress")
+
+    check = _command(commands, "check", "say whether a campaign file is right; start nothing", _check)
+    _file(check)
+
+    plan = _command(commands, "plan", "show what a run would do, and why", _plan)
+    _file(plan)
+    plan.add_argument("--run-dir", type=Path, metavar="DIR", help="take into account what is done there")
+    plan.add_argument("--json", action="store_true", help="every task, for a program")
+
+    for name, text, do in (
+        ("status", "show how far a run is", _status),
+        ("stop", "stop a run in good order; it can be resumed", _stop),
+        ("report", "show the report of a run", _report),
+    ):
+        _command(commands, name, text, do).add_argument("run_dir", type=Path, metavar="RUN_DIR")
+
+    _file(_command(commands, "prepare", "make the server environment ahead of the first run", _prepare))
+    _command(commands, "schema", "print the JSON schema of a campaign file, for editors", _schema)
+    return parser
+
+
+def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, do: object) -> argparse.ArgumentParser:  # fmt: skip
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(do=do)
+    return parser
+
+
+def _file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="the campaign, YAML")
+    parser.add_argument("--provider", metavar="NAME", help="who lends the machines, in place of the file's")
+    parser.add_argument("--workers", type=_positive, metavar="N", help="worker processes")
+    parser.add_argument("--servers", type=_positive, metavar="N", help="servers in the pool")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key, e.g. --set servers.window=4"
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def _load(args: argparse.Namespace) -> Campaign:
+    from campaign import engine, specfile
+
+    campaign = specfile.load(args.file, args.set)
+    return engine.override(campaign, workers=args.workers, servers=args.servers, provider=args.provider)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from campaign import engine
+
+    report = engine.run(_load(args), run_dir=args.run_dir, progress=not args.quiet, raises=False)
+    print(report.text())
+    return report.exit_code
+
+
+def _check(args: argparse.Namespace) -> int:
+    from campaign import engine
+
+    checked = engine.check(_load(args))
+    files = {name: len(found) for name, found in checked.plan.files.items()}
+    print(
+        f"{args.file}: right. {len(checked.plan.tasks)} tasks over "
+        + ", ".join(f"{n} files of {name}" for name, n in files.items())
+        + f"; {len(checked.plan.outputs)} outputs, {len(checked.plan.reduces)} frozen values"
+    )
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from campaign import engine
+    from campaign.plan import group, reasons
+    from campaign.rundir import Receipts, RunDir
+
+    campaign = _load(args)
+    plan = engine.check(campaign).plan
+    rundir = RunDir(args.run_dir.resolve() if args.run_dir else engine.default_run_dir(campaign))
+    receipts = Receipts(rundir.receipts)
+    receipts.read()
+    have = {k: r for k, r in receipts.have.items() if r.kind == "frozen" or rundir.has(r)}
+    todo = list(group((s for t in plan.tasks for s in t.steps), have))
+    if args.json:
+        print(json.dumps({"plan": plan.digest, "tasks": [[s.key for s in t.steps] for t in plan.tasks],
+                          "outputs": {o.name: list(o.files) for o in plan.outputs}}, indent=1))  # fmt: skip
+        return 0
+    print(f"plan {plan.digest[:16]}: {len(todo)} tasks to do")
+    for task in todo:
+        print(f"  {reasons(plan, task, have)}")
+    for reduce in plan.reduces:
+        state = "done" if reduce.key in have else "to do"
+        print(f"  {reduce.stage}/{reduce.variation}: {state}, from {', '.join(o.name for o in reduce.inputs.values())}")
+    return 0
+
+
+def _existing(args: argparse.Namespace) -> Path:
+    path: Path = args.run_dir
+    if not (path / "receipts.jsonl").exists() and not (path / "plan.json").exists():
+        raise CampaignError("is no run directory", where=str(path), remedy="give the one that 'campaign run' has made")
+    return path.resolve()
+
+
+def _status(args: argparse.Namespace) -> int:
+    from campaign.report import Report
+    from campaign.rundir import Receipts, RunDir, read_json
+
+    rundir = RunDir(_existing(args))
+    owner = rundir.owner()
+    if not owner:
+        report = Report.load(rundir.root)
+        print(report.text() if report else "not running, and never came to its end; run it again to resume")
+        return 0
+    receipts = Receipts(rundir.receipts)
+    receipts.read()
+    total = dict((read_json(rundir.root / "plan.json") or {}).get("partials", {}))
+    done = {stage: sum(r.stage == stage for r in receipts.have.values()) for stage in total}
+    print(f"running on {owner}")
+    for stage, n in total.items():
+        print(f"  {stage:<16} {min(done[stage], n)}/{n}")
+    for path in sorted(rundir.servers.glob("server-*.json")):
+        record = read_json(path)
+        if record:
+            print(f"  {record['name']:<16} {record['state']} on {record['host']}")
+    return 0
+
+
+def _stop(args: argparse.Namespace) -> int:
+    from campaign.rundir import RunDir
+
+    rundir = RunDir(_existing(args))
+    owner = rundir.owner()
+    if not owner:
+        print("not running")
+        return 0
+    rundir.request_stop.touch()
+    end = time.monotonic() + 60
+    while rundir.owner():
+        if time.monotonic() > end:
+            raise CampaignError(f"{owner} does not stop", where=str(rundir.root), remedy="end that process")
+        time.sleep(0.1)
+    print(f"stopped {owner}; run it again to resume")
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from campaign.report import Report
+
+    report = Report.load(_existing(args))
+    if report is None:
+        raise CampaignError("has no report yet", where=str(args.run_dir), remedy="see 'campaign status'")
+    print(report.text())
+    return 0
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from campaign import engine
+
+    checked = engine.check(_load(args))
+    if checked.kind is not None:
+        checked.kind.prepare(lambda text: print(text, file=sys.stderr, flush=True))
+    print("ready")
+    return 0
+
+
+def _schema(_args: argparse.Namespace) -> int:
+    from campaign import specfile
+
+    print(json.dumps(specfile.schema(), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

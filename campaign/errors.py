@@ -1,0 +1,161 @@
+"""Every error of campaign: one small tree, each picklable, each saying what failed, where, and what to do now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "AxesMismatch",
+    "CampaignError",
+    "CampaignFailed",
+    "FrozenChanged",
+    "InferenceError",
+    "InputError",
+    "Interrupted",
+    "ModelError",
+    "OutputError",
+    "PartialError",
+    "ProviderError",
+    "RunDirBusy",
+    "ServerError",
+    "SpecError",
+    "StageError",
+]
+
+
+class CampaignError(Exception):
+    """Base of every error this package raises on purpose.
+
+    Args:
+        message: What failed, in one sentence.
+        where: The file, server, stage or key at fault.
+        remedy: What the reader can do now.
+        log: The tail of the log that explains it, if there is one.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, where: str = "", remedy: str = "", log: str = "") -> None:
+        super().__init__(message)
+        self.message, self.where, self.remedy, self.log = message, where, remedy, log
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        if self.remedy:
+            text += f"\n  remedy: {self.remedy}"
+        if self.log:
+            text += "\n  log:\n" + "\n".join("    | " + line for line in self.log.rstrip().splitlines())
+        return text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own __reduce__ forgets keyword arguments; a worker's error must arrive whole.
+        return _rebuild, (type(self), self.message, self.where, self.remedy, self.log, dict(self.__dict__))
+
+
+def _rebuild(
+    cls: type[CampaignError], message: str, where: str, remedy: str, log: str, state: dict[str, Any]
+) -> CampaignError:
+    error = cls.__new__(cls)
+    CampaignError.__init__(error, message, where=where, remedy=remedy, log=log)
+    error.__dict__.update(state)
+    return error
+
+
+class SpecError(CampaignError):
+    """The request is wrong: nothing was started.
+
+    Args:
+        message: What is wrong, with what was found and what is allowed.
+        key: Path of the key at fault inside the campaign, e.g. ``("stages", "predict", "model")``.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self, message: str, *, key: tuple[str | int, ...] = (), where: str = "", remedy: str = "", log: str = ""
+    ) -> None:
+        super().__init__(message, where=where, remedy=remedy, log=log)
+        self.key = key
+
+    def __str__(self) -> str:
+        dotted = ".".join(str(part) for part in self.key)
+        text = super().__str__()
+        return f"{dotted}: {text}" if dotted and not self.where else text
+
+
+class ProviderError(CampaignError):
+    """A machine, a pilot or a worker could not be had or was lost."""
+
+
+class ServerError(CampaignError):
+    """A server did not start, did not prove itself ready, or was lost."""
+
+
+class ModelError(ServerError):
+    """A model does not load, or does not give its known answer."""
+
+
+class InferenceError(CampaignError):
+    """A request was refused or could not be answered.
+
+    Args:
+        message: What the server (or the check before sending) said.
+        permanent: Trying again cannot help (wrong shape, unknown model, refused by TLS).
+    """
+
+    def __init__(
+        self, message: str, *, permanent: bool = False, where: str = "", remedy: str = "", log: str = ""
+    ) -> None:
+        super().__init__(message, where=where, remedy=remedy, log=log)
+        self.permanent = permanent
+
+
+class InputError(CampaignError):
+    """An input file cannot be read as the campaign asks."""
+
+
+class StageError(CampaignError):
+    """A stage raised; carries the stage's traceback as its log."""
+
+
+class PartialError(CampaignError):
+    """A task's partial result is missing, torn or foreign."""
+
+
+class OutputError(CampaignError):
+    """What a stage returned cannot be kept or merged."""
+
+
+class AxesMismatch(OutputError):
+    """Two histograms that should be added have different axes; the message names the axis and the edge."""
+
+
+class FrozenChanged(CampaignError):
+    """A frozen value is not the one that was frozen: it was altered after its hash was taken."""
+
+
+class RunDirBusy(CampaignError):
+    """Another campaign owns this run directory."""
+
+    exit_code = 2
+
+
+class Interrupted(CampaignError):
+    """Asked to stop by INT, TERM or HUP: everything was stopped, the run can be resumed."""
+
+    exit_code = 130
+
+
+class CampaignFailed(CampaignError):
+    """The campaign ended without all it was asked for; carries the report.
+
+    Args:
+        message: What is missing.
+        report: The `campaign.report.Report`.
+    """
+
+    def __init__(
+        self, message: str, *, report: Any = None, where: str = "", remedy: str = "", log: str = ""
+    ) -> None:
+        super().__init__(message, where=where, remedy=remedy, log=log)
+        self.report = report

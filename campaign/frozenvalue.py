@@ -1,0 +1,103 @@
+"""Frozen values: what a reduce stage returned, as canonical JSON, hashed, read-only."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from campaign.errors import FrozenChanged, OutputError
+from campaign.rundir import write_aside
+
+_ARRAY, _FLOAT = "__array__", "__float__"
+
+
+def freeze(value: Any, path: Path) -> str:
+    """Write a value and make the file read-only.
+
+    Args:
+        value: Mappings with string keys, lists, tuples, strings, numbers, booleans, None, numpy arrays of
+            booleans, integers, floats or text. Floats keep every bit (``repr`` round trip; NaN and infinity too).
+        path: Where it goes.
+
+    Returns:
+        SHA-256 (hex) of the file's bytes.
+
+    Raises:
+        OutputError: Something in it cannot be frozen; its place is named.
+    """
+    text = json.dumps(_encode(value, "value"), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    with write_aside(path) as stream:
+        stream.write(text)
+    path.chmod(0o444)
+    return hashlib.sha256(text).hexdigest()
+
+
+def thaw(path: Path, sha256: str) -> Any:
+    """Read a frozen value back.
+
+    Raises:
+        FrozenChanged: The file is missing or is not the one that was frozen.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise FrozenChanged(f"cannot be read: {error.strerror}", where=str(path), remedy=_REMEDY) from None
+    if hashlib.sha256(text).hexdigest() != sha256:
+        raise FrozenChanged("was altered after it was frozen", where=str(path), remedy=_REMEDY)
+    return _decode(json.loads(text))
+
+
+_REMEDY = "delete the file and run again: it is derived anew from the merged outputs"
+
+
+def _encode(value: Any, at: str) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_FLOAT: repr(value)}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.ndarray):
+        return _encode_array(value, at)
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise OutputError(f"{at}: the key {key!r} is no string", remedy="freeze mappings with string keys")
+        return {key: _encode(inner, f"{at}[{key!r}]") for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encode(inner, f"{at}[{i}]") for i, inner in enumerate(value)]
+    raise OutputError(
+        f"{at} is a {type(value).__name__}, which cannot be frozen",
+        remedy="return mappings, lists, numbers, strings or numpy arrays",
+    )
+
+
+def _encode_array(value: np.ndarray[Any, Any], at: str) -> dict[str, Any]:
+    if value.dtype.kind not in "biufU":
+        raise OutputError(f"{at} is an array of {value.dtype}, which cannot be frozen", remedy="use numbers or text")
+    inner = {"shape": list(value.shape)}
+    if value.dtype.kind == "U":
+        return {_ARRAY: {**inner, "dtype": "str", "data": value.ravel().tolist()}}
+    little = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
+    return {_ARRAY: {**inner, "dtype": little.dtype.str, "data": base64.b64encode(little.tobytes()).decode()}}
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {_FLOAT}:
+        return float(value[_FLOAT])
+    if set(value) == {_ARRAY}:
+        found = value[_ARRAY]
+        if found["dtype"] == "str":
+            return np.array(found["data"], dtype=str).reshape(found["shape"])
+        return np.frombuffer(base64.b64decode(found["data"]), dtype=found["dtype"]).reshape(found["shape"])
+    return {key: _decode(inner) for key, inner in value.items()}

@@ -1,0 +1,329 @@
+"""What a stage may return: Columns, Histograms, Counts. Each is written as a partial, read, and merged exactly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+import awkward as ak
+import hist
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from campaign.errors import OutputError, PartialError
+from campaign.histogram import Histogram
+from campaign.rundir import canonical_json, write_aside
+
+HISTOGRAMS, COLUMNS, COUNTS = "histograms", "columns", "counts"
+
+
+class Columns(dict[str, Any]):
+    """Equal-length arrays by column name: numpy arrays, or awkward arrays where entries vary in length."""
+
+    def __init__(self, *args: Any, **columns: Any) -> None:
+        super().__init__(*args, **columns)
+        lengths = {name: len(column) for name, column in self.items()}
+        if len(set(lengths.values())) > 1:
+            raise OutputError(f"columns differ in length: {lengths}", remedy="return one entry per row in every column")
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return next((len(column) for column in self.values()), 0)
+
+    def to_awkward(self) -> ak.Array:
+        """An awkward record array; what a following stage gets as its batch."""
+        return ak.Array({name: np.asarray(c) if isinstance(c, np.ndarray) else c for name, c in self.items()})
+
+
+class Histograms(dict[str, Any]):
+    """Histograms by name, `campaign.Histogram` or ``hist.Hist`` (Double, Int64 or Weight storage)."""
+
+
+class Counts(dict[str, Any]):
+    """Numbers by name that are added up: integers, and floats (added exactly, rounded once)."""
+
+
+Output = Columns | Histograms | Counts
+
+
+def as_output(value: Any, stage: str) -> Output:
+    """What a stage returned, as one of the three kinds.
+
+    Raises:
+        OutputError: It is none of them; says what it is.
+    """
+    if isinstance(value, (Columns, Histograms, Counts)):
+        return value
+    if isinstance(value, ak.Array) and ak.fields(value):
+        return Columns({name: value[name] for name in ak.fields(value)})
+    if isinstance(value, Mapping) and value:
+        if all(isinstance(v, (Histogram, hist.BaseHist)) for v in value.values()):
+            return Histograms(value)
+        if all(isinstance(v, (int, float, np.integer, np.floating)) for v in value.values()):
+            return Counts(value)
+        if all(hasattr(v, "__len__") and not isinstance(v, (str, bytes)) for v in value.values()):
+            return Columns(value)
+    raise OutputError(
+        f"returned a {type(value).__name__}",
+        where=f"stage {stage}",
+        remedy="return a dict of equal-length arrays, Histograms or Counts",
+    )
+
+
+class Partial(Protocol):
+    """One partial being made, range by range."""
+
+    kind: str
+    rows: int
+    notes: list[str]
+
+    def add(self, value: Any) -> None:
+        """Take what the stage returned for one range."""
+
+    def write(self, path: Path) -> str:
+        """Write it whole or not at all; returns the SHA-256 (hex) of its content."""
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+
+
+def start_partial(first: Output, path: Path) -> Partial:
+    """A partial of the kind of the first range's value; columns are streamed to a file beside ``path``."""
+    if isinstance(first, Columns):
+        return ColumnsPartial(path)
+    return HistogramsPartial() if isinstance(first, Histograms) else CountsPartial()
+
+
+class HistogramsPartial:
+    """Histograms added exactly."""
+
+    kind = HISTOGRAMS
+
+    def __init__(self) -> None:
+        self.total: dict[str, Histogram] = {}
+        self.rows = 0
+        self.notes: list[str] = []
+
+    def add(self, value: Mapping[str, Any]) -> None:
+        """Add histograms by name; a name that is not in both is one with nothing in it there."""
+        for name, h in value.items():
+            exact = h if isinstance(h, Histogram) else Histogram.from_hist(h)
+            if name not in self.total:
+                self.total[name] = exact
+                continue
+            try:
+                self.total[name] += exact
+            except OutputError as error:
+                error.where = f"histogram {name}" + (f", {error.where}" if error.where else "")
+                raise
+
+    def write(self, path: Path) -> str:
+        """Write the exact state."""
+        for name, h in self.total.items():
+            odd = ", ".join(f"{n} {kind}" for kind, n in h.nonfinite.items() if n)
+            if odd:
+                self.notes.append(f"histogram {name}: weights that are no numbers: {odd}")
+        return write_histograms(self.total, path)
+
+    def discard(self) -> None:
+        """Nothing lies anywhere yet."""
+
+
+def write_histograms(histograms: Mapping[str, Histogram], path: Path) -> str:
+    """Write the lossless form: an ``.npz`` of a JSON header and integer arrays; returns the content's SHA-256."""
+    headers, arrays = {}, {}
+    for i, name in enumerate(sorted(histograms)):
+        header, state = histograms[name].state()
+        headers[name] = header
+        arrays.update({f"{i}.{key}": array for key, array in state.items()})
+    text = canonical_json({"format": "campaign-histograms-1", "histograms": headers})
+    content = hashlib.sha256(text.encode())
+    for key in sorted(arrays):
+        content.update(f"{key} {arrays[key].dtype.str} {arrays[key].shape}".encode())
+        content.update(np.ascontiguousarray(arrays[key]).tobytes())
+    with write_aside(path) as stream:
+        np.savez(stream, header=np.frombuffer(text.encode(), dtype=np.uint8), **arrays)
+    return content.hexdigest()
+
+
+def read_histograms(path: Path) -> dict[str, Histogram]:
+    """Read the lossless form back, every bit of it.
+
+    Raises:
+        PartialError: The file is torn or is something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            header = json.loads(bytes(file["header"]))
+            if header["format"] != "campaign-histograms-1":
+                raise ValueError(f"unknown format {header['format']}")
+            found: dict[str, dict[str, Any]] = {}
+            names = sorted(header["histograms"])
+            for key in file.files:
+                if key != "header":
+                    i, _, part = key.partition(".")
+                    found.setdefault(names[int(i)], {})[part] = file[key]
+            return {n: Histogram.from_state(header["histograms"][n], found.get(n, {})) for n in names}
+    except (OSError, ValueError, KeyError, EOFError, IndexError) as error:
+        raise PartialError(f"is no whole file of histograms: {error}", where=str(path)) from error
+    except Exception as error:
+        if type(error).__module__ == "zipfile":  # BadZipFile derives from Exception
+            raise PartialError(f"is no whole file of histograms: {error}", where=str(path)) from error
+        raise
+
+
+class CountsPartial:
+    """Counts added exactly: floats as fractions, rounded once when they are read."""
+
+    kind = COUNTS
+
+    def __init__(self) -> None:
+        self.total: dict[str, Fraction] = {}
+        self.floats: set[str] = set()
+        self.rows = 0
+        self.notes: list[str] = []
+
+    def add(self, value: Mapping[str, Any]) -> None:
+        """Add numbers by name."""
+        for name, number in value.items():
+            if not math.isfinite(number):
+                raise OutputError(f"the count '{name}' is {number}", remedy="count what is no number apart")
+            if isinstance(number, (float, np.floating)):
+                self.floats.add(name)
+            exact = Fraction(number.item() if isinstance(number, np.generic) else number)
+            self.total[name] = self.total.get(name, Fraction(0)) + exact
+
+    def state(self) -> dict[str, list[Any]]:
+        """Name -> [numerator, denominator, is float], exact."""
+        return {n: [str(f.numerator), str(f.denominator), n in self.floats] for n, f in sorted(self.total.items())}
+
+    def write(self, path: Path) -> str:
+        """Write the exact state."""
+        text = canonical_json({"format": "campaign-counts-1", "counts": self.state()}).encode()
+        with write_aside(path) as stream:
+            stream.write(text)
+        return hashlib.sha256(text).hexdigest()
+
+    def discard(self) -> None:
+        """Nothing lies anywhere yet."""
+
+    def rounded(self) -> dict[str, int | float]:
+        """The sums, each rounded once."""
+        return {n: float(f) if n in self.floats else int(f) for n, f in sorted(self.total.items())}
+
+
+def read_counts(path: Path) -> CountsPartial:
+    """Read counts back.
+
+    Raises:
+        PartialError: The file is torn or is something else.
+    """
+    counts = CountsPartial()
+    try:
+        data = json.loads(path.read_text())
+        for name, (numerator, denominator, is_float) in data["counts"].items():
+            counts.total[name] = Fraction(int(numerator), int(denominator))
+            if is_float:
+                counts.floats.add(name)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PartialError(f"is no whole file of counts: {error}", where=str(path)) from error
+    return counts
+
+
+class ColumnsPartial:
+    """Columns streamed to Parquet, one row group per range. The digest is over the arrays, not over the file."""
+
+    kind = COLUMNS
+
+    def __init__(self, path: Path) -> None:
+        self.aside = path.with_name(f".{path.name}.{os.getpid()}")
+        self.rows = 0
+        self.notes: list[str] = []
+        self._content = hashlib.sha256(b"campaign-columns-1")
+        self._writer: pq.ParquetWriter | None = None
+        self._schema: pa.Schema | None = None
+
+    def add(self, value: Columns) -> None:
+        """Append one range's rows."""
+        array = ak.to_packed(ak.materialize(value.to_awkward()))
+        table = ak.to_arrow_table(array, extensionarray=False)
+        if self._writer is None:
+            self.aside.parent.mkdir(parents=True, exist_ok=True)
+            self._schema = table.schema
+            self._writer = pq.ParquetWriter(self.aside, table.schema, compression="zstd", compression_level=1)
+        elif not table.schema.equals(self._schema):
+            assert self._schema is not None
+            raise OutputError(f"columns change between ranges: {_difference(self._schema, table.schema)}")
+        self._writer.write_table(table, row_group_size=max(1, len(array)))
+        form, length, buffers = ak.to_buffers(array)
+        self._content.update(f"{form.to_json()} {length}".encode())
+        for name in sorted(buffers):
+            self._content.update(np.ascontiguousarray(buffers[name]).tobytes())
+        self.rows += len(array)
+
+    def write(self, path: Path) -> str:
+        """Finish the file and give it its name."""
+        assert self._writer is not None
+        self._writer.close()
+        self.aside.replace(path)
+        return self._content.hexdigest()
+
+    def discard(self) -> None:
+        """Remove the unfinished file."""
+        if self._writer is not None:
+            self._writer.close()
+        self.aside.unlink(missing_ok=True)
+
+
+def _difference(one: pa.Schema, other: pa.Schema) -> str:
+    names = sorted(set(one.names) ^ set(other.names))
+    if names:
+        return f"{', '.join(names)} not in all"
+    changed = [f"{n}: {one.field(n).type} and {other.field(n).type}" for n in one.names if one.field(n) != other.field(n)]
+    return "; ".join(changed) or "another order"
+
+
+class ColumnsReader:
+    """An artefact read back range by range, as it was written."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = pq.ParquetFile(path)
+        except (OSError, pa.ArrowException) as error:
+            raise PartialError(f"is no whole file of columns: {error}", where=str(path)) from error
+
+    def __iter__(self) -> Iterator[ak.Array]:
+        for i in range(self._file.num_row_groups):
+            yield ak.from_arrow(self._file.read_row_group(i))
+
+    @property
+    def rows(self) -> int:
+        """Rows in all."""
+        return int(self._file.metadata.num_rows)
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._file.close()
+
+
+def read_columns(path: Path) -> ak.Array:
+    """Columns of a partial or of a merged output (a folder of Parquet files, in canonical order)."""
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    parts = [array for file in files for array in ColumnsReader(file)]
+    return ak.concatenate(parts) if len(parts) > 1 else parts[0]
+
+
+def contents_digest(parts: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 over named digests, in the order given."""
+    state = hashlib.sha256()
+    for name, value in parts:
+        state.update(f"{name} {value}\n".encode())
+    return state.hexdigest()

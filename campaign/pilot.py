@@ -1,0 +1,326 @@
+"""Runs where the servers run: owns ONE server from start to sweep, and obeys a lease.
+
+    python -m campaign.pilot POOL_FOLDER
+
+It claims a number, starts the server in a private node-local folder, proves it by a known answer per model, publishes
+its record, and then watches: the server, the stop file, the lease, and signals. However it ends, a guardian process
+that sees its end of a pipe close kills the server's group and removes its folder and its ``/dev/shm`` regions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from campaign.errors import CampaignError, ModelError, ServerError
+from campaign.rundir import write_json
+
+PR_SET_PDEATHSIG = 1
+POLL_S = 0.1
+GRACE_S = 6.0  # of a server that may be busy, between SIGTERM and SIGKILL
+
+
+def die_with_parent(signum: int) -> None:
+    """Ask the kernel for a signal when the thread that started this process ends. Linux only, which is all there is."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0)
+
+
+def sweep(place: str, shm_prefix: str) -> None:
+    """Remove a server's private folder and its shared memory."""
+    shutil.rmtree(place, ignore_errors=True)
+    for path in Path("/dev/shm").glob(f"{shm_prefix}*") if len(shm_prefix) > 12 else ():  # noqa: S108  Triton's place
+        path.unlink(missing_ok=True)
+
+
+def guardian() -> int:
+    """Fork a process that outlives this one by as long as sweeping takes; returns the pipe's end to keep open.
+
+    Each line written to the pipe replaces what it knows: ``[process group, folder, shm prefix]``.
+    """
+    read, write = os.pipe()
+    if os.fork():
+        os.close(read)
+        return write
+    os.setsid()  # a signal to the pilot's group must not end it
+    os.close(write)
+    for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(s, signal.SIG_IGN)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    text = b""
+    while block := os.read(read, 65536):
+        text += block
+    lines = text.decode().splitlines()
+    group, place, prefix = json.loads(lines[-1]) if lines else (0, "", "")
+    if group:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+        time.sleep(0.05)  # the stub unlinks its own regions as it dies; what is left then is swept
+    if place:
+        sweep(place, prefix)
+    os._exit(0)
+
+
+class Pilot:
+    """One server's life.
+
+    Args:
+        folder: The pool's folder, shared with the submitter.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.order: Mapping[str, Any] = json.loads((folder / "pilot.json").read_text())
+        self.number = self._claim()
+        self.name = f"server-{self.number}"
+        self.log = folder / f"{self.name}.log"
+        self.asked = ""
+        self.lease = _Lease(folder / "lease", float(self.order["lease_s"]))
+        self.server: subprocess.Popen[bytes] | None = None
+        self.place, self.shm, self.url = "", "", ""
+        self.warnings: list[str] = []
+        self.baseline: dict[str, list[int]] = {}
+        self.statistics: dict[str, list[int]] = {}
+        self.started = time.time()
+
+    def _claim(self) -> int:
+        for number in range(int(self.order["count"])):
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self.folder / f"claim-{number}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+                return number
+        raise SystemExit(0)  # more were started than are wanted
+
+    def run(self) -> int:
+        """Serve until told to stop; the exit code is 0 if it was told so."""
+        for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(s, self._signalled)
+        why, log = "", ""
+        self.record("starting")
+        try:
+            self.start()
+            self.prove()
+            self.record("ready", ready_s=round(time.time() - self.started, 3))
+            why = self.watch()
+        except _Stop as stop:
+            why = str(stop)
+        except CampaignError as error:
+            why, log = f"{error.where}: {error.message}" if error.where else error.message, error.log
+            self.asked = ""
+        except Exception as error:  # process boundary: the submitter gets type, text and traceback
+            why, log = f"{type(error).__name__}: {error}", traceback.format_exc()
+        told = bool(self.asked)
+        self.stop()
+        self.record("ended", why=why, told=told, tail=log or ("" if told else self.tail()))
+        return 0 if told else 1
+
+    def _signalled(self, signum: int, _frame: object) -> None:
+        self.asked = self.asked or f"signal {signal.Signals(signum).name}"
+
+    def record(self, state: str, **more: Any) -> None:
+        """Publish what is known of the server, by atomic rename."""
+        with contextlib.suppress(OSError):  # the folder may be gone: then nobody reads it
+            write_json(
+                self.folder / f"{self.name}.json",
+                {
+                    "name": self.name,
+                    "state": state,
+                    "url": self.url,
+                    "host": socket.gethostname(),
+                    "pid": os.getpid(),
+                    "server_pid": self.server.pid if self.server else None,
+                    "place": self.place,
+                    "shm_prefix": self.shm,
+                    "log": str(self.log),
+                    "warnings": self.warnings,
+                    "statistics": self.statistics,
+                    "started": self.started,
+                    **more,
+                },
+            )
+
+    # Start.
+    def start(self) -> None:
+        """Start the server in a private folder, its whole group tied to this process."""
+        module, _, cls = str(self.order["kind"]).partition(":")
+        self.place = tempfile.mkdtemp(prefix="campaign-")
+        keeper = guardian()
+        os.set_inheritable(keeper, False)
+        os.write(keeper, (json.dumps([0, self.place, ""]) + "\n").encode())
+        launch = getattr(import_module(module), cls).launch(self.order["recipe"], Path(self.place), self.name)
+        self.url, self.shm = launch.url, launch.shm_prefix
+
+        def child() -> None:
+            die_with_parent(signal.SIGKILL)
+            for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(s, signal.SIG_DFL)
+
+        with self.log.open("ab") as log:
+            self.server = subprocess.Popen(  # noqa: PLW1509  one thread here, and nothing but prctl in the child
+                list(launch.argv),
+                env=dict(launch.env),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=child,
+                cwd=self.place,
+            )
+        os.write(keeper, (json.dumps([self.server.pid, self.place, self.shm]) + "\n").encode())
+        self.record("starting")
+
+    def pause(self) -> None:
+        """One look around; raises when it is time to stop, or when the server has ended.
+
+        Raises:
+            ServerError: The server ended by itself.
+        """
+        assert self.server is not None
+        code = self.server.poll()
+        if code is not None:
+            how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+            raise ServerError(f"the server ended {how}", where=self.name, log=self.tail())
+        if (self.folder / "stop").exists():
+            self.asked = self.asked or "asked to stop"
+        if self.lease.expired():
+            self.asked = self.asked or "the lease ran out: the submitter is gone"
+        if self.asked:
+            raise _Stop(self.asked)
+        time.sleep(POLL_S)
+
+    def prove(self) -> None:
+        """Wait until the server answers, then ask each model what is known.
+
+        Raises:
+            ServerError: Not in time.
+            ModelError: A model does not load or answers wrongly.
+        """
+        from campaign import canary
+
+        end = time.monotonic() + float(self.order["start_deadline_s"])
+        client = canary.client_of(self.url)
+        while not canary.ready(client):
+            if time.monotonic() > end:
+                raise ServerError(
+                    f"not ready within {self.order['start_deadline_s']:g} s", where=self.name, log=self.tail()
+                )
+            self.pause()
+        for model, what in self.order["recipe"]["models"].items():
+            left = max(1.0, end - time.monotonic())
+            try:
+                warning = canary.prove(client, model, what["canary"], left)
+            except ModelError as error:
+                raise ModelError(error.message, where=f"model {model} on {self.name}", log=self.tail()) from None
+            if warning:
+                self.warnings.append(warning)
+        for region in Path("/dev/shm").glob(f"{self.shm}*"):  # noqa: S108  Triton makes them readable by everybody
+            region.chmod(0o600)
+        self.baseline = canary.statistics(client)
+        self.client = client
+
+    # Watch and stop.
+    def watch(self) -> str:
+        """Until told to stop; keeps the statistics in the record fresh."""
+        looked = time.monotonic()
+        while True:
+            try:
+                self.pause()
+            except _Stop as stop:
+                self._count()
+                return str(stop)
+            if time.monotonic() - looked > 1:
+                before = dict(self.statistics)
+                self._count()
+                looked = time.monotonic()
+                if before != self.statistics:
+                    self.record("ready")
+
+    def _count(self) -> None:
+        from campaign import canary
+
+        now = canary.statistics(self.client)
+        if now:
+            self.statistics = {
+                m: [a - b for a, b in zip(n, self.baseline.get(m, [0, 0]), strict=True)] for m, n in now.items()
+            }
+
+    def stop(self) -> None:
+        """End the server's group: at once where it is known idle, else by SIGTERM first. Then sweep."""
+        if self.server is not None:
+            if self.server.poll() is None and not self._idle():
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.server.pid, signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.server.wait(GRACE_S)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.server.pid, signal.SIGKILL)
+            self.server.wait()
+            time.sleep(0.02)
+        if self.place:
+            sweep(self.place, self.shm)
+
+    def _idle(self) -> bool:
+        # An idle Triton takes seconds to obey SIGTERM; the submitter says when no request can be under way.
+        with contextlib.suppress(OSError):
+            return (self.folder / "stop").read_text().strip() == "idle" or bool(self.asked.startswith("the lease"))
+        return self.asked.startswith("the lease")
+
+    def tail(self, lines: int = 25) -> str:
+        """The end of the server's log, without what every start without a GPU says."""
+        with contextlib.suppress(OSError):
+            text = self.log.read_text(errors="replace").splitlines()
+            return "\n".join([x for x in text if not any(noise in x for noise in _NOISE)][-lines:])
+        return ""
+
+
+_NOISE = ("NVML", "DCGM", "CUDA driver version", "CUDA memory pool disabled", "cudaGetDeviceCount")
+
+
+class _Stop(Exception):
+    """Time to stop, and why."""
+
+
+class _Lease:
+    """A counter the submitter raises, aged by this machine's own monotonic clock: file times play no part."""
+
+    def __init__(self, path: Path, lease_s: float) -> None:
+        self.path, self.lease_s = path, lease_s
+        self.seen, self.since = "", time.monotonic()
+
+    def expired(self) -> bool:
+        try:
+            now = self.path.read_text()
+        except OSError:
+            now = self.seen
+        if now != self.seen:
+            self.seen, self.since = now, time.monotonic()
+        return time.monotonic() - self.since > self.lease_s
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``python -m campaign.pilot``."""
+    folder = Path((argv or sys.argv[1:])[0])
+    parent = os.environ.pop("CAMPAIGN_PARENT", "")
+    if parent:
+        die_with_parent(signal.SIGTERM)
+        if os.getppid() != int(parent):
+            return 1  # it died before this line
+    return Pilot(folder).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

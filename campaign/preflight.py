@@ -1,0 +1,80 @@
+"""Before a server is started: does one file of each dataset have the tree and the branches that will be asked for?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from campaign.errors import CampaignError, SpecError
+from campaign.plan import Plan, Task
+from campaign.processes import child_setup, context, no_main
+
+ROWS = 100
+FILES = 5  # of one dataset, until one is readable and not empty
+DEADLINE_S = 180.0
+
+
+def preflight(plan: Plan, tasks: Iterable[Task], job: tuple[str, str]) -> None:
+    """Look at one non-empty file per dataset and kind of variation, in a child process.
+
+    The stages before the first inference are run on 100 rows, so that a branch they touch and the file does not
+    have is found now. A file that cannot be read is passed over: the run will name it.
+
+    Raises:
+        SpecError: A tree, a branch or a weight is missing; with the file and the key.
+    """
+    groups: dict[tuple[Any, ...], list[Task]] = {}
+    for task in tasks:
+        if task.artefact is None:
+            s = task.source
+            kind = (s.dataset, s.tree, s.branches, tuple((t.stage, t.weight) for t in task.steps))
+            groups.setdefault(kind, []).append(task)
+    if not groups:
+        return
+    ours, theirs = context().Pipe()
+    child = context().Process(target=_look_at, args=(theirs, job, list(groups.values())), daemon=True)
+    with no_main():
+        child.start()
+    theirs.close()
+    try:
+        found = ours.recv() if ours.poll(DEADLINE_S) else CampaignError("a stage did not return", where="check")
+    except EOFError:
+        child.join(5)
+        found = CampaignError(f"a stage crashed the process that tried it (exit code {child.exitcode})", where="check")
+    finally:
+        child.kill()
+        child.join()
+        ours.close()
+    if found is not None:
+        raise _as_spec_error(plan, *found) if isinstance(found, tuple) else found
+
+
+def _look_at(pipe: Connection, job: tuple[str, str], groups: list[list[Task]]) -> None:
+    from campaign.work import look
+
+    child_setup()
+    for tasks in groups:
+        for task in sorted(tasks, key=lambda t: -t.source.file.size)[:FILES]:
+            told = look(job, task, ROWS)
+            if isinstance(told, CampaignError):
+                pipe.send((told, task))
+                return
+            if told is None:
+                break
+    pipe.send(None)
+
+
+def _as_spec_error(plan: Plan, error: CampaignError, task: Task) -> SpecError:
+    varied = next((s.variation for s in task.steps if s.variation != "nominal"), None)
+    d = task.source
+    nominal = plan.campaign.datasets[d.dataset]
+    key: tuple[str, ...] = ("datasets", d.dataset)
+    if varied and (d.tree != nominal.tree or d.branches != tuple(sorted(nominal.branches.items()))):
+        key = ("variations", varied)
+    if "weight" in error.where:
+        weighted = next((s.variation for s in task.steps if s.weight), varied)
+        key = ("variations", str(weighted), "weight")
+    told = SpecError(f"{error.message} (in {error.where})", key=key, remedy=error.remedy, log=error.log)
+    return plan.campaign.locate(told)
+

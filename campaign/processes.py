@@ -1,0 +1,58 @@
+"""Python child processes that were never forked from a process with open channels: a fork server makes them."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import sys
+from collections.abc import Iterator
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext
+
+from campaign.pilot import die_with_parent
+
+
+def context() -> ForkServerContext:
+    """The fork server, which imports the worker's modules once; nothing in them opens a channel when imported."""
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(["campaign.work"])
+    return made
+
+
+@contextlib.contextmanager
+def no_main() -> Iterator[None]:
+    """Hide ``__main__`` from processes started inside.
+
+    They would import the user's script again, and a script without a ``__main__`` guard would start a campaign
+    inside the campaign. Stages defined in it travel by value, so nobody needs it there.
+    """
+    main = sys.modules["__main__"]
+    hidden = {n: main.__dict__.pop(n) for n in ("__file__", "__spec__") if n in main.__dict__}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        del main.__spec__
+        main.__dict__.update(hidden)
+
+
+def child_setup() -> None:
+    """First thing in a child: end with the fork server (which ends with the driver), and leave Ctrl-C to the driver."""
+    die_with_parent(signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def stop_fork_server() -> None:
+    """End the fork server and the resource tracker, unless somebody else's children still need them.
+
+    They would otherwise stay until this process ends: after a campaign in a notebook, nothing of ours runs.
+    """
+    if multiprocessing.active_children():
+        return
+    for server in (forkserver._forkserver, resource_tracker._resource_tracker):  # type: ignore[attr-defined]
+        stop = getattr(server, "_stop", None)  # private, but the only way before the process ends
+        if stop is not None:
+            stop()

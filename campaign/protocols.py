@@ -1,0 +1,198 @@
+"""What others implement: stages, sources, server kinds, providers. The docstrings are the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from campaign.spec import Campaign, ServerSpec
+
+WEIGHT = "variation_weight"
+"""Name of the column that carries a variation's weight; stages say ``ctx.weight``."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage may know besides its batch.
+
+    Attributes:
+        dataset: Name of the dataset; of a reduce stage: empty.
+        metadata: ``is_mc`` and what the dataset or its side file says of this file; of a reduce stage: one such
+            mapping per dataset.
+        variation: Name of the variation, ``nominal`` without one.
+        weight: Name of the column with the variation's event weight (float64, all ones in nominal).
+        options: The stage's options.
+        frozen: Frozen values of the reduce stages named under ``with``.
+        servers: The pool: ``infer(model, {name: array})``.
+        artefacts: Folder for plots and tables (reduce stages only).
+    """
+
+    dataset: str
+    metadata: Mapping[str, Any]
+    variation: str
+    weight: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    frozen: Mapping[str, Any] = field(default_factory=dict)
+    servers: Any = None
+    artefacts: Path | None = None
+
+
+class Stage(Protocol):
+    """A per-file stage: one row range in, columns, histograms or counts out. A reduce stage looks alike."""
+
+    def __call__(self, batch: Any, ctx: Context) -> Any:
+        """Do it.
+
+        Args:
+            batch: Awkward record array of the range: the events, or what the stage before returned. For a reduce
+                stage: merged output by dataset.
+            ctx: What else there is to know.
+
+        Returns:
+            A dict of equal-length arrays, ``Histograms`` or ``Counts``. A reduce stage: a value that can be frozen.
+        """
+
+
+@runtime_checkable
+class TwoStepStage(Protocol):
+    """A per-file stage that waits for a server: begun for one range while others are being read and filled."""
+
+    def start(self, batch: Any, ctx: Context) -> Any:
+        """Send what is needed; return at once with what `finish` will ask for."""
+
+    def finish(self, pending: Any) -> Any:
+        """Wait for the answers; return what a stage returns."""
+
+
+class Source(Protocol):
+    """An open file of a dataset, read in row ranges. Registered under the stage name ``read``."""
+
+    entries: int
+    touched: set[str]
+
+    def read(self, start: int, stop: int) -> Any:
+        """The rows ``start <= i < stop`` as an awkward record array; branches are read when a stage touches them."""
+
+    def weight(self, expression: str, batch: Any) -> Any:
+        """A per-event expression of branches, float64, shape (len(batch),)."""
+
+    def close(self) -> None:
+        """Give the file back."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a pilot starts one server.
+
+    Attributes:
+        argv: Program and arguments. No secret stands here: every user of the node can read it.
+        env: Its whole environment.
+        url: Where clients find it.
+        shm_prefix: Names in ``/dev/shm`` that begin with it belong to this server alone.
+    """
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    url: str
+    shm_prefix: str
+
+
+class ServerKind(Protocol):
+    """A kind of model server. ``kind(spec, base)`` must start nothing.
+
+    ``Options`` is a frozen pydantic model of the kind's own keys under ``servers``.
+    """
+
+    Options: type[BaseModel]
+    managed: bool
+
+    def __init__(self, spec: ServerSpec, base: Path) -> None:
+        """Take the description; ``base`` is where relative paths start."""
+
+    def check(self) -> None:
+        """Refuse what cannot work, before anything is started.
+
+        Raises:
+            SpecError: With the key at fault.
+        """
+
+    def identity(self, model: str) -> Mapping[str, Any]:
+        """What the model's answers depend on (file hashes, configuration, server build); JSON-able."""
+
+    def prepare(self, say: Callable[[str], None]) -> Mapping[str, Any]:
+        """Make ready what servers need (an environment, say), telling the user through ``say``.
+
+        Returns:
+            A JSON-able recipe from which `launch` can work on another machine.
+        """
+
+    @staticmethod
+    def launch(recipe: Mapping[str, Any], place: Path, name: str) -> Launch:
+        """Runs in the pilot: lay out ``place`` (private, empty) and say how to start the server called ``name``."""
+
+    def addresses(self) -> list[Mapping[str, Any]]:
+        """Records of servers that already run (``managed`` is False)."""
+
+
+class Carried(Protocol):
+    """A pilot on its way or running."""
+
+    def poll(self) -> int | None:
+        """Exit code once it is known to have ended (-1 where only the fact is known), else None."""
+
+    def cancel(self) -> None:
+        """Ask the machine's owner to end it. Ending one that has ended is no error."""
+
+
+class Provider(Protocol):
+    """Who lends machines, used as a context manager. ``provider(options, campaign_dir)`` must start nothing.
+
+    ``Options`` is a frozen pydantic model of the provider's own keys.
+    """
+
+    Options: type[BaseModel]
+
+    def __init__(self, options: BaseModel, folder: Path) -> None:
+        """Take the options; ``folder`` takes logs and scripts, and is seen by every machine."""
+
+    def __enter__(self) -> Provider:
+        """Get ready; machines may be asked for."""
+
+    def __exit__(self, *exc: object) -> None:
+        """Give every machine back; nothing of ours runs afterwards."""
+
+    def tasks(self, workers: int) -> Executor:
+        """The executor of CPU tasks, with as many worker processes. Called again after it broke, it gives a new one."""
+
+    def carry(self, argv: Sequence[str], count: int, folder: Path) -> list[Carried]:
+        """Start ``count`` pilots by running ``argv`` (each claims its number itself); logs go to ``folder``."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker of a run needs once; pickled by the driver for its own workers only.
+
+    Attributes:
+        stages: `campaign.stagecode.StageCode` by stage name.
+        reader: ``module:Class`` of the source.
+        servers: Where the pool is found (`campaign.client.PoolAddress`), None without one.
+        read_rows: Rows of one range.
+    """
+
+    stages: Mapping[str, Any]
+    reader: str
+    servers: Any
+    read_rows: int
+
+
+def campaign_workers(campaign: Campaign) -> int:
+    """Worker processes asked for, or one per core this process may run on."""
+    import os
+
+    return campaign.workers or len(os.sched_getaffinity(0))

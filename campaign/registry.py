@@ -1,0 +1,45 @@
+"""Name -> class, by entry point; a wrong name lists the right ones."""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from campaign.errors import SpecError
+
+PROVIDERS, SERVERS, STAGES = "campaign.providers", "campaign.servers", "campaign.stages"
+
+
+@cache
+def _found(group: str) -> dict[str, EntryPoint]:
+    return {e.name: e for e in entry_points(group=group)}
+
+
+def names(group: str) -> list[str]:
+    """Registered names of a group, sorted."""
+    return sorted(_found(group))
+
+
+def get(group: str, name: str, *, key: tuple[str, ...] = ()) -> Any:
+    """The class registered under a name.
+
+    Args:
+        group: `PROVIDERS`, `SERVERS` or `STAGES`.
+        name: The registered name.
+        key: Where in the campaign the name was given, for the error.
+
+    Raises:
+        SpecError: No such name; the message lists those there are.
+    """
+    if name not in _found(group):
+        raise SpecError(unknown(name, names(group), group.split(".")[1]), key=key)
+    return _found(group)[name].load()
+
+
+def unknown(name: str, known: list[str], what: str) -> str:
+    """The sentence for a name that is not known, with the nearest one and the list."""
+    near = difflib.get_close_matches(name, known, 1)
+    guess = f"; did you mean '{near[0]}'?" if near else ""
+    return f"'{name}' is none of the {what}{guess} (known: {', '.join(known)})"

@@ -1,0 +1,112 @@
+"""What happened: a report that a program, a person and a notebook can read."""
+
+from __future__ import annotations
+
+import html
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from campaign.client import RUNGS
+from campaign.rundir import read_json, write_json
+
+COMPLETE, INCOMPLETE, FAILED, INTERRUPTED = "complete", "incomplete", "failed", "interrupted"
+EXIT = {COMPLETE: 0, INCOMPLETE: 0, FAILED: 1, INTERRUPTED: 130}
+
+
+@dataclass
+class Report:
+    """A run's report, also in ``RUN_DIR/report.json``.
+
+    Attributes:
+        status: ``complete``, ``incomplete``, ``failed`` or ``interrupted``.
+        reproducible: Whether the outputs' hashes depend on nothing but what is named here.
+        campaign: Its name.
+        run_dir: Where everything lies.
+        datasets: ``{name: {files, events}}``, events read once from the nominal tree.
+        outputs: ``{stage/dataset/variation: {path, kind, sha256, ...}}``.
+        tasks: Counts: total, done (in this run), reused (from earlier ones), failed.
+        servers: What each server was and did.
+        artefacts: ``{name: path}`` of plots and tables.
+        rows: Inferred rows by how they were answered.
+        errors: What failed, one text each.
+        warnings: What a reader should know.
+        wall_s: Seconds.
+        versions: Of what the numbers depend on.
+    """
+
+    campaign: str
+    run_dir: str
+    status: str = FAILED
+    reproducible: bool = True
+    datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tasks: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("total", "done", "reused", "failed"), 0))
+    servers: list[dict[str, Any]] = field(default_factory=list)
+    artefacts: dict[str, str] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RUNGS, 0))
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    wall_s: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line returns."""
+        return EXIT[self.status]
+
+    def save(self) -> None:
+        """Write ``report.json``."""
+        write_json(Path(self.run_dir) / "report.json", asdict(self))
+
+    @classmethod
+    def load(cls, run_dir: Path) -> Report | None:
+        """The report of a run directory, None if there is none."""
+        data = read_json(run_dir / "report.json")
+        return cls(**data) if data else None
+
+    def text(self) -> str:
+        """For a terminal."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield f"campaign {self.campaign}: {self.status} in {self.wall_s:.1f} s"
+        for name, d in self.datasets.items():
+            yield f"  dataset  {name}: {d['files']} files, {d['events']:,} events"
+        t = self.tasks
+        yield f"  tasks    {t['total']}: {t['done']} done, {t['reused']} reused, {t['failed']} failed"
+        rows = {k: v for k, v in self.rows.items() if v}
+        if rows:
+            yield "  rows     " + ", ".join(f"{v:,} {k.replace('_', ' ')}" for k, v in rows.items()) + " answered"
+        yield f"  outputs  {len(self.outputs)} in {self.run_dir}/outputs"
+        if self.artefacts:
+            yield f"  plots and tables  {len(self.artefacts)} in {self.run_dir}/artefacts"
+        for warning in self.warnings:
+            yield f"  note: {warning}"
+        for error in self.errors:
+            yield f"  error: {error}"
+        yield f"  report   {self.run_dir}/report.json"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(n)}</td><td>{html.escape(o['kind'])}</td><td><code>{o['sha256'][:12]}</code></td></tr>"
+            for n, o in self.outputs.items()
+        )
+        return f"<pre>{html.escape(self.text())}</pre><table><tr><th>output</th><th>kind</th><th>sha256</th></tr>{rows}</table>"
+
+
+def versions(server: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Versions of what the outputs depend on."""
+    found = {"python": platform.python_version(), "machine": platform.machine(), "executable": sys.executable}
+    for name in ("inference-campaign", "numpy", "awkward", "uproot", "hist", "pyarrow", "tritonclient", "parsl"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    if server:
+        found["server"] = ", ".join(server.get("server", [])) if isinstance(server.get("server"), list) else "attached"
+    return found

@@ -1,0 +1,1 @@
+"""Server kinds: how a model server is started, or found."""

@@ -1,0 +1,92 @@
+"""Server kind ``attach``: servers that already run, by URL (a SuperSONIC, a colleague's Triton)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from campaign.errors import SpecError
+from campaign.protocols import Launch
+from campaign.spec import ServerSpec
+
+
+class Tls(BaseModel):
+    """PEM files: of the authority that signed the server, and, for mutual TLS, of this client."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ca: str
+    cert: str | None = None
+    key: str | None = None
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class Options(BaseModel):
+    """Keys of ``servers`` for ``kind: attach``.
+
+    Args:
+        urls: gRPC addresses, ``host:port`` or ``unix:/path``.
+        headers: Sent with every request, ``{name: value}``; a value ``$NAME`` is taken from the environment.
+        tls: PEM files; None: no TLS.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    urls: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(min_length=1)
+    headers: dict[str, str] = Field(default_factory=dict)
+    tls: Tls | None = None
+
+    @field_validator("headers")
+    @classmethod
+    def _no_line_breaks(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name, value in headers.items():
+            if any(c in name + value for c in "\r\n\0"):
+                raise ValueError(f"header {name!r} holds a line break")
+        return headers
+
+
+class Attach:
+    """See `campaign.protocols.ServerKind`. It starts nothing, stops nothing, and checks with a canary nothing it does not own."""
+
+    Options = Options
+    managed = False
+
+    def __init__(self, spec: ServerSpec, base: Path) -> None:
+        self.spec, self.base = spec, base
+        self.options = Options.model_validate(spec.given)
+
+    def check(self) -> None:
+        """The TLS files must be there."""
+        for name, path in (self.options.tls.model_dump() if self.options.tls else {}).items():
+            if path is not None and not (self.base / path).is_file():
+                raise SpecError(f"there is no file {self.base / path}", key=("servers", "tls", name))
+
+    def identity(self, model: str) -> Mapping[str, Any]:
+        """What is known without asking: where it is served. A changed model there cannot be seen."""
+        return {"model": model, "batch": self.spec.models[model].batch, "urls": sorted(self.options.urls)}
+
+    def prepare(self, say: Callable[[str], None]) -> Mapping[str, Any]:
+        """Nothing to make."""
+        say(f"servers: using {', '.join(self.options.urls)}")
+        return {}
+
+    def addresses(self) -> list[Mapping[str, Any]]:
+        """One record per URL."""
+        import os
+
+        tls = {k: str(self.base / v) for k, v in self.options.tls.model_dump().items() if v} if self.options.tls else {}
+        headers = {k: os.environ.get(v[1:], "") if v.startswith("$") else v for k, v in self.options.headers.items()}
+        return [
+            {"name": url, "url": url, "state": "ready", "headers": headers, "tls": tls} for url in self.options.urls
+        ]
+
+    @staticmethod
+    def launch(recipe: Mapping[str, Any], place: Path, name: str) -> Launch:
+        """Never called: no pilot is started for servers that already run."""
+        raise SpecError("servers of kind 'attach' are not started", key=("servers", "kind"))

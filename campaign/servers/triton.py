@@ -1,0 +1,252 @@
+"""Server kind ``triton``: the real tritonserver, started for the campaign, on a Unix socket in a private folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from google.protobuf import text_format
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from tritonclient.grpc import model_config_pb2
+
+from campaign.errors import SpecError
+from campaign.protocols import Launch
+from campaign.registry import unknown
+from campaign.rundir import file_digest
+from campaign.servers import environment
+from campaign.spec import ModelSpec, ServerSpec
+
+SOCKET_LIMIT = 107  # bytes of a Unix socket's path; Triton says "already in use" for a longer one
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Strings = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+
+
+class Options(BaseModel):
+    """Keys of ``servers`` for ``kind: triton``.
+
+    Args:
+        launcher: ``embedded``: the server of the nvidia-pytriton wheel, in an environment of its own.
+        model_repository: Folder of models, or a list of them.
+        requirements: Python packages that models of the Python backend import, beside numpy and onnxruntime.
+        backend_directories: Folders of further backends (C++ or Python), served as they are.
+        python: The Python of the server environment; None: this one, or the first fit one on PATH.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    launcher: Literal["embedded"] = "embedded"
+    model_repository: Strings = Field(min_length=1)
+    requirements: Strings = ()
+    backend_directories: Strings = ()
+    python: str | None = None
+
+
+class Triton:
+    """See `campaign.protocols.ServerKind`."""
+
+    Options = Options
+    managed = True
+
+    def __init__(self, spec: ServerSpec, base: Path) -> None:
+        self.spec, self.base = spec, base
+        self.options = Options.model_validate(spec.given)
+
+    def _path(self, name: str) -> Path:
+        return (self.base / Path(name).expanduser()).resolve()
+
+    @property
+    def repositories(self) -> list[Path]:
+        """Model repositories, in the order they are searched."""
+        return [self._path(r) for r in self.options.model_repository]
+
+    def folder(self, model: str) -> Path:
+        """Folder of a model.
+
+        Raises:
+            SpecError: No repository has it; lists the models there are.
+        """
+        have: set[str] = set()
+        for i, repository in enumerate(self.repositories):
+            if not repository.is_dir():
+                raise SpecError(
+                    f"there is no folder {repository}",
+                    key=("servers", "model_repository", i),
+                    remedy="paths are relative to the campaign file",
+                )
+            if (repository / model).is_dir():
+                return repository / model
+            have |= {p.name for p in repository.iterdir() if p.is_dir() and not p.name.startswith(".")}
+        raise SpecError(unknown(model, sorted(have), "models of the repository"), key=("servers", "models", model))
+
+    def check(self) -> None:
+        """Refuse what cannot be served."""
+        for i, name in enumerate(self.options.backend_directories):
+            if not self._path(name).is_dir():
+                raise SpecError(f"there is no folder {self._path(name)}", key=("servers", "backend_directories", i))
+        for name, model in self.spec.models.items():
+            self._check_model(name, model)
+        environment.find_python(self.options.python)
+
+    def _check_model(self, name: str, model: ModelSpec) -> None:
+        key = ("servers", "models", name)
+        folder, config = self.folder(name), self.config(name)
+        if not (folder / str(model.version)).is_dir() and config.platform != "ensemble":
+            raise SpecError(f"{folder} has no version folder {model.version}", key=(*key, "version"))
+        backends = {"python": environment.__name__}
+        for directory in self.options.backend_directories:
+            backends.update({p.name: str(p) for p in self._path(directory).iterdir() if p.is_dir()})
+        if config.platform != "ensemble" and config.backend not in backends:
+            raise SpecError(
+                f"its backend '{config.backend}' is not in the embedded server (it has: {', '.join(sorted(backends))})",
+                key=key,
+                remedy=f"give {folder} a configs/embedded.pbtxt with backend: \"python\", or name backend_directories",
+            )
+        for target, path in model.files.items():
+            if not self._path(path).is_file():
+                raise SpecError(f"there is no file {self._path(path)}", key=(*key, "files", target))
+        if model.canary and not self._path(model.canary).is_file():
+            raise SpecError(f"there is no file {self._path(model.canary)}", key=(*key, "canary"))
+        if model.batch and not config.max_batch_size:
+            raise SpecError("the model does not batch (max_batch_size: 0)", key=(*key, "batch"), remedy="take 'batch' out")
+        if model.batch and model.batch > config.max_batch_size:
+            raise SpecError(
+                f"{model.batch} is more than the model's max_batch_size {config.max_batch_size}",
+                key=(*key, "batch"),
+                remedy=f"use at most {config.max_batch_size}",
+            )
+
+    def config(self, model: str) -> Any:
+        """The model's configuration as the embedded server gets it.
+
+        Raises:
+            SpecError: There is none, or it does not parse.
+        """
+        folder = self.folder(model)
+        path = next((p for p in (folder / "configs/embedded.pbtxt", folder / "config.pbtxt") if p.is_file()), None)
+        if path is None:
+            raise SpecError(f"{folder} has neither configs/embedded.pbtxt nor config.pbtxt", key=("servers", "models", model))
+        config = model_config_pb2.ModelConfig()
+        try:
+            text_format.Parse(path.read_text(), config)
+        except text_format.ParseError as error:
+            raise SpecError(f"{path}:{error}", key=("servers", "models", model)) from None
+        config.name = model
+        return render(config, self.spec.models[model])
+
+    def tensors(self, model: str) -> tuple[list[str], list[str]]:
+        """Names of a model's inputs and outputs."""
+        config = self.config(model)
+        return [t.name for t in config.input], [t.name for t in config.output]
+
+    def identity(self, model: str) -> Mapping[str, Any]:
+        """Hashes of what is served, its configuration, the server's build and requirements."""
+        spec = self.spec.models[model]
+        version = self.folder(model) / str(spec.version)
+        files = {str(p.relative_to(version)): file_digest(p) for p in sorted(version.rglob("*")) if _served(p)}
+        files |= {name: file_digest(self._path(path)) for name, path in spec.files.items()}
+        config = self.config(model)
+        return {
+            "batch": spec.batch or config.max_batch_size,
+            "config": hashlib.sha256(config.SerializeToString(deterministic=True)).hexdigest(),
+            "files": files,
+            "server": [environment.WHEEL, *environment.BASE, *sorted(self.options.requirements)],
+        }
+
+    def prepare(self, say: Callable[[str], None]) -> Mapping[str, Any]:
+        """Make the server environment if need be."""
+        env = environment.prepare(self.options.requirements, self.options.python, say)
+        models = {}
+        for name, spec in self.spec.models.items():
+            folder = self.folder(name)
+            canary = self._path(spec.canary) if spec.canary else folder / "canary.npz"
+            models[name] = {
+                "folder": str(folder),
+                "version": spec.version,
+                "config": text_format.MessageToString(self.config(name)),
+                "files": {target: str(self._path(path)) for target, path in spec.files.items()},
+                "canary": str(canary) if canary.is_file() else None,
+            }
+        return {
+            "environment": [str(env.path), env.version, env.libdir],
+            "models": models,
+            "backends": [str(self._path(d)) for d in self.options.backend_directories],
+        }
+
+    def addresses(self) -> list[Mapping[str, Any]]:
+        """None: its servers are started."""
+        return []
+
+    @staticmethod
+    def launch(recipe: Mapping[str, Any], place: Path, name: str) -> Launch:
+        """Lay out a repository and a backend directory in ``place``; the server listens on a socket there, on no port."""
+        path, version, libdir = recipe["environment"]
+        env = environment.Environment(Path(path), version, libdir)
+        repository, backends, socket = place / "models", place / "backends", place / "t.sock"
+        if len(f"{socket}:0") > SOCKET_LIMIT:
+            raise SpecError(f"{socket} is too long for a Unix socket", remedy="set TMPDIR to a shorter folder")
+        for model, what in recipe["models"].items():
+            _lay_out(repository / model, what)
+        backends.mkdir()
+        (backends / "python").symlink_to(env.backends / "python")
+        for directory in recipe["backends"]:
+            for backend in Path(directory).iterdir():
+                if backend.is_dir():
+                    (backends / backend.name).symlink_to(backend)
+        shm = f"campaign_{place.name.rsplit('-', 1)[-1]}_"
+        argv = [
+            str(env.server),
+            f"--id={name}",
+            f"--model-repository={repository}",
+            f"--backend-directory={backends}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={model}" for model in recipe["models"]),
+            f"--grpc-address=unix://{socket}",
+            "--grpc-port=0",
+            "--allow-http=false",
+            "--allow-metrics=false",
+            "--exit-timeout-secs=5",
+            "--disable-auto-complete-config",
+            f"--backend-config=python,shm-region-prefix-name={shm}",
+        ]
+        keep = {k: v for k, v in os.environ.items() if k in _KEEP or k.startswith(("CUDA_", "NVIDIA_", "SLURM_", "ROCR_"))}
+        # One thread per library unless the model says otherwise: servers share the node with the tasks.
+        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        return Launch(argv, {**keep, **threads, **env.variables()}, f"unix:{socket}:0", shm)
+
+
+_KEEP = ("HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "USER")
+
+
+def _served(path: Path) -> bool:
+    return path.is_file() and "__pycache__" not in path.parts
+
+
+def render(config: Any, model: ModelSpec) -> Any:
+    """Put the campaign's parameters and number of instances into a configuration."""
+    for key, value in model.parameters.items():
+        config.parameters[key].string_value = str(value).lower() if isinstance(value, bool) else str(value)
+    if model.instances:
+        if not config.instance_group:
+            config.instance_group.add()
+        config.instance_group[0].count = model.instances
+    return config
+
+
+def _lay_out(target: Path, what: Mapping[str, Any]) -> None:
+    version = target / str(what["version"])
+    version.mkdir(parents=True)
+    (target / "config.pbtxt").write_text(what["config"])
+    source = Path(what["folder"]) / str(what["version"])
+    for path in source.iterdir() if source.is_dir() else ():
+        if path.name not in what["files"] and path.name != "__pycache__":
+            (version / path.name).symlink_to(path)
+    for name, path in what["files"].items():
+        (version / name).symlink_to(path)

@@ -1,0 +1,322 @@
+"""What a campaign IS: frozen models, unknown keys refused, nothing started."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+
+from campaign.errors import SpecError
+
+if TYPE_CHECKING:
+    from campaign.report import Report
+
+NOMINAL = "nominal"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+def _name(value: str) -> str:
+    # Names become file and folder names of the run directory: no separators, no leading dot, no line breaks.
+    if not _NAME.fullmatch(value):
+        raise ValueError("a name is made of letters, digits, '_', '-' and '.', and starts with a letter or digit")
+    return value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Names = Annotated[tuple[Name, ...], BeforeValidator(_as_list)]
+Strings = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class _Open(BaseModel):
+    """Keys that are not its own are options of what ``kind`` or ``use`` names, and are checked by that."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
+
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the implementation that is named")
+
+    @property
+    def inline(self) -> dict[str, Any]:
+        """The keys beside its own."""
+        return dict(self.model_extra or {})
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """All options, whether under ``options`` or inline."""
+        return {**self.options, **self.inline}
+
+
+class Dataset(_Frozen):
+    """Files that are read alike.
+
+    Args:
+        files: A path, a glob, a directory (its ``*.root``), a ``.txt`` file of names, a URL, or a list of these.
+        tree: Name of the TTree or RNTuple.
+        is_mc: Simulation or data; reaches the stages as ``ctx.metadata["is_mc"]``.
+        metadata: A mapping for all files, or the path of a YAML side file ``{file pattern: mapping}``.
+        branches: Branch to read in place of a name, ``{name the stage uses: branch in the file}``.
+    """
+
+    files: Strings
+    tree: str = Field(min_length=1)
+    is_mc: bool = False
+    metadata: dict[str, Any] | str | None = None
+    branches: dict[str, str] = Field(default_factory=dict)
+
+
+class ModelSpec(_Frozen):
+    """How one model of the repository is used.
+
+    Args:
+        batch: Rows per request; every request is padded to it. None: the model's ``max_batch_size``.
+        version: Version folder in the repository.
+        parameters: Entries put into the model configuration's ``parameters``.
+        files: Files placed into the version folder, ``{name there: path here}`` (weights, for example).
+        canary: An ``.npz`` known answer, in place of the model folder's ``canary.npz``.
+        instances: Copies of the model per server (Triton's instance group count); None: as its configuration says.
+    """
+
+    batch: int | None = Field(default=None, ge=1)
+    version: int = Field(default=1, ge=1)
+    parameters: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    files: dict[Name, str] = Field(default_factory=dict)
+    canary: str | None = None
+    instances: int | None = Field(default=None, ge=1, le=1024)
+
+
+class Scale(_Frozen):
+    """How many servers, between two bounds."""
+
+    min: int = Field(default=0, ge=0)
+    max: int = Field(default=1, ge=1)
+
+
+def _models(value: Any) -> Any:
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, (list, tuple)):
+        return {name: {} for name in value}
+    return {k: {} if v is None else v for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+class ServerSpec(_Open):
+    """The pool of model servers. Keys beside these are options of the server kind (``campaign check`` lists them).
+
+    Args:
+        kind: A registered server kind: ``triton`` (started for the campaign) or ``attach`` (already running).
+        models: ``{name: ModelSpec}``, or a list of names.
+        count: Servers in the pool.
+        window: Requests in flight per server and client process.
+        start_deadline_s: A server that has not proved itself ready by then is stopped and reported.
+        request_deadline_s: Deadline of one request.
+        lease_s: A pilot whose submitter has been silent for so long stops its server.
+    """
+
+    kind: str = "triton"
+    models: Annotated[dict[Name, ModelSpec], BeforeValidator(_models)] = Field(min_length=1)
+    count: Annotated[int, Field(ge=1, le=4096)] | Scale = 1
+    window: int = Field(default=8, ge=1, le=1024)
+    start_deadline_s: Seconds = 120.0
+    request_deadline_s: Seconds = 60.0
+    lease_s: Seconds = 10.0
+
+    @property
+    def wanted(self) -> int:
+        """Servers to start with."""
+        return self.count if isinstance(self.count, int) else max(1, self.count.min)
+
+
+class ProviderSpec(_Open):
+    """Who lends machines: a registered provider's name and its options."""
+
+    kind: str = "local"
+
+
+def _provider(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+class StageSpec(_Open):
+    """One step. Keys beside these are options of a stage class; a plain function's stand under ``options``.
+
+    Args:
+        use: A registered name, ``package.module:Name``, ``file.py:Name`` (relative to the campaign file), or in
+            Python the function or class itself.
+        from_: The per-file stage whose output this one takes (in YAML: ``from``); None: the dataset's events.
+        reduce: Makes it a reduce stage: called once per variation with that stage's merged output.
+        with_: Reduce stages whose frozen values it needs (in YAML: ``with``).
+        datasets: Datasets it applies to; None: those of the stage before it.
+        keep: Leave its output per file as an artefact that later passes read.
+    """
+
+    use: str | Callable[..., Any]
+    from_: Name | None = Field(default=None, alias="from")
+    reduce: Name | None = None
+    with_: Names = Field(default=(), alias="with")
+    datasets: Names | None = None
+    keep: bool = False
+
+
+class Variation(_Frozen):
+    """What a systematic variation changes in the datasets it names (None: in all).
+
+    Args:
+        datasets: Datasets whose inputs change.
+        tree: Another tree.
+        branches: Other branches, ``{name the stage uses: branch in the file}``.
+        weight: Expression of branches evaluated per event, e.g. ``pdf_weight[7]``.
+        files: Other files (another sample).
+        metadata: Other metadata, with ``files``.
+    """
+
+    datasets: Names | None = None
+    tree: str | None = None
+    branches: dict[str, str] = Field(default_factory=dict)
+    weight: str | None = None
+    files: Strings | None = None
+    metadata: dict[str, Any] | str | None = None
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether the inputs of every model are the nominal ones."""
+        return self.tree is None and not self.branches and self.files is None and self.metadata is None
+
+
+class Campaign(_Frozen):
+    """One description: datasets, servers, stages, variations, and who lends the machines.
+
+    Paths are relative to the campaign file; for a campaign made in Python, to the current folder or to what
+    ``Campaign(...).at(folder)`` says.
+
+    Args:
+        campaign: Its name.
+        datasets: ``{name: Dataset}``.
+        stages: ``{name: StageSpec}`` in any order.
+        servers: The pool; None where no stage infers.
+        provider: A registered provider's name, or ``{kind: name, option: ...}``.
+        variations: ``{name: Variation}``.
+        workers: Worker processes; None: one per core this process may use.
+        read_rows: Events of one row range. Part of the result's identity: requests are cut within it.
+        task_deadline_s: A task that runs longer is given up.
+        retries: How often a task is tried again after an error that can heal.
+    """
+
+    campaign: Name
+    datasets: dict[Name, Dataset] = Field(min_length=1)
+    stages: dict[Name, StageSpec] = Field(min_length=1)
+    servers: ServerSpec | None = None
+    provider: Annotated[ProviderSpec, BeforeValidator(_provider)] = ProviderSpec()
+    variations: dict[Name, Variation] = Field(default_factory=dict)
+    workers: int | None = Field(default=None, ge=1, le=100_000)
+    read_rows: int = Field(default=100_000, ge=1, le=2**31)
+    task_deadline_s: Seconds = 6 * 3600.0
+    retries: int = Field(default=1, ge=0, le=20)
+
+    _base: Path = PrivateAttr(default_factory=Path.cwd)
+    _lines: dict[tuple[str, ...], int] = PrivateAttr(default_factory=dict)
+    _file: str = PrivateAttr(default="")
+
+    @model_validator(mode="after")
+    def _references(self) -> Campaign:
+        check_references(self)
+        return self
+
+    @property
+    def base(self) -> Path:
+        """Folder that relative paths start from."""
+        return self._base
+
+    def at(self, base: Path | str, *, file: str = "", lines: dict[tuple[str, ...], int] | None = None) -> Campaign:
+        """The same campaign with relative paths starting from ``base``."""
+        copy = self.model_copy()
+        copy._base, copy._file, copy._lines = Path(base).resolve(), file, lines or {}
+        return copy
+
+    def path(self, name: str) -> Path:
+        """``name`` as an absolute path."""
+        return (self._base / Path(name).expanduser()).resolve()
+
+    def locate(self, error: SpecError) -> SpecError:
+        """Add file and line to an error that knows its key."""
+        if self._file and error.key and not error.where:
+            key = tuple(str(k) for k in error.key)
+            while key and key not in self._lines:
+                key = key[:-1]
+            line = f":{self._lines[key]}" if key else ""
+            error.where = f"{self._file}{line}: {'.'.join(str(k) for k in error.key)}"
+        return error
+
+    def run(self, **settings: Any) -> Report:
+        """Run it; see `campaign.engine.run` for the settings."""
+        from campaign.engine import run
+
+        return run(self, **settings)
+
+
+def check_references(c: Campaign) -> None:
+    """Refuse a campaign whose parts do not fit together.
+
+    Raises:
+        SpecError: with the key at fault.
+    """
+    per_file = [n for n, s in c.stages.items() if s.reduce is None]
+    reducers = [n for n, s in c.stages.items() if s.reduce is not None]
+    for name, stage in c.stages.items():
+        at = ("stages", name)
+        if stage.reduce is not None:
+            _known(stage.reduce, per_file, (*at, "reduce"), "per-file stages")
+            for key, given in (("from", stage.from_), ("keep", stage.keep), ("datasets", stage.datasets)):
+                if given:
+                    raise SpecError(f"a reduce stage takes no '{key}'", key=(*at, key), remedy="take it out")
+        elif stage.from_ is not None:
+            _known(stage.from_, [n for n in per_file if n != name], (*at, "from"), "per-file stages")
+        for other in stage.with_:
+            _known(other, [n for n in reducers if n != name], (*at, "with"), "reduce stages")
+        for dataset in stage.datasets or ():
+            _known(dataset, list(c.datasets), (*at, "datasets"), "datasets")
+    for name, variation in c.variations.items():
+        if name == NOMINAL:
+            raise SpecError("'nominal' is the campaign without variations", key=("variations", name), remedy="rename")
+        for dataset in variation.datasets or ():
+            _known(dataset, list(c.datasets), ("variations", name, "datasets"), "datasets")
+        if variation == Variation(datasets=variation.datasets):
+            raise SpecError("changes nothing", key=("variations", name), remedy="name a tree, branches, weight or files")
+    if isinstance(c.servers, ServerSpec) and isinstance(c.servers.count, Scale) and c.servers.count.min > c.servers.count.max:
+        raise SpecError("min is larger than max", key=("servers", "count"))
+    _refuse_circles(c)
+
+
+def _known(name: str, known: list[str], key: tuple[str, ...], what: str) -> None:
+    if name not in known:
+        raise SpecError(f"'{name}' is not one of the {what}: {', '.join(known) or 'there are none'}", key=key)
+
+
+def _refuse_circles(c: Campaign) -> None:
+    def needs(name: str) -> list[str]:
+        s = c.stages[name]
+        return [n for n in (s.from_, s.reduce, *s.with_) if n is not None]
+
+    done: set[str] = set()
+    for start in c.stages:
+        trail: list[tuple[str, list[str]]] = [(start, needs(start))]
+        while trail:
+            name, left = trail[-1]
+            if name in done or not left:
+                done.add(name)
+                trail.pop()
+                continue
+            step = left.pop()
+            if step in [n for n, _ in trail]:
+                raise SpecError(f"stages wait for each other: {' -> '.join([n for n, _ in trail] + [step])}", key=("stages", start))
+            trail.append((step, needs(step)))

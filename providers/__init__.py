@@ -1,0 +1,1 @@
+"""Providers: who lends machines to pilots and to tasks."""

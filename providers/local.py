@@ -1,0 +1,141 @@
+"""Provider ``local``: this machine. Pilots are subprocesses, tasks run in a process pool that was not forked from us."""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from campaign.processes import child_setup, context, no_main, stop_fork_server
+from campaign.protocols import Carried
+
+
+class Options(BaseModel):
+    """The local provider has no options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LocalProvider:
+    """See `campaign.protocols.Provider`."""
+
+    Options = Options
+
+    def __init__(self, options: BaseModel, folder: Path) -> None:
+        self.folder = folder
+        self._pools: list[ProcessPoolExecutor] = []
+        self._spawner = _Spawner()
+
+    def __enter__(self) -> LocalProvider:
+        self._spawner.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for pool in self._pools:
+            _end(pool)
+        self._spawner.stop()
+        stop_fork_server()
+
+    def tasks(self, workers: int) -> Executor:
+        """A process pool whose workers come from a fork server that never had a channel open."""
+        pool = ProcessPoolExecutor(workers, mp_context=context(), initializer=child_setup)
+        with no_main():
+            pool.submit(os.getpid)  # starts the workers, here and now
+        self._pools.append(pool)
+        return pool
+
+    def carry(self, argv: Sequence[str], count: int, folder: Path) -> list[Carried]:
+        """Subprocesses that get SIGTERM when this process dies."""
+        return [self._spawner.run(argv, folder / f"pilot-{i}.log") for i in range(count)]
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """End workers at once: whatever they still do is not wanted any more."""
+    processes = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+    for process in processes:
+        process.join(5)
+
+
+class _Process:
+    """A pilot that is a child of this process."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+        return self._process.poll()
+
+    def cancel(self) -> None:
+        """SIGTERM, and SIGKILL after a while; its guardian sweeps."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(8)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+
+class _Spawner:
+    """One thread that starts all pilots and lives as long as the provider.
+
+    A parent-death signal is sent when the *thread* that started the child ends.
+    """
+
+    def __init__(self) -> None:
+        self._orders: queue.Queue[Callable[[], Any] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name="campaign-spawner", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; its children must have ended before."""
+        self._orders.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _work(self) -> None:
+        while (order := self._orders.get()) is not None:
+            order()
+
+    def run(self, argv: Sequence[str], log: Path) -> _Process:
+        """Start a process from the thread."""
+        done: queue.Queue[_Process | OSError] = queue.Queue()
+
+        def order() -> None:
+            try:
+                with log.open("ab") as stream:
+                    done.put(
+                        _Process(
+                            subprocess.Popen(
+                                list(argv),
+                                stdin=subprocess.DEVNULL,
+                                stdout=stream,
+                                stderr=subprocess.STDOUT,
+                                start_new_session=True,  # Ctrl-C in the terminal is for the driver alone
+                                env={**os.environ, "CAMPAIGN_PARENT": str(os.getpid())},
+                            )
+                        )
+                    )
+            except OSError as error:
+                done.put(error)
+
+        self._orders.put(order)
+        answer = done.get()
+        if isinstance(answer, OSError):
+            raise answer
+        return answer

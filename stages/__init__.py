@@ -1,0 +1,1 @@
+"""Stages that come with campaign: what is done to one file."""

@@ -1,0 +1,66 @@
+"""The stage ``fill``: histograms of columns, described in the campaign file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import awkward as ak
+import hist
+import numpy as np
+
+from campaign.histogram import Histogram
+from campaign.outputs import Histograms
+from campaign.protocols import Context
+
+
+@dataclass(frozen=True)
+class Fill:
+    """Fill histograms of flat columns, exactly.
+
+    Args:
+        histograms: ``{name: {column: axis, ...}}``; an axis is ``{bins: N, range: [low, high]}``, ``{edges: [...]}``
+            or ``{categories: [...]}`` (numbers or text), in the order of the histogram's axes.
+        weight: Column of the event weight; None: 1. The variation's weight is multiplied in by itself.
+    """
+
+    histograms: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    weight: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, axes in self.histograms.items():
+            for column, given in axes.items():
+                try:
+                    axis(column, given)
+                except (ValueError, TypeError, KeyError) as error:
+                    raise ValueError(f"histogram {name}, axis {column}: {error}") from error
+
+    def __call__(self, batch: Any, ctx: Context) -> Histograms:
+        """Fill one range."""
+        weight = np.ones(len(batch)) if self.weight is None else np.asarray(ak.to_numpy(batch[self.weight]), float)
+        if ctx.weight in ak.fields(batch):
+            weight = weight * ak.to_numpy(batch[ctx.weight])
+        filled = Histograms()
+        for name, axes in self.histograms.items():
+            h = Histogram(*(axis(column, given) for column, given in axes.items()))
+            filled[name] = h.fill(*(ak.to_numpy(batch[column]) for column in axes), weight=weight)
+        return filled
+
+
+def axis(name: str, given: Mapping[str, Any]) -> Any:
+    """A hist axis from its description.
+
+    Raises:
+        ValueError: It is none of the three forms.
+    """
+    if set(given) == {"bins", "range"}:
+        low, high = given["range"]
+        return hist.axis.Regular(int(given["bins"]), float(low), float(high), name=name)
+    if set(given) == {"edges"}:
+        return hist.axis.Variable([float(e) for e in given["edges"]], name=name)
+    if set(given) == {"categories"}:
+        values: Sequence[Any] = given["categories"]
+        text = all(isinstance(v, str) for v in values)
+        return hist.axis.StrCategory(values, name=name) if text else hist.axis.IntCategory(values, name=name)
+    raise ValueError(f"found the keys {sorted(given)}; give bins and range, or edges, or categories")

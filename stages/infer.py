@@ -1,0 +1,72 @@
+"""The stage ``infer``: columns in, a model's outputs as new columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import awkward as ak
+import numpy as np
+
+from campaign.errors import InferenceError
+from campaign.outputs import Columns
+from campaign.protocols import Context
+
+
+@dataclass(frozen=True)
+class Infer:
+    """Send columns to a model and add what it answers; every other column is carried on.
+
+    Args:
+        model: Name of the model, one of ``servers.models``.
+        inputs: Columns of each input, ``{input: column}`` or ``{input: [column, ...]}`` (stacked to shape
+            (rows, columns)), converted to the input's dtype.
+        outputs: New columns, ``{column: output}``; an output of shape (rows, 1) becomes a flat column.
+    """
+
+    model: str
+    inputs: Mapping[str, str | Sequence[str]]
+    outputs: Mapping[str, str]
+
+    def start(self, batch: Any, ctx: Context) -> Any:
+        """Send the batch's rows."""
+        info = ctx.servers.model(self.model)
+        dtypes = {t.name: t for t in info.inputs}
+        for name in self.inputs:
+            if name not in dtypes:
+                raise InferenceError(
+                    f"has no input '{name}' (it has: {', '.join(dtypes)})", where=f"model {self.model}", permanent=True
+                )
+        known = [t.name for t in info.outputs]
+        for name in self.outputs.values():
+            if name not in known:
+                raise InferenceError(
+                    f"has no output '{name}' (it has: {', '.join(known)})", where=f"model {self.model}", permanent=True
+                )
+        arrays = {n: self._stack(batch, c, dtypes[n].dtype, len(dtypes[n].shape)) for n, c in self.inputs.items()}
+        return batch, ctx.servers.start(self.model, arrays)
+
+    def finish(self, pending: Any) -> Columns:
+        """Wait for the answers."""
+        batch, request = pending
+        answer = request.result()
+        columns = {name: batch[name] for name in ak.fields(batch)}
+        for column, output in self.outputs.items():
+            array = answer[output]
+            columns[column] = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+        return Columns(columns)
+
+    def __call__(self, batch: Any, ctx: Context) -> Columns:
+        """Both steps in one."""
+        return self.finish(self.start(batch, ctx))
+
+    @staticmethod
+    def _stack(batch: Any, columns: str | Sequence[str], dtype: np.dtype[Any], ndim: int) -> np.ndarray[Any, Any]:
+        if isinstance(columns, str):
+            array = np.asarray(ak.to_numpy(batch[columns]), dtype=dtype)
+            return array[:, None] if array.ndim == 1 and ndim == 2 else array
+        stacked = np.empty((len(batch), len(columns)), dtype=dtype)
+        for i, column in enumerate(columns):
+            stacked[:, i] = ak.to_numpy(batch[column])
+        return stacked

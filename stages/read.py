@@ -1,0 +1,154 @@
+"""The source of a campaign's events: a TTree or RNTuple, read in row ranges, and only the branches that are used."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import uproot
+
+from campaign.errors import InputError
+from campaign.registry import unknown
+
+
+class RootSource:
+    """One open file. Branches are read when a stage first touches them; from then on they are read with each range.
+
+    Args:
+        url: Path or URL, anything uproot opens.
+        tree: Name of the TTree or RNTuple.
+        branches: ``{name the stage uses: branch in the file}`` where they differ.
+
+    Raises:
+        InputError: The file cannot be opened, or has no such tree or branch.
+    """
+
+    def __init__(self, url: str, tree: str, branches: Mapping[str, str]) -> None:
+        self.url, self.branches = url, dict(branches)
+        self.touched: set[str] = set()
+        try:
+            self._file = uproot.open(url)
+        except Exception as error:
+            raise _unreadable(url, error) from error
+        try:
+            self._tree = self._find(tree)
+        except BaseException:
+            self._file.close()
+            raise
+        self.entries = int(self._tree.num_entries)
+        self.names: list[str] = list(self._tree.keys(recursive=False))
+
+    def _find(self, name: str) -> Any:
+        try:
+            tree = self._file[name]
+        except uproot.KeyInFileError:
+            have = sorted({k.split(";")[0] for k, c in self._file.classnames().items() if "Tree" in c or "NTuple" in c})
+            raise InputError(unknown(name, have, "trees"), where=self.url, remedy="correct 'tree'") from None
+        except Exception as error:
+            raise _unreadable(self.url, error) from error
+        if not hasattr(tree, "num_entries"):
+            raise InputError(f"'{name}' is a {type(tree).__name__}, not a tree", where=self.url)
+        have = list(tree.keys(recursive=False))
+        for branch in self.branches.values():
+            if branch not in have:
+                raise InputError(unknown(branch, have, f"branches of {name}"), where=self.url, remedy="correct 'branches'")
+        return tree
+
+    def read(self, start: int, stop: int) -> Any:
+        """Rows ``start <= i < stop`` as an awkward record array."""
+        self.note_touched()
+        known = sorted({self.branches.get(n, n) for n in self.touched} & set(self.names))
+        rest = [n for n in self.names if n not in set(known)]
+        log: list[Any] = []
+        try:
+            # What was touched before is read in one go, its baskets together; the rest stays virtual.
+            columns = self._layouts(self._tree.arrays(known, entry_start=start, entry_stop=stop)) if known else {}
+            lazy = self._virtual(set(rest), start, stop, log) if rest else None
+        except Exception as error:
+            raise _unreadable(self.url, error) from error
+        columns |= self._layouts(lazy) if lazy is not None else {}
+        self._log = log
+        named = {n: c for n, c in columns.items() if n not in self.branches}
+        named |= {use: columns[branch] for use, branch in self.branches.items()}
+        return ak.Array(ak.contents.RecordArray(list(named.values()), list(named), length=stop - start))
+
+    def _virtual(self, names: set[str], start: int, stop: int, log: list[Any]) -> Any:
+        return self._tree.arrays(
+            filter_name=lambda name: name in names, entry_start=start, entry_stop=stop, virtual=True, access_log=log
+        )
+
+    @staticmethod
+    def _layouts(array: Any) -> dict[str, Any]:
+        return dict(zip(array.layout.fields, array.layout.contents, strict=True))
+
+    def note_touched(self) -> set[str]:
+        """Branches (by the name the stages use) that were read lazily since the last range; remembered for the next."""
+        back = {branch: use for use, branch in self.branches.items()}
+        for access in getattr(self, "_log", ()):
+            name = access.branch.split(".")[0].split("/")[0]
+            self.touched.add(back.get(name, name))
+        return self.touched
+
+    def weight(self, expression: str, batch: Any) -> Any:
+        """A per-event expression of branches, float64, shape (len(batch),).
+
+        Raises:
+            InputError: It is no expression of this file's branches, or not one number per event.
+        """
+        where = f"weight '{expression}' in {self.url}"
+        try:
+            value = evaluate(expression, batch)
+        except InputError as error:
+            error.where = where
+            raise
+        except (ValueError, IndexError, TypeError) as error:
+            raise InputError(str(error).splitlines()[0], where=where, remedy="correct 'weight'") from error
+        array = np.asarray(ak.to_numpy(value)) if not np.isscalar(value) else np.full(len(batch), value)
+        if array.shape != (len(batch),):
+            raise InputError(f"gives shape {array.shape}, one number per event is needed", where=where)
+        return array.astype(np.float64)
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._file.close()
+
+
+def _unreadable(url: str, error: Exception) -> InputError:
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return InputError(f"cannot be read: {type(error).__name__}: {text[:300]}", where=url, remedy="check or replace the file")
+
+
+_OPERATORS = {
+    ast.Add: np.add, ast.Sub: np.subtract, ast.Mult: np.multiply, ast.Div: np.divide, ast.Pow: np.power,
+}  # fmt: skip
+
+
+def evaluate(expression: str, batch: Any) -> Any:
+    """Names, numbers, ``+ - * / **``, parentheses and ``branch[i]``; nothing else is understood, so nothing else can run.
+
+    Raises:
+        InputError: The expression is anything else, or names a branch there is not.
+    """
+    try:
+        return _value(ast.parse(expression, mode="eval").body, batch)
+    except SyntaxError:
+        raise InputError("is no expression", remedy="for example pdf_weight[7] or w_up / w_nominal") from None
+
+
+def _value(node: ast.expr, batch: Any) -> Any:
+    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
+        return node.value
+    if isinstance(node, ast.Name):
+        if node.id not in ak.fields(batch):
+            raise InputError(unknown(node.id, ak.fields(batch), "branches"))
+        return batch[node.id]
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        return _OPERATORS[type(node.op)](_value(node.left, batch), _value(node.right, batch))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_value(node.operand, batch)
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, int):
+        return _value(node.value, batch)[:, node.slice.value]
+    raise InputError(f"'{ast.unparse(node)}' is not understood", remedy="use branches, numbers, + - * / ** and [i]")
