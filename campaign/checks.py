@@ -30,7 +30,8 @@ def check_options(
     try:
         return options.model_validate(dict(given))
     except ValidationError as error:
-        item = error.errors()[0]
+        items = error.errors()  # a misspelt key is also a missing one: it is the misspelling that helps
+        item = next((i for i in items if i["type"] == "extra_forbidden"), items[0])
         at = (*key, *(part for part in item["loc"] if isinstance(part, (str, int))))
         own = [f.alias or n for n, f in owner.model_fields.items() if n != "options"]
         known = [*own, *(f.alias or n for n, f in options.model_fields.items())]

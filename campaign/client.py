@@ -257,7 +257,9 @@ class Servers:
             return model_info(link.client, name, self.address.batches.get(name), link.headers)
         except InferenceServerException as error:
             raise InferenceError(
-                f"cannot be asked for its metadata: {error.message()}", where=f"model {name} on {link.name}", permanent=True
+                f"cannot be asked for its metadata: {error.message()}",
+                where=f"model {name} on {link.name}",
+                permanent=True,
             ) from error
 
     def _look(self, now: float) -> None:
@@ -308,7 +310,10 @@ class Servers:
         logs = [str(r.get("log", "")) for r in self.address.servers() if r.get("log")]
         what = f"no server was ready within {self.address.start_deadline_s:g} s" if late else "no server is left"
         return ServerError(
-            what + (f" ({said})" if said else ""), where="pool", remedy=f"see {logs[0]}" if logs else "", log=_tail(logs)
+            what + (f" ({said})" if said else ""),
+            where="pool",
+            remedy=f"see {logs[0]}" if logs else "",
+            log=_tail(logs),
         )
 
     # Sending.
@@ -336,7 +341,9 @@ class Servers:
                 headers=link.headers,
             )
         except (InferenceServerException, ValueError) as error:
-            arrived(None, error if isinstance(error, InferenceServerException) else InferenceServerException(str(error)))
+            arrived(
+                None, error if isinstance(error, InferenceServerException) else InferenceServerException(str(error))
+            )
 
     def _claim(self, avoid: set[str]) -> Link:
         end = time.monotonic() + self.address.request_deadline_s + self.address.start_deadline_s
@@ -348,7 +355,9 @@ class Servers:
                     return link
                 self._free.wait(timeout=0.1)
             if time.monotonic() > end:
-                raise ServerError("no room in the window of any server", where="pool", remedy="the servers hang: see logs")
+                raise ServerError(
+                    "no room in the window of any server", where="pool", remedy="the servers hang: see logs"
+                )
 
     def _settle(self, request: Request) -> dict[str, np.ndarray[Any, Any]]:
         """Wait for one request; move it on where another try can help: same server, then each other one, once."""
@@ -437,7 +446,9 @@ def model_info(
         return tuple(Tensor(t.name, t.datatype, tuple(int(n) for n in t.shape)) for t in given)
 
     size = min(batch or most, most)
-    return ModelInfo(name, tensors(metadata.inputs), tensors(metadata.outputs), size, most, config.HasField("dynamic_batching"))
+    return ModelInfo(
+        name, tensors(metadata.inputs), tensors(metadata.outputs), size, most, config.HasField("dynamic_batching")
+    )
 
 
 def check_inputs(info: ModelInfo, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
@@ -449,7 +460,9 @@ def check_inputs(info: ModelInfo, inputs: Arrays) -> dict[str, np.ndarray[Any, A
     known = {t.name: t for t in info.inputs}
     if set(inputs) != set(known):
         raise InferenceError(
-            f"takes the inputs {', '.join(known)}; given: {', '.join(inputs)}", where=f"model {info.name}", permanent=True
+            f"takes the inputs {', '.join(known)}; given: {', '.join(inputs)}",
+            where=f"model {info.name}",
+            permanent=True,
         )
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     for name, tensor in known.items():
@@ -467,7 +480,9 @@ def check_inputs(info: ModelInfo, inputs: Arrays) -> dict[str, np.ndarray[Any, A
         )
         if not fits:
             want = tuple("any" if n == -1 else n for n in tensor.shape)
-            raise InferenceError(f"expected shape {want}, got {array.shape}".replace("'", ""), where=where, permanent=True)
+            raise InferenceError(
+                f"expected shape {want}, got {array.shape}".replace("'", ""), where=where, permanent=True
+            )
         arrays[name] = np.ascontiguousarray(array)
     if info.batch:
         lengths = {name: len(array) for name, array in arrays.items()}

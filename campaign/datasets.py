@@ -13,7 +13,6 @@ from typing import Any
 
 import fsspec
 
-
 from campaign.errors import SpecError
 from campaign.rundir import canonical_json
 from campaign.spec import Campaign
@@ -127,7 +126,9 @@ def _file(name: str, metadata: dict[str, Any], key: tuple[str, ...]) -> File:
     except FileNotFoundError:
         raise SpecError(f"there is no file {name}", key=key, remedy="check the URL") from None
     except (OSError, ImportError, ValueError) as error:
-        raise SpecError(f"{name} cannot be reached: {error}", key=key, remedy="check the URL and the network") from error
+        raise SpecError(
+            f"{name} cannot be reached: {error}", key=key, remedy="check the URL and the network"
+        ) from error
     stamp = next((str(info[k]) for k in ("ETag", "etag", "mtime", "Last-Modified", "LastModified") if info.get(k)), "")
     return File(name, int(info.get("size") or 0), stamp, canonical_json(metadata))
 
@@ -180,6 +181,3 @@ def _side_file(path: Path, key: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     except (TypeError, ValueError) as error:
         raise SpecError(f"{path}: {error}", key=key, remedy="use numbers, text and lists") from None
     return table
-
-
-

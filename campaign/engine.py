@@ -22,12 +22,14 @@ from campaign.errors import (
     CampaignFailed,
     FrozenChanged,
     InferenceError,
+    InputError,
     Interrupted,
     PartialError,
     ProviderError,
     ServerError,
     SpecError,
 )
+from campaign.frozenvalue import thaw
 from campaign.merge import Merged
 from campaign.plan import Output, Plan, Reduce, Task, group, longest_first, plan
 from campaign.pool import ServerPool, make_kind
@@ -187,8 +189,9 @@ class _Run:
         """Do it and write the report, however it ends."""
         start = time.monotonic()
         self.rundir.request_stop.unlink(missing_ok=True)
-        self._remember()
+        self.state, self.todo = _State({}), list(self.plan.tasks)
         try:
+            self._remember()
             self._prepare()
             with ExitStack() as stack:
                 self._start(stack)
@@ -213,12 +216,15 @@ class _Run:
     def _remember(self) -> None:
         self.receipts.read()
         mine = {s.key for t in self.plan.tasks for s in t.steps} | {r.key for r in self.plan.reduces}
-        valid = {k: r for k, r in self.receipts.have.items() if k in mine and (r.kind == "frozen" or self.rundir.has(r))}
+        valid = {
+            k: r for k, r in self.receipts.have.items() if k in mine and (r.kind == "frozen" or self.rundir.has(r))
+        }
         self.state = _State({k: r for k, r in valid.items() if r.kind != "frozen"})
         for reduce in self.plan.reduces:
             old = valid.get(reduce.key)
             path = self.rundir.frozen(reduce.stage, reduce.variation)
             if old is not None and path.exists():
+                thaw(path, old.sha256)  # an altered one is refused now, not when half the work is done
                 self.state.frozen[reduce.stage, reduce.variation] = (str(path), old.sha256)
         self.todo = list(group((s for t in self.plan.tasks for s in t.steps), self.state.have))
 
@@ -400,10 +406,8 @@ class _Run:
             self.receipts.add(receipt)
             self.state.have[receipt.key] = receipt
         self.report.tasks["done"] += 1
-        for step in task.steps:
-            self.shown.add(step.stage)
-        for stage, rows in result.rows.items():
-            self.shown.add(stage, 0, rows=rows)
+        for stage, count in Counter(s.stage for s in task.steps).items():
+            self.shown.add(stage, count, rows=result.rows[stage])
 
     def _worker_lost(self, task: Task, error: BaseException) -> None:
         """Not the file's fault at first: the task is done again by another worker."""
@@ -423,6 +427,9 @@ class _Run:
     def _task_failed(self, task: Task, error: CampaignError) -> None:
         if isinstance(error, FrozenChanged):
             raise error  # everything that follows would be wrong
+        failure = self.pool.failure() if self.pool and isinstance(error, ServerError) else None
+        if failure is not None:
+            raise failure  # one error of the pool, not one of each file
         self.state.tries[task.id] += 1
         if _can_heal(error) and self.state.tries[task.id] <= self.campaign.retries:
             self.queue.append(task)
@@ -434,6 +441,9 @@ class _Run:
             self.shown.add(step.stage, 0, failed=1)
 
     def _note(self, error: CampaignError) -> None:
+        if isinstance(error, InputError):  # one file, one error, however many variations read it
+            self.state.errors.setdefault(error.where, [str(error)])
+            return
         # A wrong shape fails on every file alike: one error, and how many more there are.
         self.state.errors.setdefault(f"{type(error).__name__} {error.message}", []).append(str(error))
 
@@ -516,10 +526,12 @@ class _Run:
 
     def _judge(self) -> None:
         missing = [o.name for o in self.plan.outputs if o.name not in self.state.merged]
-        missing += [f"{r.stage}/{r.variation}" for r in self.plan.reduces if (r.stage, r.variation) not in self.state.frozen]
+        missing += [
+            f"{r.stage}/{r.variation}" for r in self.plan.reduces if (r.stage, r.variation) not in self.state.frozen
+        ]
         self.report.status = report.FAILED if missing else report.COMPLETE
         for texts in self.state.errors.values():
-            more = f"\n  and {len(texts) - 1} more files alike" if len(texts) > 1 else ""
+            more = f"\n  and {len(texts) - 1} more alike" if len(texts) > 1 else ""
             self.report.errors.append(texts[0] + more)
         if missing:
             self.report.errors.append("missing: " + ", ".join(missing))
@@ -535,7 +547,7 @@ class _Run:
             r.warnings.append(
                 f"the server batches requests of {', '.join(dynamic)} dynamically: predictions depend on their neighbours"
             )
-        everything = list(group((s for t in self.plan.tasks for s in t.steps)))
+        everything = list(group(s for t in self.plan.tasks for s in t.steps))
         r.tasks["total"] = len(everything)
         r.tasks["reused"] = len(everything) - len(self.todo) if self.todo or not r.tasks["done"] else 0
         r.tasks["reused"] = max(0, r.tasks["reused"])
@@ -584,6 +596,6 @@ class _Run:
 def _can_heal(error: CampaignError) -> bool:
     if isinstance(error, InferenceError):
         return not error.permanent
-    return isinstance(error, (ServerError, PartialError)) or isinstance(error.__cause__, (TimeoutError, ConnectionError))
-
-
+    return isinstance(error, (ServerError, PartialError)) or isinstance(
+        error.__cause__, (TimeoutError, ConnectionError)
+    )

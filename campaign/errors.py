@@ -113,6 +113,12 @@ class InferenceError(CampaignError):
 class InputError(CampaignError):
     """An input file cannot be read as the campaign asks."""
 
+    @classmethod
+    def unreadable(cls, url: str, error: Exception) -> InputError:
+        """The error for a file whose reader raised ``error``."""
+        text = " ".join(str(error).split())[:300]
+        return cls(f"cannot be read: {type(error).__name__}: {text}", where=url, remedy="check or replace the file")
+
 
 class StageError(CampaignError):
     """A stage raised; carries the stage's traceback as its log."""
@@ -154,8 +160,6 @@ class CampaignFailed(CampaignError):
         report: The `campaign.report.Report`.
     """
 
-    def __init__(
-        self, message: str, *, report: Any = None, where: str = "", remedy: str = "", log: str = ""
-    ) -> None:
+    def __init__(self, message: str, *, report: Any = None, where: str = "", remedy: str = "", log: str = "") -> None:
         super().__init__(message, where=where, remedy=remedy, log=log)
         self.report = report

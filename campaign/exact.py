@@ -105,17 +105,17 @@ class ExactSum:
             index: Bins, in [0, size), at most BLOCK of them.
             weight: Weights, same shape.
         """
-        top = max(weight.max(initial=0.0), -weight.min(initial=0.0))
+        top = _largest(weight)
         if not top < math.inf:
             finite = np.isfinite(weight)
             self._count_nonfinite(index[~finite], weight[~finite], 1)
             self.add_block(index[finite], weight[finite])
         elif top >= math.ldexp(1.0, _HUGE_FROM):
             huge = np.abs(weight) >= math.ldexp(1.0, _HUGE_FROM)
-            self._add_finite(index[huge], np.ldexp(weight[huge], -_HUGE_SHIFT), _HUGE_SHIFT)
+            self._add_finite(index[huge], np.ldexp(weight[huge], -_HUGE_SHIFT), top * 2.0**-_HUGE_SHIFT, _HUGE_SHIFT)
             self.add_block(index[~huge], weight[~huge])
         else:
-            self._add_finite(index, weight, 0)
+            self._add_finite(index, weight, top, 0)
 
     def __iadd__(self, other: ExactSum) -> ExactSum:
         if self.size != other.size:
@@ -180,13 +180,10 @@ class ExactSum:
     def __reduce__(self) -> tuple[Any, ...]:
         return ExactSum.from_state, (self.state(),)
 
-    def _add_finite(self, index: NDArray[np.intp], weight: Floats, shift: int) -> None:
-        """Adds weights below 2**500, times 2**shift, slice by slice until nothing is left."""
-        while len(weight):
-            top = max(weight.max(), -weight.min())
-            if top == 0.0:
-                return
-            position = _position(float(top))
+    def _add_finite(self, index: NDArray[np.intp], weight: Floats, top: float, shift: int) -> None:
+        """Adds weights up to ``top`` < 2**500, times 2**shift, slice by slice until nothing is left."""
+        while top:
+            position = _position(top)
             left = self._add_slice(index, weight, position, shift)
             if left is None:
                 return
@@ -195,6 +192,7 @@ class ExactSum:
                 return
             some = np.flatnonzero(left)  # few entries need a third slice: do not drag the others along
             index, weight = index[some], left[some]
+            top = _largest(weight)
 
     def _add_slice(self, index: NDArray[np.intp], weight: Floats, position: int, shift: int) -> Floats | None:
         """Adds the part of each weight that is a multiple of 2**position; the exact remainder, None if all zero."""
@@ -345,6 +343,11 @@ def _checked_index(index: NDArray[np.integer[Any]], size: int) -> NDArray[np.int
     if index.size and (index.min() < 0 or index.max() >= size):
         raise OutputError(f"index from {index.min()} to {index.max()} for {size} bins")
     return index.astype(np.intp, copy=False)
+
+
+def _largest(weight: Floats) -> float:
+    """The largest magnitude; NaN if there is one."""
+    return float(max(weight.max(initial=0.0), -weight.min(initial=0.0)))
 
 
 def _position(top: float) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import math
@@ -81,11 +80,11 @@ def _encode(value: Any, at: str) -> Any:
 def _encode_array(value: np.ndarray[Any, Any], at: str) -> dict[str, Any]:
     if value.dtype.kind not in "biufU":
         raise OutputError(f"{at} is an array of {value.dtype}, which cannot be frozen", remedy="use numbers or text")
-    inner = {"shape": list(value.shape)}
-    if value.dtype.kind == "U":
-        return {_ARRAY: {**inner, "dtype": "str", "data": value.ravel().tolist()}}
-    little = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
-    return {_ARRAY: {**inner, "dtype": little.dtype.str, "data": base64.b64encode(little.tobytes()).decode()}}
+    dtype = "str" if value.dtype.kind == "U" else value.dtype.newbyteorder("<").str
+    data = value.ravel().tolist()
+    if value.dtype.kind == "f":  # a list a person can read; repr gives every bit back
+        data = [x if math.isfinite(x) else repr(x) for x in data]
+    return {_ARRAY: {"dtype": dtype, "shape": list(value.shape), "data": data}}
 
 
 def _decode(value: Any) -> Any:
@@ -97,7 +96,8 @@ def _decode(value: Any) -> Any:
         return float(value[_FLOAT])
     if set(value) == {_ARRAY}:
         found = value[_ARRAY]
-        if found["dtype"] == "str":
-            return np.array(found["data"], dtype=str).reshape(found["shape"])
-        return np.frombuffer(base64.b64decode(found["data"]), dtype=found["dtype"]).reshape(found["shape"])
+        data = found["data"]
+        if np.dtype(found["dtype"]).kind == "f":
+            data = [float(x) for x in data]
+        return np.array(data, dtype=found["dtype"]).reshape(found["shape"])
     return {key: _decode(inner) for key, inner in value.items()}

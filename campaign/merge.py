@@ -76,7 +76,9 @@ def merge(rundir: RunDir, output: Output, receipts: Mapping[str, Receipt]) -> Me
     got: list[Receipt] = []
     for key, file in zip(output.keys, output.files, strict=True):
         if key not in receipts or not rundir.has(receipts[key]):
-            raise PartialError("no partial of it", where=f"{output.name}: {file}", remedy="run again: what is missing is done")
+            raise PartialError(
+                "no partial of it", where=f"{output.name}: {file}", remedy="run again: what is missing is done"
+            )
         got.append(receipts[key])
     kinds = {r.kind for r in got}
     if len(kinds) != 1:

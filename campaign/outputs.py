@@ -287,7 +287,9 @@ def _difference(one: pa.Schema, other: pa.Schema) -> str:
     names = sorted(set(one.names) ^ set(other.names))
     if names:
         return f"{', '.join(names)} not in all"
-    changed = [f"{n}: {one.field(n).type} and {other.field(n).type}" for n in one.names if one.field(n) != other.field(n)]
+    changed = [
+        f"{n}: {one.field(n).type} and {other.field(n).type}" for n in one.names if one.field(n) != other.field(n)
+    ]
     return "; ".join(changed) or "another order"
 
 

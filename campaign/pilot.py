@@ -170,7 +170,7 @@ class Pilot:
                 signal.signal(s, signal.SIG_DFL)
 
         with self.log.open("ab") as log:
-            self.server = subprocess.Popen(  # noqa: PLW1509  one thread here, and nothing but prctl in the child
+            self.server = subprocess.Popen(
                 list(launch.argv),
                 env=dict(launch.env),
                 stdin=subprocess.DEVNULL,
@@ -193,7 +193,7 @@ class Pilot:
         code = self.server.poll()
         if code is not None:
             how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-            raise ServerError(f"the server ended {how}", where=self.name, log=self.tail())
+            raise ServerError(f"the server ended {how}{self._cause()}", where=self.name, log=self.tail())
         if (self.folder / "stop").exists():
             self.asked = self.asked or "asked to stop"
         if self.lease.expired():
@@ -201,6 +201,14 @@ class Pilot:
         if self.asked:
             raise _Stop(self.asked)
         time.sleep(POLL_S)
+
+    def _cause(self) -> str:
+        """The line of the log that says which model does not load, if there is one."""
+        with contextlib.suppress(OSError):
+            for line in self.log.read_text(errors="replace").splitlines():
+                if "failed to load '" in line:
+                    return ": " + line[line.index("failed to load '") :].rstrip('"')
+        return ""
 
     def prove(self) -> None:
         """Wait until the server answers, then ask each model what is known.

@@ -39,7 +39,9 @@ class SourceSpec:
     @cached_property
     def key(self) -> str:
         """Hash of what is read."""
-        return digest([FORMAT, self.dataset, self.file.identity, self.tree, list(map(list, self.branches)), self.metadata])
+        return digest(
+            [FORMAT, self.dataset, self.file.identity, self.tree, list(map(list, self.branches)), self.metadata]
+        )
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -205,7 +207,9 @@ class _Planner:
         for name in wanted:
             if name not in before:
                 raise self.c.locate(
-                    SpecError(f"the stage before it, '{spec.from_}', has no '{name}'", key=("stages", stage, "datasets"))
+                    SpecError(
+                        f"the stage before it, '{spec.from_}', has no '{name}'", key=("stages", stage, "datasets")
+                    )
                 )
         return sorted(wanted)
 

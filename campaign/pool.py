@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import os
 import shutil
 import sys
@@ -186,7 +185,10 @@ class ServerPool:
         if bad and (never or not alive):
             first = (never or bad)[0]
             return ServerError(
-                str(first["why"]), where=f"server {first['name']}", remedy=f"see {first['log']}", log=str(first.get("tail", ""))
+                str(first["why"]),
+                where=f"server {first['name']}",
+                remedy=f"see {first['log']}",
+                log=str(first.get("tail", "")),
             )
         ended = [c.poll() for c in self._carried]
         if not alive and self._carried and all(code is not None for code in ended):
@@ -216,7 +218,9 @@ class ServerPool:
             if failure:
                 raise failure
             if time.monotonic() > end:
-                raise ServerError(f"not ready within {self.spec.start_deadline_s:g} s", where="pool", remedy="see its logs")
+                raise ServerError(
+                    f"not ready within {self.spec.start_deadline_s:g} s", where="pool", remedy="see its logs"
+                )
             time.sleep(0.05)
 
     def servers(self) -> Servers:
@@ -273,5 +277,3 @@ def check_provider(name: str) -> None:
     """
     if name not in registry.names(registry.PROVIDERS):
         raise SpecError(registry.unknown(name, registry.names(registry.PROVIDERS), "providers"), key=("provider",))
-
-

@@ -77,4 +77,3 @@ def _as_spec_error(plan: Plan, error: CampaignError, task: Task) -> SpecError:
         key = ("variations", str(weighted), "weight")
     told = SpecError(f"{error.message} (in {error.where})", key=key, remedy=error.remedy, log=error.log)
     return plan.campaign.locate(told)
-

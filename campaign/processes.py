@@ -27,14 +27,14 @@ def no_main() -> Iterator[None]:
     They would import the user's script again, and a script without a ``__main__`` guard would start a campaign
     inside the campaign. Stages defined in it travel by value, so nobody needs it there.
     """
-    main = sys.modules["__main__"]
-    hidden = {n: main.__dict__.pop(n) for n in ("__file__", "__spec__") if n in main.__dict__}
-    main.__spec__ = None
+    main = vars(sys.modules["__main__"])
+    hidden = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+    main["__spec__"] = None
     try:
         yield
     finally:
-        del main.__spec__
-        main.__dict__.update(hidden)
+        del main["__spec__"]
+        main.update(hidden)
 
 
 def child_setup() -> None:
@@ -52,7 +52,7 @@ def stop_fork_server() -> None:
     """
     if multiprocessing.active_children():
         return
-    for server in (forkserver._forkserver, resource_tracker._resource_tracker):  # type: ignore[attr-defined]
+    for server in (forkserver._forkserver, resource_tracker._resource_tracker):
         stop = getattr(server, "_stop", None)  # private, but the only way before the process ends
         if stop is not None:
             stop()

@@ -54,7 +54,7 @@ class Progress:
     def expect(self, stage: str, total: int) -> None:
         """There are so many to do."""
         if total:
-            self._lines[stage] = _Line(total)
+            self._lines[stage] = _Line(total, told=time.monotonic())
 
     def add(self, stage: str, done: int = 1, *, failed: int = 0, rows: int = 0) -> None:
         """Some more were done."""

@@ -213,7 +213,9 @@ class RunDir:
                 stream.seek(0)
                 owner = stream.read().strip() or "another process"
                 raise RunDirBusy(
-                    f"is in use by {owner}", where=str(self.root), remedy="wait for it, stop it, or take another --run-dir"
+                    f"is in use by {owner}",
+                    where=str(self.root),
+                    remedy="wait for it, stop it, or take another --run-dir",
                 ) from None
             stream.truncate(0)
             stream.write(f"{socket.gethostname()} pid {os.getpid()}")

@@ -291,8 +291,14 @@ def check_references(c: Campaign) -> None:
         for dataset in variation.datasets or ():
             _known(dataset, list(c.datasets), ("variations", name, "datasets"), "datasets")
         if variation == Variation(datasets=variation.datasets):
-            raise SpecError("changes nothing", key=("variations", name), remedy="name a tree, branches, weight or files")
-    if isinstance(c.servers, ServerSpec) and isinstance(c.servers.count, Scale) and c.servers.count.min > c.servers.count.max:
+            raise SpecError(
+                "changes nothing", key=("variations", name), remedy="name a tree, branches, weight or files"
+            )
+    if (
+        isinstance(c.servers, ServerSpec)
+        and isinstance(c.servers.count, Scale)
+        and c.servers.count.min > c.servers.count.max
+    ):
         raise SpecError("min is larger than max", key=("servers", "count"))
     _refuse_circles(c)
 
@@ -318,5 +324,7 @@ def _refuse_circles(c: Campaign) -> None:
                 continue
             step = left.pop()
             if step in [n for n, _ in trail]:
-                raise SpecError(f"stages wait for each other: {' -> '.join([n for n, _ in trail] + [step])}", key=("stages", start))
+                raise SpecError(
+                    f"stages wait for each other: {' -> '.join([n for n, _ in trail] + [step])}", key=("stages", start)
+                )
             trail.append((step, needs(step)))

@@ -94,7 +94,9 @@ def parse(path: Path) -> tuple[Any, dict[Key, int]]:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
-        raise SpecError(f"cannot be read: {error.strerror or error}", where=str(path), remedy="check the path") from None
+        raise SpecError(
+            f"cannot be read: {error.strerror or error}", where=str(path), remedy="check the path"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)

@@ -103,7 +103,9 @@ def _named(campaign: Campaign, use: str, key: tuple[str, ...]) -> tuple[Any, str
     else:
         module, file, target = _import(lambda: importlib.import_module(place), use, key), "", use
     if not hasattr(module, name):
-        have = sorted(n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__)
+        have = sorted(
+            n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__
+        )
         raise SpecError(registry.unknown(name, have, f"functions of {place}"), key=key)
     return getattr(module, name), file, target
 
@@ -111,7 +113,7 @@ def _named(campaign: Campaign, use: str, key: tuple[str, ...]) -> tuple[Any, str
 def _import(load: Callable[[], ModuleType], use: str, key: tuple[str, ...]) -> ModuleType:
     try:
         return load()
-    except Exception as error:  # noqa: BLE001  the user's module is foreign code: whatever it raises is handed on
+    except Exception as error:
         line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
         raise SpecError(f"{use} cannot be imported{line}: {type(error).__name__}: {error}", key=key) from error
 
@@ -241,7 +243,9 @@ def _closure(source: str, name: str, folder: Path, seen: set[Path | tuple[Path, 
         reached.add(current)
         for node in defined[current]:
             todo += [n.id for n in ast.walk(node) if isinstance(n, ast.Name)]
-            todo += [n.value.id for n in ast.walk(node) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
+            todo += [
+                n.value.id for n in ast.walk(node) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)
+            ]
     parts: list[str] = []
     for node in tree.body:
         if reached & set(_binds(node)):
@@ -283,6 +287,10 @@ def _bare(tree: ast.Module) -> ast.Module:
         body = getattr(node, "body", None)
         if isinstance(node, (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and body:
             first = body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 node.body = body[1:] or [ast.Pass()]
     return tree

@@ -10,6 +10,7 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -161,37 +162,34 @@ class Chain:
     def run(self) -> list[Receipt]:
         """All ranges, then the receipts; on an error nothing unfinished stays behind."""
         try:
-            flight: deque[Iterator[None]] = deque()
-            for batch in self.ranges():
-                steps = self.steps(batch)
-                if next(steps, _DONE) is not _DONE:
-                    flight.append(steps)
-                while len(flight) > DEPTH:
+            # What is read from stays open until the last range is done: its columns may be read when they are touched.
+            with ExitStack() as stack:
+                flight: deque[Iterator[None]] = deque()
+                for batch in self.ranges(stack):
+                    steps = self.steps(batch)
+                    if next(steps, _DONE) is not _DONE:
+                        flight.append(steps)
+                    while len(flight) > DEPTH:
+                        deque(flight.popleft(), maxlen=0)
+                while flight:
                     deque(flight.popleft(), maxlen=0)
-            while flight:
-                deque(flight.popleft(), maxlen=0)
             return [self._receipt(s) for s in self.task.steps if s.emit]
         finally:
             for partial in self.partials.values():
                 partial.discard()
 
     # Where batches come from.
-    def ranges(self) -> Iterator[Any]:
+    def ranges(self, stack: ExitStack) -> Iterator[Any]:
         """Row ranges of the file, or of the artefact as they were written; at least one, perhaps of no rows."""
         if self.task.artefact is not None:
             reader = ColumnsReader(self.rundir.partial(self.task.artefact, "columns"))
-            try:
-                yield from reader
-            finally:
-                reader.close()
+            stack.callback(reader.close)
+            yield from reader
             return
         source = self.worker.open(self.task)
+        stack.callback(source.close)
         self.events = source.entries
-        try:
-            with ThreadPoolExecutor(1, "read-ahead") as ahead:
-                yield from self._read(source, ahead)
-        finally:
-            source.close()
+        yield from self._read(source, stack.enter_context(ThreadPoolExecutor(1, "read-ahead")))
 
     def _read(self, source: Any, ahead: ThreadPoolExecutor) -> Iterator[Any]:
         rows = self.worker.job.read_rows
@@ -295,7 +293,9 @@ class Chain:
             error.where = error.where or f"stage {step.stage}"
             raise
         except Exception as error:  # the user's code: whatever it raises is told with its traceback
-            raise explain(error, step.stage, self.worker.job.stages[step.stage].where, self.task.source.file.url) from error
+            raise explain(
+                error, step.stage, self.worker.job.stages[step.stage].where, self.task.source.file.url
+            ) from error
 
     def _receipt(self, step: Step) -> Receipt:
         partial = self.partials.pop(step.key)
@@ -329,8 +329,14 @@ def explain(error: Exception, stage: str, where: str, url: str) -> CampaignError
     text = (str(error).strip().splitlines() or [""])[0]
     if any("/uproot/" in f.filename for f in frames):
         # Branches are read when they are touched, so a torn basket shows inside the stage.
-        return InputError(f"cannot be read: {type(error).__name__}: {text[:300]}", where=url, remedy="check or replace it")
-    user = [f for f in frames if "/awkward/" not in f.filename and not f.filename.endswith(("campaign/work.py", "errors.py"))]
+        return InputError(
+            f"cannot be read: {type(error).__name__}: {text[:300]}", where=url, remedy="check or replace it"
+        )
+    user = [
+        f
+        for f in frames
+        if "/awkward/" not in f.filename and not f.filename.endswith(("campaign/work.py", "errors.py"))
+    ]
     log = "".join(traceback.format_list(user[-4:])) + f"{type(error).__name__}: {text}"
     if isinstance(error, (AttributeError, KeyError, IndexError, ValueError)) and "no field" in text:
         name = text.split("no field", 1)[1].split("'")[1:2]

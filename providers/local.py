@@ -45,15 +45,22 @@ class LocalProvider:
 
     def tasks(self, workers: int) -> Executor:
         """A process pool whose workers come from a fork server that never had a channel open."""
-        pool = ProcessPoolExecutor(workers, mp_context=context(), initializer=child_setup)
-        with no_main():
-            pool.submit(os.getpid)  # starts the workers, here and now
+        pool = _Pool(workers, mp_context=context(), initializer=child_setup)
+        pool.submit(os.getpid)  # the fork server and its imports start here and now
         self._pools.append(pool)
         return pool
 
     def carry(self, argv: Sequence[str], count: int, folder: Path) -> list[Carried]:
         """Subprocesses that get SIGTERM when this process dies."""
         return [self._spawner.run(argv, folder / f"pilot-{i}.log") for i in range(count)]
+
+
+class _Pool(ProcessPoolExecutor):
+    """Its workers never see the user's ``__main__``; the pool starts them one by one, as they are needed."""
+
+    def _spawn_process(self) -> None:
+        with no_main():
+            super()._spawn_process()  # type: ignore[misc]  # private, unchanged from Python 3.9 to 3.14
 
 
 def _end(pool: ProcessPoolExecutor) -> None:

@@ -54,7 +54,9 @@ class RootSource:
         have = list(tree.keys(recursive=False))
         for branch in self.branches.values():
             if branch not in have:
-                raise InputError(unknown(branch, have, f"branches of {name}"), where=self.url, remedy="correct 'branches'")
+                raise InputError(
+                    unknown(branch, have, f"branches of {name}"), where=self.url, remedy="correct 'branches'"
+                )
         return tree
 
     def read(self, start: int, stop: int) -> Any:
@@ -118,7 +120,9 @@ class RootSource:
 
 def _unreadable(url: str, error: Exception) -> InputError:
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return InputError(f"cannot be read: {type(error).__name__}: {text[:300]}", where=url, remedy="check or replace the file")
+    return InputError(
+        f"cannot be read: {type(error).__name__}: {text[:300]}", where=url, remedy="check or replace the file"
+    )
 
 
 _OPERATORS = {

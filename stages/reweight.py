@@ -38,7 +38,9 @@ class Reweight:
     def __call__(self, batch: Any, ctx: Context) -> Columns:
         """Reweight one range."""
         if self.factors not in ctx.frozen:
-            raise OutputError(f"'{self.factors}' is not among its frozen values", remedy=f"add 'with: [{self.factors}]'")
+            raise OutputError(
+                f"'{self.factors}' is not among its frozen values", remedy=f"add 'with: [{self.factors}]'"
+            )
         table: Mapping[str, Any] = ctx.frozen[self.factors]
         for key in self.path:
             table = table[key]

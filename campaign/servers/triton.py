@@ -107,7 +107,7 @@ class Triton:
             raise SpecError(
                 f"its backend '{config.backend}' is not in the embedded server (it has: {', '.join(sorted(backends))})",
                 key=key,
-                remedy=f"give {folder} a configs/embedded.pbtxt with backend: \"python\", or name backend_directories",
+                remedy=f'give {folder} a configs/embedded.pbtxt with backend: "python", or name backend_directories',
             )
         for target, path in model.files.items():
             if not self._path(path).is_file():
@@ -115,7 +115,9 @@ class Triton:
         if model.canary and not self._path(model.canary).is_file():
             raise SpecError(f"there is no file {self._path(model.canary)}", key=(*key, "canary"))
         if model.batch and not config.max_batch_size:
-            raise SpecError("the model does not batch (max_batch_size: 0)", key=(*key, "batch"), remedy="take 'batch' out")
+            raise SpecError(
+                "the model does not batch (max_batch_size: 0)", key=(*key, "batch"), remedy="take 'batch' out"
+            )
         if model.batch and model.batch > config.max_batch_size:
             raise SpecError(
                 f"{model.batch} is more than the model's max_batch_size {config.max_batch_size}",
@@ -132,7 +134,9 @@ class Triton:
         folder = self.folder(model)
         path = next((p for p in (folder / "configs/embedded.pbtxt", folder / "config.pbtxt") if p.is_file()), None)
         if path is None:
-            raise SpecError(f"{folder} has neither configs/embedded.pbtxt nor config.pbtxt", key=("servers", "models", model))
+            raise SpecError(
+                f"{folder} has neither configs/embedded.pbtxt nor config.pbtxt", key=("servers", "models", model)
+            )
         config = model_config_pb2.ModelConfig()
         try:
             text_format.Parse(path.read_text(), config)
@@ -216,9 +220,16 @@ class Triton:
             "--disable-auto-complete-config",
             f"--backend-config=python,shm-region-prefix-name={shm}",
         ]
-        keep = {k: v for k, v in os.environ.items() if k in _KEEP or k.startswith(("CUDA_", "NVIDIA_", "SLURM_", "ROCR_"))}
+        keep = {
+            k: v for k, v in os.environ.items() if k in _KEEP or k.startswith(("CUDA_", "NVIDIA_", "SLURM_", "ROCR_"))
+        }
         # One thread per library unless the model says otherwise: servers share the node with the tasks.
-        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        threads = {
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         return Launch(argv, {**keep, **threads, **env.variables()}, f"unix:{socket}:0", shm)
 
 

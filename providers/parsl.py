@@ -1,0 +1,303 @@
+"""Provider ``parsl``: pilots carried by a Parsl execution provider, tasks by a HighThroughputExecutor of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import math
+import shlex
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future
+from pathlib import Path
+from typing import Any
+
+import parsl.launchers
+import parsl.providers
+from parsl.executors import HighThroughputExecutor
+from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
+from parsl.providers.base import ExecutionProvider
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from campaign.errors import ProviderError, SpecError
+from campaign.protocols import Carried
+from campaign.registry import unknown
+
+WATCH_S = 1.0
+
+
+class Options(BaseModel):
+    """Keys of ``provider`` for ``kind: parsl``.
+
+    Args:
+        provider: Any Parsl execution provider: an object, or ``{class: SlurmProvider, walltime: ..., launcher: {class:
+            SrunLauncher}}`` with the arguments of that class. None: ``LocalProvider``.
+        server_provider: Another one for the pilots; None: the same.
+        config: A ``parsl.Config`` whose first executor's provider and address are taken, in place of ``provider``.
+        address: Address of this machine as workers see it. Parsl would ask the network for it otherwise.
+        blocks: Blocks of workers.
+        workers_per_node: Workers per node; None: the campaign's ``workers`` divided by the nodes.
+        heartbeat_period_s: Between workers and interchange.
+        heartbeat_threshold_s: Silence after which a worker is lost (Parsl's own default is two minutes).
+        executor: Further arguments of HighThroughputExecutor.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    provider: Any = None
+    server_provider: Any = None
+    config: Any = None
+    address: str = "127.0.0.1"
+    blocks: int = Field(default=1, ge=1)
+    workers_per_node: int | None = Field(default=None, ge=1)
+    heartbeat_period_s: int = Field(default=3, ge=1)
+    heartbeat_threshold_s: int = Field(default=10, ge=2)
+    executor: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("provider", "server_provider")
+    @classmethod
+    def _can_be_made(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            _arguments(value, "SlurmProvider", parsl.providers)
+        elif value is not None and not isinstance(value, ExecutionProvider):
+            raise ValueError("give a Parsl execution provider, or {class: NAME, argument: value, ...}")
+        return value
+
+    @field_validator("executor")
+    @classmethod
+    def _known(cls, value: dict[str, Any]) -> dict[str, Any]:
+        known = list(inspect.signature(HighThroughputExecutor.__init__).parameters)[1:]
+        for name in value:
+            if name not in known:
+                raise ValueError(unknown(name, known, "arguments of HighThroughputExecutor"))
+        return value
+
+
+def _arguments(given: Mapping[str, Any], example: str, module: Any) -> tuple[type, dict[str, Any]]:
+    name = given.get("class")
+    have = sorted(n for n in dir(module) if inspect.isclass(getattr(module, n)))
+    if not isinstance(name, str) or name not in have:
+        raise ValueError(unknown(str(name), have, f"classes of {module.__name__}") + f"; write class: {example}")
+    cls = getattr(module, name)
+    known = list(inspect.signature(cls.__init__).parameters)[1:]
+    arguments = {k: v for k, v in given.items() if k != "class"}
+    for argument, value in arguments.items():
+        if argument not in known:
+            raise ValueError(unknown(argument, known, f"arguments of {name}"))
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError(f"{argument} holds a NUL")
+    return cls, arguments
+
+
+def build(given: Any) -> ExecutionProvider:
+    """A Parsl provider from its description; an object is copied, so that its own jobs stay its own.
+
+    Raises:
+        SpecError: Parsl refuses the arguments.
+    """
+    if given is None:
+        return parsl.providers.LocalProvider(init_blocks=0, max_blocks=1)
+    if isinstance(given, ExecutionProvider):
+        made = copy.copy(given)
+        made.resources = {}  # type: ignore[misc]
+        return made
+    cls, arguments = _arguments(given, "SlurmProvider", parsl.providers)
+    if isinstance(arguments.get("launcher"), Mapping):
+        launcher, its = _arguments(arguments["launcher"], "SrunLauncher", parsl.launchers)
+        arguments["launcher"] = launcher(**its)
+    try:
+        provider: ExecutionProvider = cls(**arguments)
+    except TypeError as error:
+        raise SpecError(f"{cls.__name__}: {error}", key=("provider", "provider")) from error
+    return provider
+
+
+class ParslProvider:
+    """See `campaign.protocols.Provider`. No DataFlowKernel: a user's own stays untouched."""
+
+    Options = Options
+
+    def __init__(self, options: BaseModel, folder: Path) -> None:
+        assert isinstance(options, Options)
+        self.options, self.folder = options, folder
+        given, self.address = options.provider, options.address
+        if options.config is not None:
+            first = options.config.executors[0]
+            given, self.address = first.provider, first.address or options.address
+        self._given = given
+        self._tasks: list[_Htex] = []
+        self._carried: list[_Job] = []
+
+    def __enter__(self) -> ParslProvider:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for tasks in self._tasks:
+            tasks.end()
+        for job in self._carried:
+            job.cancel()
+
+    def _provider(self, given: Any, name: str) -> Any:
+        provider = build(given)
+        folder = self.folder / "parsl" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        provider.script_dir = str(folder)  # type: ignore[misc]
+        return provider
+
+    def tasks(self, workers: int) -> Executor:
+        """A HighThroughputExecutor with its blocks asked for."""
+        o = self.options
+        provider = self._provider(self._given, f"workers-{len(self._tasks)}")
+        nodes = o.blocks * int(getattr(provider, "nodes_per_block", 1))
+        per_node = o.workers_per_node or math.ceil(workers / nodes)
+        arguments = {
+            "label": f"campaign-{len(self._tasks)}",
+            "provider": provider,
+            "address": self.address,
+            "max_workers_per_node": per_node,
+            "cores_per_worker": 1e-6,  # the number of workers is ours to say
+            "heartbeat_period": o.heartbeat_period_s,
+            "heartbeat_threshold": o.heartbeat_threshold_s,
+            "interchange_launch_cmd": _interchange(),
+            "launch_cmd": _beside_python(DEFAULT_LAUNCH_CMD.split(" ", 1)[0])
+            + " "
+            + DEFAULT_LAUNCH_CMD.split(" ", 1)[1],
+            **o.executor,
+        }
+        htex = HighThroughputExecutor(**arguments)
+        htex.run_dir = str(self.folder / "parsl")
+        made = _Htex(htex, o.blocks)
+        self._tasks.append(made)
+        made.start()
+        return made
+
+    def carry(self, argv: Sequence[str], count: int, folder: Path) -> list[Carried]:
+        """One job for all pilots, as Parsl's launcher spreads it over the nodes of a block."""
+        given = self.options.server_provider if self.options.server_provider is not None else self._given
+        provider = self._provider(given, "servers")
+        per_node = math.ceil(count / int(getattr(provider, "nodes_per_block", 1)))
+        # exec: the pilot itself is what gets the scheduler's SIGTERM, not a shell around it.
+        command = "exec " + shlex.join(argv)
+        try:
+            job = provider.submit(command, per_node, job_name="campaign-servers")
+        except Exception as error:
+            raise ProviderError(f"the pilots' job was refused: {error}", where=type(provider).__name__) from error
+        if job is None:
+            raise ProviderError(
+                "the pilots' job was not taken: the provider is at capacity", where=type(provider).__name__
+            )
+        (folder / "job").write_text(f"{type(provider).__name__} {job}\n")
+        carried = _Job(provider, job)
+        self._carried.append(carried)
+        return [carried]
+
+
+def _beside_python(program: str) -> str:
+    """The program of this very environment, which need not be on PATH."""
+    own = Path(sys.executable).parent / program
+    return str(own) if own.exists() else program
+
+
+def _interchange() -> list[str]:
+    command = [_beside_python("interchange.py")]
+    # Parsl's interchange has no eye on its parent: it and its workers would live on after the driver was killed.
+    if shutil.which("setpriv"):
+        command = ["setpriv", "--pdeathsig", "TERM", *command]
+    # A session of its own: Ctrl-C in the terminal is for the driver, which then ends things in order.
+    return ["setsid", *command] if shutil.which("setsid") else command
+
+
+class _Job:
+    """The pilots' job."""
+
+    def __init__(self, provider: Any, job: Any) -> None:
+        self._provider, self._job, self._over = provider, job, False
+
+    def poll(self) -> int | None:
+        """Known only for LocalProvider; batch systems' status is late and wrong at times, so the pilots' records count."""
+        if not isinstance(self._provider, parsl.providers.LocalProvider):
+            return None
+        status = self._provider.status([self._job])[0]
+        return (status.exit_code if status.exit_code is not None else -1) if status.terminal else None
+
+    def cancel(self) -> None:
+        """Give the job back."""
+        if not self._over:
+            self._over = True
+            if self.poll() is None:
+                self._provider.cancel([self._job])
+
+
+class _Htex(Executor):
+    """A HighThroughputExecutor behind the interface of ``concurrent.futures``, which watches its blocks."""
+
+    def __init__(self, htex: Any, blocks: int) -> None:
+        self._htex, self._blocks = htex, blocks
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="campaign-htex", daemon=True)
+
+    def start(self) -> None:
+        """Start the interchange and ask for the blocks.
+
+        Raises:
+            ProviderError: The provider refused a block.
+        """
+        self._htex.start()
+        started = self._htex.scale_out_facade(self._blocks)
+        if not started:
+            said = "; ".join(str(s.message) for s in self._htex.status_facade.values())
+            self.end()
+            raise ProviderError(f"no block of workers was given: {said}", where=type(self._htex.provider).__name__)
+        self._watcher.start()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Submit a call.
+
+        Raises:
+            BrokenExecutor: All blocks are lost.
+        """
+        if self._htex.bad_state_is_set:
+            raise BrokenExecutor(str(self._htex.executor_exception))
+        future: Future[Any] = self._htex.submit(fn, {}, *args, **kwargs)
+        return future
+
+    def _watch(self) -> None:
+        """Parsl itself waits for ever when a block is gone before or after its workers registered."""
+        while not self._over.wait(WATCH_S):
+            jobs = list(self._htex.blocks_to_job_id.values())
+            statuses = self._htex.provider.status(jobs) if jobs else []
+            if statuses and all(s.terminal for s in statuses) and not self._over.is_set():
+                time.sleep(0.2)
+                said = "; ".join(filter(None, (str(s.message or "") for s in statuses)))
+                text = f"all blocks of workers have ended {said}{_stderr(statuses)}"
+                self._htex.set_bad_state_and_fail_all(BrokenExecutor(text))
+                return
+
+    def end(self) -> None:
+        """Give the blocks back and end the interchange."""
+        self._over.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        with contextlib.suppress(Exception):
+            self._htex.scale_in_facade(len(self._htex.blocks_to_job_id))
+        self._htex.shutdown()
+        process = self._htex.interchange_proc
+        if process is not None:
+            process.wait(5)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """See ``concurrent.futures.Executor``."""
+        del wait, cancel_futures
+        self.end()
+
+
+def _stderr(statuses: Sequence[Any]) -> str:
+    for status in statuses:
+        text = str(getattr(status, "stderr_summary", "") or "").strip()
+        if text:
+            return ": " + text[-800:]
+    return ""

@@ -1,0 +1,227 @@
+"""What every test may use, and the law every test obeys: nothing of ours is left running or lying about."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import uproot
+import yaml
+
+PROJECT = Path(__file__).resolve().parent.parent
+SHARED = PROJECT.parent / "shared" / "data"
+OURS = (
+    "tritonserver",
+    "triton_python_backend_stub",
+    "campaign.pilot",
+    "multiprocessing.forkserver",
+    "multiprocessing.resource_tracker",
+    "process_worker_pool",
+    "interchange.py",
+)
+
+
+def ours(before: set[int] | None = None) -> dict[int, str]:
+    """Processes that a campaign starts, other than those that ran before; zombies are nobody's."""
+    found = {}
+    for process in psutil.process_iter(["pid", "cmdline", "status"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if process.info["status"] != psutil.STATUS_ZOMBIE and any(name in line for name in OURS):
+            found[process.info["pid"]] = line[:160]
+    return {pid: line for pid, line in found.items() if pid not in (before or set())}
+
+
+def lying_about() -> set[str]:
+    """Shared memory and private folders of servers."""
+    temp = Path(tempfile.gettempdir())
+    return {str(p) for p in [*Path("/dev/shm").glob("campaign_*"), *temp.glob("campaign-*")]}
+
+
+def left(before: tuple[set[int], set[str]]) -> list[str]:
+    """What is there now that was not there before."""
+    return [f"{pid}: {line}" for pid, line in ours(before[0]).items()] + sorted(lying_about() - before[1])
+
+
+def wait_until(law: Any, seconds: float = 5.0) -> bool:
+    """Whether ``law()`` holds within some time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if law():
+            return True
+        time.sleep(0.05)
+    return bool(law())
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After every test: no process, no shared memory, no private folder of ours that was not there before."""
+    if "long_lived_pool" in request.fixturenames:  # a pool that several tests share; its module checks at its end
+        yield
+        return
+    before = (set(ours()), lying_about())
+    yield
+    wait_until(lambda: not left(before), 5)
+    assert not left(before), "left behind within 5 s"
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """The root of the checkout."""
+    return PROJECT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real inputs with known answers, beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no real data at {SHARED}")
+    return SHARED
+
+
+def write_tree(path: Path, tree: str = "events", n: int = 1000, seed: int = 0, *, mode: str = "recreate") -> Path:
+    """A ROOT file with a TTree of flat and jagged branches; ``n`` may be 0."""
+    rng = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with getattr(uproot, mode)(path) as file:
+        made = file.mktree(tree, {"x": "float32", "y": "float64", "w": "float64", "y_up": "float64", "k": "int32"})
+        if n:
+            y = rng.normal(size=n)
+            made.extend(
+                {
+                    "x": rng.normal(size=n).astype(np.float32),
+                    "y": y,
+                    "w": rng.lognormal(0, 4, size=n),
+                    "y_up": y + 0.1,
+                    "k": rng.integers(0, 10, size=n, dtype=np.int32),
+                }
+            )
+    return path
+
+
+STAGES = '''
+"""Stages of the tests' campaign."""
+import awkward as ak
+import numpy as np
+
+from campaign import Histogram, Histograms
+import hist
+
+
+def select(batch, ctx):
+    """x and y of the rows with y above a cut."""
+    kept = batch[batch.y > -1]
+    weight = kept.w if ctx.options.get("weighted", True) else np.ones(len(kept))
+    return {"x": kept.x, "y": kept.y, "w": weight, ctx.weight: kept[ctx.weight]}
+
+
+def fill(batch, ctx):
+    """The prediction, weighted."""
+    h = Histogram(hist.axis.Regular(20, -4, 4, name="p"))
+    weight = np.asarray(batch.w) * np.asarray(batch[ctx.weight])
+    return Histograms(p=h.fill(ak.to_numpy(batch.p), weight=weight))
+
+
+def mean(merged, ctx):
+    """One number of all datasets."""
+    (ctx.artefacts / "note.txt").write_text(ctx.variation)
+    return {"sum": {name: float(m["p"].sum(flow=True).value) for name, m in merged.items()}}
+
+
+def second(batch, ctx):
+    """Counts that depend on the frozen value."""
+    total = sum(ctx.frozen["mean"]["sum"].values())
+    return {"n": len(batch), "scaled": float(np.sum(np.asarray(batch.p, float)) / total)}
+'''
+
+
+def campaign_dict(model: str = "batch_sensitive", **changes: Any) -> dict[str, Any]:
+    """A small campaign with two passes and every kind of variation, over ``data/``."""
+    made: dict[str, Any] = {
+        "campaign": "small",
+        "datasets": {
+            "mc": {"files": "data/mc/*.root", "tree": "events", "is_mc": True},
+            "data": {"files": "data/data/*.root", "tree": "events"},
+        },
+        "servers": {
+            "kind": "triton",
+            "model_repository": str(PROJECT / "tests" / "models"),
+            "models": {model: {"batch": 256}},
+            "count": 1,
+        },
+        "workers": 2,
+        "read_rows": 700,
+        "stages": {
+            "select": {"use": "stages.py:select"},
+            "predict": {
+                "use": "infer", "from": "select", "model": model, "inputs": {"X": ["x"]}, "outputs": {"p": "Y"},
+                "keep": True,
+            },
+            "first": {"use": "stages.py:fill", "from": "predict", "datasets": ["mc"]},
+            "mean": {"use": "stages.py:mean", "reduce": "first"},
+            "second": {"use": "stages.py:second", "from": "predict", "with": ["mean"]},
+        },
+        "variations": {
+            "tree_up": {"datasets": ["mc"], "tree": "events_up"},
+            "branch_up": {"datasets": ["mc"], "branches": {"y": "y_up"}},
+            "weight_up": {"datasets": ["mc"], "weight": "k / 5"},
+        },
+    }  # fmt: skip
+    made.update(changes)
+    return made
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A folder with a campaign file, its stages and its data: five files, one of them empty, one larger."""
+    for i, n in enumerate((900, 0, 2500)):
+        path = write_tree(tmp_path / "data" / "mc" / f"mc_{i}.root", n=n, seed=i)
+        write_tree(path, "events_up", n=n, seed=100 + i, mode="update")
+    for i, n in enumerate((1200, 300)):
+        write_tree(tmp_path / "data" / "data" / f"data_{i}.root", n=n, seed=50 + i)
+    (tmp_path / "stages.py").write_text(STAGES)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(campaign_dict(), sort_keys=False))
+    return tmp_path
+
+
+def change(folder: Path, **changes: Any) -> None:
+    """Change top-level keys of the folder's campaign."""
+    path = folder / "c.yaml"
+    data = yaml.safe_load(path.read_text())
+    data.update(changes)
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+
+
+def command(*args: str, cwd: Path, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command ``campaign`` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "campaign.cli", *args],
+        cwd=cwd, capture_output=True, text=True, timeout=240, check=False, env={**os.environ, **more},
+    )  # fmt: skip
+
+
+def start(*args: str, cwd: Path) -> subprocess.Popen[str]:
+    """Start the command ``campaign`` in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "campaign.cli", *args],
+        cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def report_of(run_dir: Path) -> dict[str, Any]:
+    """The run's report."""
+    return dict(json.loads((run_dir / "report.json").read_text()))
+
+
+def hashes(run_dir: Path) -> dict[str, str]:
+    """sha256 of every output."""
+    return {name: o["sha256"] for name, o in report_of(run_dir)["outputs"].items()}

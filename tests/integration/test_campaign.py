@@ -1,0 +1,194 @@
+"""The main job, whole: the same outputs for any partition, and the servers' own counters agree with the rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uproot
+import yaml
+
+from campaign import load, outputs
+from campaign.engine import run
+from tests.conftest import change, command, hashes, report_of
+
+
+@pytest.fixture
+def undisturbed(small: Path) -> dict[str, str]:
+    """Hashes of the campaign with one worker and one server."""
+    done = command("run", "c.yaml", "--workers", "1", "--run-dir", "one", cwd=small)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return hashes(small / "one")
+
+
+def test_any_worker_and_server_count_and_provider_gives_the_same_bytes(small: Path, undisturbed: dict[str, str]) -> None:
+    """Workers 1 and 2, servers 1 and 2 and 3, local and parsl: one sha256 per output."""
+    for number, args in enumerate(
+        (["--workers", "2", "--servers", "2"], ["--servers", "3"], ["--provider", "parsl", "--workers", "2"])
+    ):
+        done = command("run", "c.yaml", "--run-dir", f"r{number}", *args, cwd=small)
+        assert done.returncode == 0, done.stderr + done.stdout
+        assert hashes(small / f"r{number}") == undisturbed
+    assert len(undisturbed) == 4 * 4 + 2 + 4 - 1, sorted(undisturbed)
+
+
+def test_executions_times_batch_cover_exactly_the_rows(small: Path) -> None:
+    """The servers' own counters: every request is one execution of one padded batch, none for the weight variation."""
+    report = run(load(small / "c.yaml"), run_dir=small / "r", servers=2, progress=False)
+    rows = 0
+    batches = 0
+    for path in sorted((small / "data").rglob("*.root")):
+        with uproot.open(path) as file:
+            for tree, cut in (("events", "y"), ("events", "y_up"), ("events_up", "y")):
+                if path.parent.name == "data" and (tree, cut) != ("events", "y"):
+                    continue
+                y = file[tree][cut].array(library="np")
+                for start in range(0, len(y), 700):
+                    kept = int((y[start : start + 700] > -1).sum())
+                    rows += kept
+                    batches += -(-kept // 256)
+    told = [s["statistics"]["batch_sensitive"] for s in report.servers]
+    assert sum(executions for _, executions in told) == batches
+    assert sum(inferred for inferred, _ in told) == batches * 256
+    assert report.rows["first"] == rows == sum(report.rows.values())
+
+
+def test_the_merged_histogram_is_the_sum_of_the_rows(small: Path, undisturbed: dict[str, str]) -> None:
+    """Kept predictions, filled by hand with math.fsum's precision, equal the merged output; ROOT holds the same."""
+    report = report_of(small / "one")
+    columns = outputs.read_columns(Path(report["outputs"]["predict/mc/nominal"]["path"]))
+    merged = outputs.read_histograms(Path(report["outputs"]["first/mc/nominal"]["path"]))["p"].to_hist()
+    values, edges = np.histogram(columns.p, bins=np.linspace(-4, 4, 21), weights=columns.w)
+    assert np.allclose(merged.values(), values, rtol=1e-12)
+    with uproot.open(report["outputs"]["first/mc/nominal"]["root"]) as file:
+        assert np.array_equal(file["p"].values(), merged.values())
+        assert np.array_equal(file["p"].variances(), merged.variances())
+    assert len(edges) == 21
+
+
+def test_what_a_variation_does_not_touch_is_not_repeated(small: Path, undisturbed: dict[str, str]) -> None:
+    """Data are read and inferred once; what depends on a frozen value made from varied inputs is made again."""
+    names = set(undisturbed)
+    assert "predict/data/nominal" in names
+    assert not any(n.startswith("predict/data/") for n in names - {"predict/data/nominal"})
+    assert {f"second/data/{v}" for v in ("nominal", "tree_up", "branch_up", "weight_up")} <= names
+    assert {f"mean/all/{v}" for v in ("nominal", "tree_up", "branch_up", "weight_up")} <= names
+    assert len({undisturbed[f"first/mc/{v}"] for v in ("nominal", "tree_up", "branch_up", "weight_up")}) == 4
+
+
+def test_yaml_script_and_overrides_give_the_same_plan_and_bytes(small: Path, undisturbed: dict[str, str]) -> None:
+    """A Python script without a __main__ guard, run as a script, gives the outputs of the YAML file."""
+    data = yaml.safe_load((small / "c.yaml").read_text())
+    data["stages"] = {k: {("from_" if a == "from" else "with_" if a == "with" else a): b for a, b in v.items()}
+                      for k, v in data["stages"].items()}  # fmt: skip
+    (small / "script.py").write_text(
+        "from campaign import Campaign, Dataset, ServerSpec, StageSpec, Variation\n"
+        f"d = {data!r}\n"
+        "report = Campaign(campaign=d['campaign'], datasets={k: Dataset(**v) for k, v in d['datasets'].items()},\n"
+        "    servers=ServerSpec(**d['servers']), stages={k: StageSpec(**v) for k, v in d['stages'].items()},\n"
+        "    variations={k: Variation(**v) for k, v in d['variations'].items()}, workers=2, read_rows=700,\n"
+        ").run(run_dir='script')\n"
+        "print(report.status)\n"
+    )
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, "script.py"], cwd=small, capture_output=True, text=True, check=False)
+    assert done.stdout == "complete\n", done.stderr
+    assert hashes(small / "script") == undisturbed
+    change(small, read_rows=5)
+    done = command("run", "c.yaml", "--set", "read_rows=700", "--set", "servers.count=2", "--run-dir", "set", cwd=small)
+    assert done.returncode == 0, done.stderr
+    assert hashes(small / "set") == undisturbed
+
+
+def test_a_second_run_does_nothing_again(small: Path, undisturbed: dict[str, str]) -> None:
+    """On a complete run directory no task is done and no server is started, and the outputs are the same."""
+    done = command("run", "c.yaml", "--run-dir", "one", cwd=small)
+    report = report_of(small / "one")
+    assert done.returncode == 0
+    assert report["tasks"]["done"] == 0
+    assert report["tasks"]["reused"] == report["tasks"]["total"] > 0
+    assert report["servers"] == []
+    assert hashes(small / "one") == undisturbed
+    (small / "stages.py").write_text((small / "stages.py").read_text().replace("Regular(20,", "Regular(40,"))
+    done = command("run", "c.yaml", "--run-dir", "one", cwd=small)
+    report = report_of(small / "one")
+    assert report["servers"] == [], "a changed fill needs no inference"
+    assert report["tasks"]["done"] > 0
+    again = hashes(small / "one")
+    assert again["predict/mc/nominal"] == undisturbed["predict/mc/nominal"]
+    assert again["first/mc/nominal"] != undisturbed["first/mc/nominal"]
+
+
+def test_altering_a_frozen_value_between_the_passes_ends_the_run(small: Path) -> None:
+    """A frozen file that gets another byte before the second pass is refused by name; nothing is made from it."""
+    vandal = """
+
+def vandal(merged, ctx):
+    import time
+    path = ctx.artefacts.parents[2] / "frozen" / "mean" / (ctx.variation + ".json")
+    while not path.exists():
+        time.sleep(0.01)
+    path.chmod(0o644)
+    path.write_text(path.read_text() + " ")
+    return {}
+"""
+    (small / "stages.py").write_text((small / "stages.py").read_text() + vandal)
+    stages = yaml.safe_load((small / "c.yaml").read_text())["stages"]
+    stages["vandal"] = {"use": "stages.py:vandal", "reduce": "first"}
+    stages["second"]["with"] = ["mean", "vandal"]
+    change(small, stages=stages, variations={})
+    done = command("run", "c.yaml", "--run-dir", "r", cwd=small)
+    assert done.returncode == 1
+    assert "frozen/mean/nominal.json: was altered after it was frozen" in done.stdout
+    assert not any(name.startswith("second/") for name in hashes(small / "r"))
+
+
+def test_an_altered_frozen_value_is_not_taken_up_again(small: Path, undisturbed: dict[str, str]) -> None:
+    """Run again on a run directory whose frozen value was altered: refused, until the file is deleted."""
+    path = small / "one" / "frozen" / "mean" / "nominal.json"
+    path.chmod(0o644)
+    path.write_text(path.read_text() + " ")
+    done = command("run", "c.yaml", "--run-dir", "one", cwd=small)
+    assert done.returncode == 1
+    assert "frozen/mean/nominal.json: was altered after it was frozen" in done.stdout
+    path.unlink()
+    assert command("run", "c.yaml", "--run-dir", "one", cwd=small).returncode == 0
+    assert hashes(small / "one") == undisturbed
+
+
+def test_the_report_says_what_the_interface_promises(small: Path, undisturbed: dict[str, str]) -> None:
+    """Every key that other programs read is there, with what it should hold."""
+    report = report_of(small / "one")
+    assert report["status"] == "complete"
+    assert report["reproducible"] is True
+    assert report["campaign"] == "small"
+    assert report["datasets"] == {"mc": {"files": 3, "events": 3400}, "data": {"files": 2, "events": 1500}}
+    assert set(report["tasks"]) == {"total", "done", "reused", "failed"}
+    assert set(report["rows"]) == {
+        "first", "same_server", "other_server", "restarted_server", "local_twin", "parked",
+    }  # fmt: skip
+    assert report["wall_s"] > 0
+    assert report["versions"]["inference-campaign"]
+    assert set(report["artefacts"]) == {f"mean/{v}/note.txt" for v in ("nominal", "tree_up", "branch_up", "weight_up")}
+    for output in report["outputs"].values():
+        assert Path(output["path"]).exists()
+        assert len(output["sha256"]) == 64
+    assert json.loads(Path(report["outputs"]["second/data/nominal"]["path"]).read_text())["n"] > 0
+
+
+def test_plan_and_status_and_report_tell_the_same(small: Path, undisturbed: dict[str, str]) -> None:
+    """The commands that look at a run agree with its report; they start nothing."""
+    assert "0 tasks to do" in command("plan", "c.yaml", "--run-dir", "one", cwd=small).stdout
+    assert "campaign small: complete" in command("status", "one", cwd=small).stdout
+    assert "campaign small: complete" in command("report", "one", cwd=small).stdout
+    assert command("stop", "one", cwd=small).stdout == "not running\n"
+    assert command("status", "nowhere", cwd=small).returncode == 1
+    (small / "data" / "mc" / "mc_0.root").touch()
+    todo = command("plan", "c.yaml", "--run-dir", "one", cwd=small).stdout
+    assert "mc_0.root (mc): first/nominal" in todo
+    assert "mc_2.root (mc): first" not in todo, "another file's first pass stands"
+    assert "mc_2.root (mc): second/nominal" in todo, "but what follows the merge is to be done again"
