@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+import math
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from campaign import __version__
@@ -180,14 +182,21 @@ class _Planner:
         self.sources: dict[tuple[str, str], list[SourceSpec]] = {}
         self.reduces: dict[tuple[str, str], Reduce] = {}
         self.outputs: dict[tuple[str, str, str], Output] = {}
+        # Asked again for every file; the answers depend on names alone.
+        self.datasets: Callable[[str], list[str]] = cache(self._datasets)
+        self.level: Callable[[str], int] = cache(self._level)
+        self.varied: Callable[[str, str, str], bool] = cache(self._varied)
+        self.reduce_varied: Callable[[str, str], bool] = cache(self._reduce_varied)
+        self.code_key: Callable[[str], str] = cache(self._code_key)
 
     def build(self) -> Plan:
         made = Plan(self.c, self.code)
         made.files = {d: [s.file for s in self.events(d, NOMINAL)] for d in sorted(self.c.datasets)}
-        for stage in self.c.stages:
+        stages = sorted(self.c.stages)  # the order of the description shows nowhere
+        for stage in stages:
             self.check_keep(stage)
-        for variation in self.variations:
-            for stage in self.c.stages:
+        for variation in [NOMINAL, *sorted(self.c.variations)]:
+            for stage in stages:
                 if self.c.stages[stage].reduce is not None:
                     if variation == NOMINAL or self.reduce_varied(stage, variation):
                         made.reduces.append(self.reduce(stage, variation))
@@ -196,11 +205,11 @@ class _Planner:
                         if variation == NOMINAL or self.varied(stage, dataset, variation):
                             made.outputs.append(self.output(stage, dataset, variation))
         made.tasks = list(group(self.steps.values()))
-        made.reduces.sort(key=lambda r: r.level)
+        made.reduces.sort(key=lambda r: (r.level, r.stage, r.variation != NOMINAL, r.variation))
         return made
 
     # What exists, and what depends on what.
-    def datasets(self, stage: str) -> list[str]:
+    def _datasets(self, stage: str) -> list[str]:
         spec = self.c.stages[stage]
         before = self.datasets(spec.from_) if spec.from_ else sorted(self.c.datasets)
         wanted = before if spec.datasets is None else list(spec.datasets)
@@ -213,7 +222,7 @@ class _Planner:
                 )
         return sorted(wanted)
 
-    def level(self, stage: str) -> int:
+    def _level(self, stage: str) -> int:
         spec = self.c.stages[stage]
         if spec.reduce is not None:
             return max([self.level(spec.reduce), *(self.level(w) + 1 for w in spec.with_)])
@@ -239,12 +248,12 @@ class _Planner:
         v = self.variations[variation]
         return v is not None and (v.datasets is None or dataset in v.datasets)
 
-    def varied(self, stage: str, dataset: str, variation: str) -> bool:
+    def _varied(self, stage: str, dataset: str, variation: str) -> bool:
         spec = self.c.stages[stage]
         before = self.varied(spec.from_, dataset, variation) if spec.from_ else self.affects(variation, dataset)
         return before or any(self.reduce_varied(w, variation) for w in spec.with_)
 
-    def reduce_varied(self, stage: str, variation: str) -> bool:
+    def _reduce_varied(self, stage: str, variation: str) -> bool:
         spec = self.c.stages[stage]
         assert spec.reduce is not None
         return any(self.varied(spec.reduce, d, variation) for d in self.datasets(spec.reduce)) or any(
@@ -295,7 +304,16 @@ class _Planner:
             weight = v.weight if v else None
         frozen = tuple((w, variation if self.reduce_varied_at(w, variation) else NOMINAL) for w in spec.with_)
         key = digest(
-            [FORMAT, __version__, self.c.read_rows, parent or source.key, weight, variation, self.code_key(stage)]
+            [
+                FORMAT,
+                __version__,
+                self.c.read_rows,
+                parent or source.key,
+                weight,
+                stage,
+                variation,
+                self.code_key(stage),
+            ]
             + [self.reduce(*f).key for f in frozen]
         )
         return Step(stage, variation, key, parent, weight, frozen, self.emits(stage), self.level(stage), source)
@@ -303,14 +321,25 @@ class _Planner:
     def reduce_varied_at(self, stage: str, variation: str) -> bool:
         return variation != NOMINAL and self.reduce_varied(stage, variation)
 
-    def code_key(self, stage: str) -> list[Any]:
+    def _code_key(self, stage: str) -> str:
         code = self.code[stage]
         model = code.options.get("model")
         used = [model] if isinstance(model, str) and model in self.models else []
         if code.uses_servers:
             used = sorted(self.models)
-        options = {k: v if _plain(v) else repr(v) for k, v in code.options.items()}
-        return [code.digest, options, [[m, self.models[m]] for m in used]]
+        options = {k: self.option_key(stage, k, v) for k, v in code.options.items()}
+        return digest([code.digest, options, [[m, self.models[m]] for m in used]])
+
+    def option_key(self, stage: str, name: str, value: Any) -> Any:
+        if _plain(value):
+            return value
+        try:
+            # What YAML cannot hold comes from Python and travels to the workers by pickle: what arrives there counts.
+            return [type(value).__name__, hashlib.sha256(pickle.dumps(value, protocol=4)).hexdigest()]
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise SpecError(
+                f"cannot travel to the workers: {error}", key=("stages", stage, name), remedy="use plain data"
+            ) from error
 
     def output(self, stage: str, dataset: str, variation: str) -> Output:
         if variation != NOMINAL and not self.varied(stage, dataset, variation):
@@ -330,7 +359,7 @@ class _Planner:
             inputs = {d: self.output(spec.reduce, d, variation) for d in self.datasets(spec.reduce)}
             frozen = tuple((w, variation if self.reduce_varied_at(w, variation) else NOMINAL) for w in spec.with_)
             key = digest(
-                [FORMAT, __version__, "reduce", variation, self.code_key(stage)]
+                [FORMAT, __version__, "reduce", stage, variation, self.code_key(stage)]
                 + [[d, list(o.keys)] for d, o in inputs.items()]
                 + [self.reduce(*f).key for f in frozen]
             )
@@ -343,7 +372,7 @@ def _plain(value: Any) -> bool:
         return all(isinstance(k, str) and _plain(v) for k, v in value.items())
     if isinstance(value, (list, tuple)):
         return all(_plain(v) for v in value)
-    return value is None or isinstance(value, (bool, int, float, str))
+    return value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
 
 
 def group(steps: Iterable[Step], have: Mapping[str, Any] | None = None) -> Iterator[Task]:
@@ -373,7 +402,16 @@ def group(steps: Iterable[Step], have: Mapping[str, Any] | None = None) -> Itera
         for needed in reversed(chain):
             wanted.setdefault(needed.key, needed)
     for at in sorted(tasks):
-        yield Task(tuple(tasks[at].values()), at[-1] or None)
+        # By depth: the requests of all variations are on their way before the first answer is waited for.
+        ordered = sorted(
+            tasks[at].values(), key=lambda s: (_depth(s, by_key), s.stage, s.variation != NOMINAL, s.variation)
+        )
+        yield Task(tuple(ordered), at[-1] or None)
+
+
+def _depth(step: Step, by_key: Mapping[str, Step]) -> int:
+    parent = by_key.get(step.parent or "")
+    return 0 if parent is None else 1 + _depth(parent, by_key)
 
 
 def longest_first(tasks: Iterable[Task]) -> list[Task]:
@@ -381,9 +419,9 @@ def longest_first(tasks: Iterable[Task]) -> list[Task]:
     return sorted(tasks, key=lambda t: -t.source.file.size)
 
 
-def reasons(plan_: Plan, task: Task, have: Mapping[str, Any]) -> str:
+def reasons(_plan: Plan, task: Task, have: Mapping[str, Any]) -> str:
     """Why a task would run, in words."""
     missing = [s for s in task.steps if s.emit and s.key not in have]
     what = ", ".join(sorted({f"{s.stage}/{s.variation}" for s in missing}))
     start = "its artefact" if task.artefact else f"tree {task.source.tree}"
-    return f"{os.path.basename(task.source.file.url)} ({task.source.dataset}): {what} from {start}"
+    return f"{task.source.file.url.rpartition('/')[2]} ({task.source.dataset}): {what} from {start}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -40,6 +41,13 @@ def no_main() -> Iterator[None]:
 def child_setup() -> None:
     """First thing in a child: end with the fork server (which ends with the driver), and leave Ctrl-C to the driver."""
     die_with_parent(signal.SIGKILL)
+    # Each child is given the driver's end of the pipe by which the fork server knows that the driver lives.
+    # As long as a child holds it, the fork server, and so the child, would outlive a driver that was killed.
+    server = forkserver._forkserver  # type: ignore[attr-defined]
+    held = getattr(server, "_forkserver_alive_fd", None)
+    if held is not None:
+        os.close(held)
+        server._forkserver_alive_fd = None
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +13,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from campaign.errors import SpecError
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from campaign.report import Report
 
 NOMINAL = "nominal"
+Key = tuple[str, ...]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
@@ -31,7 +35,8 @@ def _as_list(value: Any) -> Any:
 
 Name = Annotated[str, AfterValidator(_name)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_as_list)]
-Strings = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+Datasets = Annotated[tuple[Name, ...], BeforeValidator(_as_list), Field(min_length=1)]
+Files = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
 
 
@@ -45,6 +50,13 @@ class _Open(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
 
     options: dict[str, Any] = Field(default_factory=dict, description="options of the implementation that is named")
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        twice = sorted(set(self.options) & set(self.inline))
+        if twice:
+            raise ValueError(f"'{twice[0]}' stands twice, beside 'options' and in it")
+        return self
 
     @property
     def inline(self) -> dict[str, Any]:
@@ -68,7 +80,7 @@ class Dataset(_Frozen):
         branches: Branch to read in place of a name, ``{name the stage uses: branch in the file}``.
     """
 
-    files: Strings
+    files: Files
     tree: str = Field(min_length=1)
     is_mc: bool = False
     metadata: dict[str, Any] | str | None = None
@@ -164,7 +176,7 @@ class StageSpec(_Open):
     from_: Name | None = Field(default=None, alias="from")
     reduce: Name | None = None
     with_: Names = Field(default=(), alias="with")
-    datasets: Names | None = None
+    datasets: Datasets | None = None
     keep: bool = False
 
 
@@ -180,17 +192,41 @@ class Variation(_Frozen):
         metadata: Other metadata, with ``files``.
     """
 
-    datasets: Names | None = None
-    tree: str | None = None
+    datasets: Datasets | None = None
+    tree: str | None = Field(default=None, min_length=1)
     branches: dict[str, str] = Field(default_factory=dict)
     weight: str | None = None
-    files: Strings | None = None
+    files: Files | None = None
     metadata: dict[str, Any] | str | None = None
 
     @property
     def weight_only(self) -> bool:
         """Whether the inputs of every model are the nominal ones."""
         return self.tree is None and not self.branches and self.files is None and self.metadata is None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a campaign was written down, to say where an error lies.
+
+    Attributes:
+        file: The campaign file.
+        lines: Line of each key.
+        changed: Keys that ``--set`` gave.
+    """
+
+    file: str
+    lines: Mapping[Key, int]
+    changed: frozenset[Key] = frozenset()
+
+    def place(self, key: tuple[str | int, ...]) -> str:
+        """``file:line: dotted.key``, or the ``--set`` that gave it."""
+        parts = tuple(str(part) for part in key)
+        dotted = ".".join(parts)
+        if any(parts[: len(c)] == c for c in self.changed):
+            return f"--set {dotted}"
+        known = next((parts[:n] for n in range(len(parts), 0, -1) if parts[:n] in self.lines), ())
+        return f"{self.file}:{self.lines.get(known, 1)}: {dotted}"
 
 
 class Campaign(_Frozen):
@@ -224,8 +260,7 @@ class Campaign(_Frozen):
     retries: int = Field(default=1, ge=0, le=20)
 
     _base: Path = PrivateAttr(default_factory=Path.cwd)
-    _lines: dict[tuple[str, ...], int] = PrivateAttr(default_factory=dict)
-    _file: str = PrivateAttr(default="")
+    _origin: Origin | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _references(self) -> Campaign:
@@ -237,10 +272,16 @@ class Campaign(_Frozen):
         """Folder that relative paths start from."""
         return self._base
 
-    def at(self, base: Path | str, *, file: str = "", lines: dict[tuple[str, ...], int] | None = None) -> Campaign:
+    def __eq__(self, other: object) -> bool:
+        # Where it was written down is no part of what it is.
+        return isinstance(other, Campaign) and all(getattr(self, n) == getattr(other, n) for n in Campaign.model_fields)
+
+    __hash__ = None  # type: ignore[assignment]  # its mappings cannot be hashed either
+
+    def at(self, base: Path | str, origin: Origin | None = None) -> Campaign:
         """The same campaign with relative paths starting from ``base``."""
         copy = self.model_copy()
-        copy._base, copy._file, copy._lines = Path(base).resolve(), file, lines or {}
+        copy._base, copy._origin = Path(base).resolve(), origin
         return copy
 
     def path(self, name: str) -> Path:
@@ -249,12 +290,8 @@ class Campaign(_Frozen):
 
     def locate(self, error: SpecError) -> SpecError:
         """Add file and line to an error that knows its key."""
-        if self._file and error.key and not error.where:
-            key = tuple(str(k) for k in error.key)
-            while key and key not in self._lines:
-                key = key[:-1]
-            line = f":{self._lines[key]}" if key else ""
-            error.where = f"{self._file}{line}: {'.'.join(str(k) for k in error.key)}"
+        if self._origin is not None and error.key and not error.where:
+            error.where = self._origin.place(error.key)
         return error
 
     def run(self, **settings: Any) -> Report:

@@ -11,10 +11,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from campaign.errors import SpecError
-from campaign.spec import Campaign
+from campaign.spec import Campaign, Key, Origin
 
 MAX_BYTES, MAX_NODES, MAX_DEPTH = 4_000_000, 200_000, 40
-Key = tuple[str, ...]
+_BAD_YAML = (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError)  # ValueError: a date such as 2020-13-45
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Campaign:
@@ -30,16 +30,17 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Campaign:
     path = Path(path)
     data, lines = parse(path)
     if not isinstance(data, dict):
-        raise SpecError("is not a mapping of keys", where=str(path), remedy="see the README for a campaign file")
-    changed = {apply(data, text) for text in overrides}
+        found = "is empty" if data is None else f"is not a mapping of keys but a {type(data).__name__}"
+        raise SpecError(found, where=f"{path}:1", remedy="see the README for a campaign file")
+    origin = Origin(str(path), lines, frozenset([apply(data, text) for text in overrides]))
     try:
         campaign = Campaign.model_validate(data)
     except ValidationError as error:
-        raise _explain(error, path, lines, changed, data) from None
+        raise _explain(error, origin, data) from None
     except SpecError as error:
-        error.where = _place(path, lines, tuple(str(k) for k in error.key), changed)
+        error.where = origin.place(error.key)
         raise
-    return campaign.at(path.resolve().parent, file=str(path), lines=lines)
+    return campaign.at(path.resolve().parent, origin)
 
 
 def dump(campaign: Campaign) -> str:
@@ -97,19 +98,29 @@ def parse(path: Path) -> tuple[Any, dict[Key, int]]:
         raise SpecError(
             f"cannot be read: {error.strerror or error}", where=str(path), remedy="check the path"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        what = getattr(error, "problem", None) or type(error).__name__
-        raise SpecError(f"is not valid YAML: {what}", where=where, remedy="check indentation and quotes") from None
+    except _BAD_YAML as error:
+        raise _not_yaml("is not valid YAML", path, error, "check indentation and quotes") from None
     lines: dict[Key, int] = {}
     if root is not None:
         _walk(root, (), lines, path, [0])
     try:
-        return yaml.safe_load(text), lines
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        what = getattr(error, "problem", None) or str(error)
-        raise SpecError(f"is not plain YAML data: {what}", where=str(path), remedy="use no tags") from None
+        return _unshared(yaml.safe_load(text)), lines
+    except _BAD_YAML as error:
+        raise _not_yaml("is not plain YAML data", path, error, "write plain text, numbers, lists and keys") from None
+
+
+def _not_yaml(what: str, path: Path, error: Exception, remedy: str) -> SpecError:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    where = f"{path}:{mark.line + 1}" if mark else str(path)
+    why = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error) or type(error).__name__
+    return SpecError(f"{what}: {why}", where=where, remedy=remedy)
+
+
+def _unshared(value: Any) -> Any:
+    # An anchor and its aliases load as one object; --set on one must leave the others alone.
+    if isinstance(value, dict):
+        return {k: _unshared(v) for k, v in value.items()}
+    return [_unshared(v) for v in value] if isinstance(value, list) else value
 
 
 def _walk(node: yaml.Node, key: Key, lines: dict[Key, int], path: Path, seen: list[int]) -> None:
@@ -143,29 +154,27 @@ def apply(data: dict[str, Any], override: str) -> Key:
         raise SpecError("is not KEY=VALUE", where=where, remedy="for example --set servers.count=2")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except _BAD_YAML:
         raise SpecError("the value is no YAML", where=where, remedy="quote it") from None
     here: Any = data
     for part in key[:-1]:
         here = _step(here, part, where)
     if isinstance(here, list):
         here[_index(here, key[-1], where)] = value
-    elif isinstance(here, dict):
-        here[key[-1]] = value
     else:
-        raise SpecError(f"'{key[-2]}' has no keys", where=where)
+        here[key[-1]] = value
     return key
 
 
-def _step(here: Any, part: str, where: str) -> Any:
-    if isinstance(here, list):
-        return here[_index(here, part, where)]
-    if not isinstance(here, dict):
-        raise SpecError(f"there is no '{part}' to go into", where=where)
-    if not isinstance(here.get(part), (dict, list)):
-        # `provider: local` and `tracker:` (no value) both may be given keys.
-        here[part] = {"kind": here[part]} if part == "provider" and isinstance(here.get(part), str) else {}
-    return here[part]
+def _step(here: dict[str, Any] | list[Any], part: str, where: str) -> dict[str, Any] | list[Any]:
+    at: Any = _index(here, part, where) if isinstance(here, list) else part
+    inner = here[at] if isinstance(here, list) else here.get(at)
+    # `provider: local` and `tracker:` (no value) both may be given keys; any other value would be lost.
+    if inner is None or (part == "provider" and isinstance(inner, str)):
+        inner = here[at] = {} if inner is None else {"kind": inner}
+    if not isinstance(inner, (dict, list)):
+        raise SpecError(f"'{part}' is {inner!r} and has no keys", where=where)
+    return inner
 
 
 def _index(here: list[Any], part: str, where: str) -> int:
@@ -174,41 +183,30 @@ def _index(here: list[Any], part: str, where: str) -> int:
     return int(part)
 
 
-def _place(path: Path, lines: Mapping[Key, int], key: Key, changed: set[Key]) -> str:
-    dotted = ".".join(key)
-    if any(key[: len(c)] == c for c in changed):
-        return f"--set {dotted}"
-    while key and key not in lines:
-        key = key[:-1]
-    return f"{path}:{lines.get(key, 1)}: {dotted}"
-
-
-def _explain(error: ValidationError, path: Path, lines: dict[Key, int], changed: set[Key], data: Any) -> SpecError:
-    problems = []
+def _explain(error: ValidationError, origin: Origin, data: Any) -> SpecError:
+    problems: dict[tuple[str, str], Key] = {}
     for item in error.errors():
-        key = _real(tuple(str(part) for part in item["loc"]), data)
-        problems.append((key, f"{_place(path, lines, key, changed)}: {_sentence(item, key)}"))
-    texts = list(dict.fromkeys(text for _, text in problems))
-    wrong = SpecError("\n".join(texts), remedy="see 'campaign schema' for every key")
-    wrong.key = problems[0][0]
-    wrong.where = "the campaign is wrong" if len(texts) > 1 else ""
-    wrong.message = ("\n" if len(texts) > 1 else "") + "\n".join(texts)
-    wrong.key = ()
-    return wrong
+        key = _real(item, data)
+        problems.setdefault((origin.place(key), _sentence(item, key)), key)
+    (where, message), key = next(iter(problems.items()))
+    if len(problems) > 1:
+        where, message = "the campaign is wrong", "".join(f"\n{place}: {text}" for place, text in problems)
+    return SpecError(message, where=where, key=key, remedy="see 'campaign schema' for every key")
 
 
-def _real(loc: Key, data: Any) -> Key:
-    # pydantic puts the names of union members into the location; keep only what is in the file.
+def _real(item: Any, data: Any) -> Key:
+    # pydantic puts the names of union members and '[key]' into the location; keep only what is in the file.
+    loc = [str(part) for part in item["loc"]]
     key: list[str] = []
-    for i, part in enumerate(loc):
-        last = i == len(loc) - 1
-        if isinstance(data, Mapping) and (part in data or last):
-            key.append(part)
-            data = data.get(part)
+    for part in loc:
+        if isinstance(data, Mapping) and part in map(str, data):
+            data = next(v for k, v in data.items() if str(k) == part)
         elif isinstance(data, (list, tuple)) and part.isdigit() and int(part) < len(data):
-            key.append(part)
             data = data[int(part)]
-    return tuple(key)
+        else:
+            continue
+        key.append(part)
+    return (*key, loc[-1]) if item["type"] == "missing" else tuple(key)
 
 
 def _sentence(item: Any, key: Key) -> str:

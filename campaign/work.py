@@ -133,7 +133,7 @@ def run_task(job: tuple[str, str], root: str, task: Task, frozen: Frozen) -> Res
     except CampaignError as error:
         result.error = _placed(error, task)
     except Exception as error:  # process boundary: type, text and traceback are handed on
-        result.error = _placed(StageError(f"{type(error).__name__}: {error}", log=traceback.format_exc()), task)
+        result.error = _placed(explain(error, task.steps[0].stage, "reading", task.source.file.url), task)
     if worker and worker._servers:
         result.rungs = Counter(worker._servers.rows) - rungs
     result.wall_s = time.monotonic() - start

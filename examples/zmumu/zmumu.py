@@ -54,8 +54,8 @@ def fit_peak(centers: Array, counts: Array) -> dict[str, Any]:
     best, covariance = curve_fit(peak, centers, counts, p0=start, sigma=errors, absolute_sigma=True)
     best[2] = abs(best[2])  # the width enters squared, so its sign is free
     return {
-        "parameters": dict(zip(PARAMETERS, best.tolist())),
-        "errors": dict(zip(PARAMETERS, np.sqrt(np.diag(covariance)).tolist())),
+        "parameters": dict(zip(PARAMETERS, best.tolist(), strict=True)),
+        "errors": dict(zip(PARAMETERS, np.sqrt(np.diag(covariance)).tolist(), strict=True)),
         "chi2": float((((counts - peak(centers, *best)) / errors) ** 2).sum()),
         "ndf": int(counts.size - best.size),
         "events": float(counts.sum()),
@@ -66,9 +66,8 @@ def draw(axis: Any, counts: Array, result: dict[str, Any], path: Path) -> None:
     """Data, curve and the fitted numbers."""
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = figure.subplots()
-    mplhep.histplot(
-        counts, axis.edges, yerr=np.sqrt(counts), histtype="errorbar", color="black", markersize=5, label="Data", ax=axes
-    )
+    style: dict[str, Any] = {"histtype": "errorbar", "color": "black", "markersize": 5, "label": "Data"}
+    mplhep.histplot(counts, axis.edges, yerr=np.sqrt(counts), ax=axes, **style)
     mass = np.linspace(axis.edges[0], axis.edges[-1], 400)
     values, errors = result["parameters"], result["errors"]
     axes.plot(mass, peak(mass, *(values[name] for name in PARAMETERS)), color="tab:red", label="Gaussian + constant")

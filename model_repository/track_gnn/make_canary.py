@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ def event(seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     return features, np.hstack([true, rng.integers(0, len(features), (2, N_EDGES - true.shape[1]))])
 
 
-def make_canary(weights: Weights) -> dict[str, NDArray[np.generic]]:
+def make_canary(weights: Weights) -> dict[str, Any]:
     """The first event, counting up from `SEED`, none of whose logits is near the cut."""
     for seed in range(SEED, SEED + 1000):
         features, edges = event(seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,8 @@ SPREAD, SHIFT = 12.0, 4.0
 def shapes() -> dict[str, tuple[int, ...]]:
     """Names and shapes as `1/gnn.py` wants them (a folder called 1 cannot be imported by name)."""
     spec = importlib.util.spec_from_file_location("track_gnn_math", HERE / "1" / "gnn.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found: dict[str, tuple[int, ...]] = module.weight_shapes()
@@ -44,4 +46,5 @@ def make_weights() -> dict[str, NDArray[np.float32]]:
 
 if __name__ == "__main__":
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "1" / "weights.npz"
-    np.savez(target, **make_weights())
+    arrays: dict[str, Any] = {**make_weights()}
+    np.savez(target, **arrays)

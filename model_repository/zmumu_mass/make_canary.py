@@ -6,6 +6,7 @@ A particle of mass M decays at rest into two massless ones, and the pair is boos
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,8 @@ SEED, ROWS = 91, 32
 
 def boosted_pairs(mass: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     """Four-vectors (rows, 8) of the two massless daughters of particles of the given masses, isotropic and boosted."""
-    cos, phi, rapidity = rng.uniform(-1, 1, mass.size), rng.uniform(-np.pi, np.pi, mass.size), rng.normal(0, 1, mass.size)
+    cos, phi = rng.uniform(-1, 1, mass.size), rng.uniform(-np.pi, np.pi, mass.size)
+    rapidity = rng.normal(0, 1, mass.size)
     sin, half = np.sqrt(1 - cos**2), mass / 2
     rows = []
     for sign in (1.0, -1.0):
@@ -34,4 +36,5 @@ if __name__ == "__main__":
     generator = np.random.default_rng(SEED)
     masses = generator.uniform(1.0, 200.0, ROWS)
     pairs = boosted_pairs(masses, generator)
-    np.savez(HERE / "canary.npz", **{"input.P": pairs, "output.MASS": masses[:, None], "rtol": 1e-10, "atol": 0.0})
+    canary: dict[str, Any] = {"input.P": pairs, "output.MASS": masses[:, None], "rtol": 1e-10, "atol": 0.0}
+    np.savez(HERE / "canary.npz", **canary)

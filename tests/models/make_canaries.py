@@ -25,7 +25,10 @@ def answers() -> dict[str, np.ndarray]:
 def main() -> None:
     """Write one canary.npz per model."""
     for model, y in answers().items():
-        np.savez(HERE / model / "canary.npz", **{"input.X": X, "output.Y": y, "rtol": 0.0, "atol": 1e-6})
+        np.savez(
+            HERE / model / "canary.npz",
+            **{"input.X": X, "output.Y": y, "rtol": np.float64(0), "atol": np.float64(1e-6)},
+        )
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HIDDEN", "ITERATIONS", "SCORE_CUT", "TrackGNN", "check_edges", "connected_components", "track_labels", "weight_shapes"]
+__all__ = ["SCORE_CUT", "TrackGNN", "check_edges", "connected_components", "track_labels", "weight_shapes"]
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
@@ -39,7 +40,7 @@ def weight_shapes() -> dict[str, tuple[int, ...]]:
     }
     shapes: dict[str, tuple[int, ...]] = {}
     for name, (widths, normalised) in networks.items():
-        for layer, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
+        for layer, (inputs, outputs) in enumerate(pairwise(widths)):
             shapes[f"{name}.{3 * layer}.weight"] = (outputs, inputs)
             shapes[f"{name}.{3 * layer}.bias"] = (outputs,)
             if layer < normalised:
@@ -100,7 +101,6 @@ class TrackGNN:
         self._input = [_Linear(weights, "input_network", i) for i in (0, 3, 6)]
         self._edge_first, *self._edge_rest = (_Linear(weights, "edge_network.network", i) for i in (0, 3, 6, 9))
         self._node = [_Linear(weights, "node_network.network", i) for i in (0, 3, 6)]
-        state = HIDDEN + FEATURES
         # [h[src], h[dst]] W = (h W_src)[src] + (h W_dst)[dst]: one product per node instead of one per edge.
         self._at_source, self._at_target = (w.copy() for w in np.vsplit(self._edge_first.weight, 2))
 
@@ -161,7 +161,7 @@ class _Messages:
         rows = state.take(self._sender, axis=0)
         rows *= score.take(self._edge)[:, None]
         total = rows[: self._ends[0]]
-        for start, end in zip(self._ends, self._ends[1:]):
+        for start, end in pairwise(self._ends):
             total[: end - start] += rows[start:end]
         received = np.zeros_like(state)
         received[self._nodes] = total
@@ -177,7 +177,8 @@ def _run(layers: list[_Linear], rows: FloatArray) -> FloatArray:
 def _sigmoid(x: FloatArray) -> FloatArray:
     # tanh does not overflow where exp(-x) does.
     half = np.float32(0.5)
-    return half * np.tanh(half * x) + half
+    score: FloatArray = half * np.tanh(half * x) + half
+    return score
 
 
 def check_edges(edges: IntArray, n_nodes: int) -> str:

@@ -17,7 +17,7 @@ assert int(np.__version__.split(".")[0]) < 2, f"the python backend needs numpy <
 class TritonPythonModel:
     """Classifies the edges of an event and numbers its tracks, on one core."""
 
-    def initialize(self, args: dict[str, str]) -> None:
+    def initialize(self, args: dict[str, str]) -> None:  # noqa: ARG002  Triton prescribes the signature
         """Load the weights that lie beside this file."""
         if not _one_blas_thread():
             pb_utils.Logger.log_warn("track_gnn: numpy's OpenBLAS was not found; set OPENBLAS_NUM_THREADS=1")

@@ -18,6 +18,4 @@ class TritonPythonModel:
         """Subtract the mean over all rows of all requests."""
         rows = [pb_utils.get_input_tensor_by_name(request, "X").as_numpy() for request in requests]
         mean = np.concatenate(rows).mean(dtype=np.float64)
-        return [
-            pb_utils.InferenceResponse([pb_utils.Tensor("Y", (x - mean).astype(np.float32))]) for x in rows
-        ]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("Y", (x - mean).astype(np.float32))]) for x in rows]

@@ -1,0 +1,166 @@
+"""However a campaign ends, within seconds nothing of it runs or lies about; and what it was asked for can be resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from tests.conftest import campaign_dict, command, hashes, left, lying_about, ours, report_of, start, wait_until
+
+Before = tuple[set[int], set[str]]
+
+
+@pytest.fixture
+def slow(small: Path) -> Path:
+    """The small campaign with a model that takes its time, so that there is a middle to interrupt."""
+    made = campaign_dict("slow")
+    made["servers"]["window"] = 2
+    made["servers"]["models"]["slow"]["parameters"] = {"delay_s": 0.1}
+    (small / "c.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
+    return small
+
+
+@pytest.fixture
+def before() -> Before:
+    """What was there before the campaign."""
+    return set(ours()), lying_about()
+
+
+def records(run_dir: Path) -> list[dict[str, Any]]:
+    """What the pilots say."""
+    return [json.loads(p.read_text()) for p in sorted((run_dir / "servers").glob("server-*.json"))]
+
+
+def in_the_middle(run_dir: Path, servers: int = 1) -> bool:
+    """Every server is ready, and requests are being answered right now."""
+    found = records(run_dir)
+    return len(found) == servers and all(r["state"] == "ready" and sum(n for _, n in r["statistics"].values()) for r in found)
+
+
+def reach_the_middle(driver: subprocess.Popen[str], run_dir: Path, servers: int = 1) -> None:
+    """Wait for it, and see that the campaign still runs."""
+    assert wait_until(lambda: in_the_middle(run_dir, servers), 30), driver.communicate(timeout=30)
+    assert driver.poll() is None
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_the_middle_ends_it_in_order_and_it_resumes(slow: Path, before: Before, signum: int) -> None:
+    """INT, TERM, HUP: exit 130 and nothing left within 5 s; run again, it completes as if nothing had been."""
+    driver = start("run", "c.yaml", "--run-dir", "r", cwd=slow)
+    reach_the_middle(driver, slow / "r")
+    os.killpg(driver.pid, signum)  # as a terminal does: the whole group gets it
+    output, _ = driver.communicate(timeout=10)
+    assert driver.returncode == 130, output
+    assert wait_until(lambda: not left(before), 5), left(before)
+    assert report_of(slow / "r")["status"] == "interrupted"
+    assert "resume" in output
+    if signum == signal.SIGINT:
+        assert command("run", "c.yaml", "--run-dir", "r", cwd=slow).returncode == 0
+        assert command("run", "c.yaml", "--run-dir", "whole", "--servers", "2", cwd=slow).returncode == 0
+        assert hashes(slow / "r") == hashes(slow / "whole")
+
+
+def test_stop_from_another_terminal(slow: Path, before: Before) -> None:
+    """`campaign stop RUN_DIR` ends a running campaign in order."""
+    driver = start("run", "c.yaml", "--run-dir", "r", cwd=slow)
+    reach_the_middle(driver, slow / "r")
+    assert "running on" in command("status", "r", cwd=slow).stdout
+    assert command("stop", "r", cwd=slow).returncode == 0
+    assert driver.wait(10) == 130
+    assert wait_until(lambda: not left(before), 5), left(before)
+
+
+@pytest.mark.parametrize("provider", ["local", "parsl"])
+def test_the_driver_killed_leaves_nothing(slow: Path, before: Before, provider: str) -> None:
+    """SIGKILL of the driver alone: its pilots, servers and workers end by themselves."""
+    driver = start("run", "c.yaml", "--run-dir", "r", "--provider", provider, "--set", "servers.lease_s=3", cwd=slow)
+    reach_the_middle(driver, slow / "r")
+    driver.kill()
+    driver.communicate(timeout=10)
+    limit = 5 if provider == "local" else 15  # Parsl's workers notice by heartbeat, pilots by their lease
+    assert wait_until(lambda: not left(before), limit), left(before)
+
+
+def test_the_pilot_killed_leaves_nothing_of_its_server(slow: Path, before: Before) -> None:
+    """SIGKILL of the pilot: its guardian ends the server's group and sweeps; the campaign fails and says so."""
+    driver = start("run", "c.yaml", "--run-dir", "r", cwd=slow)
+    reach_the_middle(driver, slow / "r")
+    record = records(slow / "r")[0]
+    os.kill(record["pid"], signal.SIGKILL)
+    assert wait_until(lambda: not psutil.pid_exists(record["server_pid"]) or zombie(record["server_pid"]), 5)
+    assert wait_until(lambda: not Path(record["place"]).exists(), 5)
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 1, output
+
+
+def zombie(pid: int) -> bool:
+    """Whether only its parent has not looked yet."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def kill_server(record: dict[str, Any]) -> None:
+    """SIGKILL the server itself."""
+    os.kill(record["server_pid"], signal.SIGKILL)
+
+
+def test_one_of_two_servers_killed_changes_no_bit(slow: Path) -> None:
+    """Its requests move to the other server; the outputs are those of an undisturbed run."""
+    driver = start("run", "c.yaml", "--run-dir", "r", "--servers", "2", cwd=slow)
+    reach_the_middle(driver, slow / "r", servers=2)
+    kill_server(records(slow / "r")[0])
+    output, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 0, output
+    report = report_of(slow / "r")
+    assert report["rows"]["other_server"] > 0
+    assert [s["why"] for s in report["servers"]][0].startswith("server-0: the server ended by signal 9")
+    assert command("run", "c.yaml", "--run-dir", "whole", cwd=slow).returncode == 0
+    assert hashes(slow / "r") == hashes(slow / "whole")
+
+
+def test_every_server_killed_fails_the_campaign_and_says_so(slow: Path) -> None:
+    """No twin is allowed: exit 1, the cause by name, what is done stays done, and a second run completes it."""
+    driver = start("run", "c.yaml", "--run-dir", "r", "--servers", "2", cwd=slow)
+    reach_the_middle(driver, slow / "r", servers=2)
+    for record in records(slow / "r"):
+        kill_server(record)
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 1, output
+    report = report_of(slow / "r")
+    assert report["status"] == "failed"
+    assert report["rows"]["local_twin"] == 0
+    assert any("the server ended by signal 9" in e for e in report["errors"])
+    assert command("run", "c.yaml", "--run-dir", "r", cwd=slow).returncode == 0
+
+
+def test_a_run_leaves_no_port_and_its_sockets_are_private(slow: Path) -> None:
+    """On one node a server listens on no TCP port at all; its socket lies in a folder only its owner may enter."""
+    driver = start("run", "c.yaml", "--run-dir", "r", cwd=slow)
+    reach_the_middle(driver, slow / "r")
+    record = records(slow / "r")[0]
+    server = psutil.Process(record["server_pid"])
+    listening: Callable[[psutil.Process], list[Any]] = lambda p: [  # noqa: E731  one line, used twice
+        c for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN
+    ]
+    assert not listening(server)
+    assert not [c for child in server.children(recursive=True) for c in listening(child)]
+    place = Path(record["place"])
+    assert place.stat().st_mode & 0o777 == 0o700
+    assert Path(record["url"].removeprefix("unix:")).is_socket()
+    regions = list(Path("/dev/shm").glob(f"{record['shm_prefix']}*"))
+    assert regions
+    assert all(r.stat().st_mode & 0o077 == 0 for r in regions)
+    assert driver.wait(60) == 0
+    driver.communicate()
+    assert not place.exists()
