@@ -21,6 +21,7 @@ from typing import Any
 import cloudpickle
 
 Seen = set[tuple[Path, str | None]]
+Held = dict[int, Any]
 
 
 def of_name(file: Path, name: str) -> list[str]:
@@ -36,7 +37,7 @@ def of_object(thing: Any) -> list[str]:
 
     By byte code and by the values of constants, defaults, closures and globals it uses.
     """
-    return list(_parts(thing, set()))
+    return list(_parts(thing, {}))
 
 
 def is_installed(module: str) -> bool:
@@ -174,13 +175,13 @@ def _bare(tree: ast.Module) -> ast.Module:
 # By value, in memory --------------------------------------------------------------------------------------------------
 
 
-def _parts(thing: Any, seen: set[int]) -> Iterator[str]:
+def _parts(thing: Any, seen: Held) -> Iterator[str]:
     if isinstance(thing, (int, float, str, bytes, complex, type(None), type(...))):
         yield repr(thing)
         return
     if id(thing) in seen:
         return
-    seen.add(id(thing))
+    seen[id(thing)] = thing  # held, so that its id stays its own
     if isinstance(thing, (FunctionType, type, ModuleType)):
         yield from _named_thing(thing, seen)
     elif isinstance(thing, MethodType):
@@ -195,7 +196,7 @@ def _parts(thing: Any, seen: set[int]) -> Iterator[str]:
         yield type(thing).__name__ + str(len(thing))
         yield from _several(thing, seen)
     elif isinstance(thing, (set, frozenset)):  # the order of a set of strings changes from process to process
-        yield "set" + repr(sorted("\n".join(_parts(v, set(seen))) for v in thing))
+        yield "set" + repr(sorted("\n".join(_parts(v, dict(seen))) for v in thing))
     elif isinstance(thing, Mapping):
         yield from _several([x for item in thing.items() for x in item], seen)
     elif is_installed(type(thing).__module__):
@@ -204,12 +205,12 @@ def _parts(thing: Any, seen: set[int]) -> Iterator[str]:
         yield from _several([type(thing), getattr(thing, "__dict__", None) or _pickled(thing)], seen)
 
 
-def _several(things: Iterable[Any], seen: set[int]) -> Iterator[str]:
+def _several(things: Iterable[Any], seen: Held) -> Iterator[str]:
     for thing in things:
         yield from _parts(thing, seen)
 
 
-def _named_thing(thing: Any, seen: set[int]) -> Iterator[str]:
+def _named_thing(thing: Any, seen: Held) -> Iterator[str]:
     module = thing.__name__ if isinstance(thing, ModuleType) else thing.__module__
     if is_installed(module):
         yield f"{module}:{getattr(thing, '__qualname__', '')}"
@@ -225,23 +226,20 @@ _NOT_CODE = {"__doc__", "__module__", "__dict__", "__weakref__", "__firstlineno_
              "__static_attributes__", "__dataclass_fields__", "__dataclass_params__", "__match_args__"}  # fmt: skip
 
 
-def _class(cls: type, seen: set[int]) -> Iterator[str]:
+def _class(cls: type, seen: Held) -> Iterator[str]:
     yield f"class {cls.__qualname__}"
     for field in dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ():
         yield f"field {field.name}"
         yield from _several([d for d in (field.default, field.default_factory) if d is not dataclasses.MISSING], seen)
     for name, value in sorted(vars(cls).items()):
         generated = getattr(getattr(value, "__code__", None), "co_filename", "") == "<string>"  # by dataclasses
-        if name not in _NOT_CODE and not generated and not inspect.isdatadescriptor(value) | (name == "__repr__"):
-            yield name
-            yield from _parts(value, seen)
-        elif isinstance(value, property):
+        if name not in _NOT_CODE and not generated:
             yield name
             yield from _parts(value, seen)
     yield from _several(cls.__bases__, seen)
 
 
-def _function(function: FunctionType, seen: set[int]) -> Iterator[str]:
+def _function(function: FunctionType, seen: Held) -> Iterator[str]:
     yield from _code(function.__code__, function.__doc__)
     cells = [c.cell_contents for c in function.__closure__ or () if not _is_empty(c)]
     yield from _several([function.__defaults__, function.__kwdefaults__, cells], seen)
@@ -265,7 +263,7 @@ def _code(code: CodeType, doc: str | None) -> Iterator[str]:
         if isinstance(constant, CodeType):
             yield from _code(constant, None)
         elif i or constant != doc:
-            yield from _parts(constant, set())
+            yield from _parts(constant, {})
 
 
 def _names(code: CodeType) -> Iterator[str]:

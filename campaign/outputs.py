@@ -6,6 +6,9 @@ import hashlib
 import json
 import math
 import os
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -29,6 +32,9 @@ class Columns(dict[str, Any]):
 
     def __init__(self, *args: Any, **columns: Any) -> None:
         super().__init__(*args, **columns)
+        for name, column in self.items():
+            if not isinstance(name, str) or not _is_array(column):
+                raise OutputError(f"the column {name!r} is {_what(column)}, not an array")
         lengths = {name: len(column) for name, column in self.items()}
         if len(set(lengths.values())) > 1:
             raise OutputError(f"columns differ in length: {lengths}", remedy="return one entry per row in every column")
@@ -40,7 +46,29 @@ class Columns(dict[str, Any]):
 
     def to_awkward(self) -> ak.Array:
         """An awkward record array; what a following stage gets as its batch."""
-        return ak.Array({name: np.asarray(c) if isinstance(c, np.ndarray) else c for name, c in self.items()})
+        contents = [_layout(name, column) for name, column in self.items()]
+        return ak.Array(ak.contents.RecordArray(contents, list(self), length=self.rows))
+
+
+def _layout(name: str, column: Any) -> Any:
+    if isinstance(column, np.ma.MaskedArray) and not np.ma.is_masked(column):
+        column = column.data
+    try:
+        # A masked array's entries that are missing stay missing.
+        return ak.from_numpy(column).layout if isinstance(column, np.ma.MaskedArray) else ak.to_layout(column)
+    except (TypeError, ValueError) as error:
+        text = str(error).strip().splitlines()[0]
+        raise OutputError(f"the column {name!r} cannot be kept: {text}", remedy="use numbers, text or lists") from error
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__len__") and not isinstance(value, (str, bytes, Mapping)) and getattr(value, "ndim", 1) > 0
+
+
+def _what(value: Any) -> str:
+    if value is None:
+        return "nothing (does it 'return'?)"
+    return "an empty dict" if isinstance(value, Mapping) and not value else f"a {type(value).__name__}"
 
 
 class Histograms(dict[str, Any]):
@@ -60,7 +88,9 @@ def as_output(value: Any, stage: str) -> Output:
     Raises:
         OutputError: It is none of them; says what it is.
     """
-    if isinstance(value, (Columns, Histograms, Counts)):
+    if isinstance(value, Columns) and value:
+        return Columns(value)  # looked at again: columns may have been added after it was made
+    if isinstance(value, (Histograms, Counts)):
         return value
     if isinstance(value, ak.Array) and ak.fields(value):
         return Columns({name: value[name] for name in ak.fields(value)})
@@ -69,13 +99,18 @@ def as_output(value: Any, stage: str) -> Output:
             return Histograms(value)
         if all(isinstance(v, (int, float, np.integer, np.floating)) for v in value.values()):
             return Counts(value)
-        if all(hasattr(v, "__len__") and not isinstance(v, (str, bytes)) for v in value.values()):
+        if all(_is_array(v) for v in value.values()):
             return Columns(value)
+        kinds = ", ".join(f"{name}: {type(v).__name__}" for name, v in value.items())
+        raise OutputError(f"returned a dict of different things ({kinds})", where=f"stage {stage}", remedy=_RETURN)
     raise OutputError(
-        f"returned a {type(value).__name__}",
+        f"returned {_what(value)}",
         where=f"stage {stage}",
-        remedy="return a dict of equal-length arrays, Histograms or Counts",
+        remedy=_RETURN,
     )
+
+
+_RETURN = "return a dict of equal-length arrays, Histograms or Counts"
 
 
 class Partial(Protocol):
@@ -115,12 +150,12 @@ class HistogramsPartial:
     def add(self, value: Mapping[str, Any]) -> None:
         """Add histograms by name; a name that is not in both is one with nothing in it there."""
         for name, h in value.items():
-            exact = h if isinstance(h, Histogram) else Histogram.from_hist(h)
-            if name not in self.total:
-                self.total[name] = exact
-                continue
             try:
-                self.total[name] += exact
+                exact = h if isinstance(h, Histogram) else _exact(h)
+                if name in self.total:
+                    self.total[name] += exact
+                else:  # a copy: what is added up here must not be the stage's own
+                    self.total[name] = Histogram.from_state(*exact.state())
             except OutputError as error:
                 error.where = f"histogram {name}" + (f", {error.where}" if error.where else "")
                 raise
@@ -137,6 +172,12 @@ class HistogramsPartial:
         """Nothing lies anywhere yet."""
 
 
+def _exact(h: Any) -> Histogram:
+    if not isinstance(h, hist.BaseHist):
+        raise OutputError(f"is {_what(h)}", remedy="use campaign.Histogram or hist.Hist")
+    return Histogram.from_hist(h)
+
+
 def write_histograms(histograms: Mapping[str, Histogram], path: Path) -> str:
     """Write the lossless form: an ``.npz`` of a JSON header and integer arrays; returns the content's SHA-256."""
     headers, arrays = {}, {}
@@ -150,7 +191,7 @@ def write_histograms(histograms: Mapping[str, Histogram], path: Path) -> str:
         content.update(f"{key} {arrays[key].dtype.str} {arrays[key].shape}".encode())
         content.update(np.ascontiguousarray(arrays[key]).tobytes())
     with write_aside(path) as stream:
-        np.savez(stream, header=np.frombuffer(text.encode(), dtype=np.uint8), **arrays)
+        np.savez(stream, allow_pickle=False, header=np.frombuffer(text.encode(), dtype=np.uint8), **arrays)
     return content.hexdigest()
 
 
@@ -172,12 +213,14 @@ def read_histograms(path: Path) -> dict[str, Histogram]:
                     i, _, part = key.partition(".")
                     found.setdefault(names[int(i)], {})[part] = file[key]
             return {n: Histogram.from_state(header["histograms"][n], found.get(n, {})) for n in names}
-    except (OSError, ValueError, KeyError, EOFError, IndexError) as error:
+    except _TORN as error:
         raise PartialError(f"is no whole file of histograms: {error}", where=str(path)) from error
-    except Exception as error:
-        if type(error).__module__ == "zipfile":  # BadZipFile derives from Exception
-            raise PartialError(f"is no whole file of histograms: {error}", where=str(path)) from error
-        raise
+
+
+_TORN = (
+    OSError, ValueError, TypeError, KeyError, EOFError, IndexError, AttributeError, NotImplementedError, struct.error,
+    zipfile.BadZipFile, zlib.error, OutputError,
+)  # fmt: skip
 
 
 class CountsPartial:
@@ -194,12 +237,14 @@ class CountsPartial:
     def add(self, value: Mapping[str, Any]) -> None:
         """Add numbers by name."""
         for name, number in value.items():
-            if not math.isfinite(number):
-                raise OutputError(f"the count '{name}' is {number}", remedy="count what is no number apart")
-            if isinstance(number, (float, np.floating)):
+            plain = number.item() if isinstance(number, (np.generic, np.ndarray)) and number.ndim == 0 else number
+            if not isinstance(plain, (int, float)):
+                raise OutputError(f"the count '{name}' is {_what(number)}", remedy="count in numbers")
+            if isinstance(plain, float):
                 self.floats.add(name)
-            exact = Fraction(number.item() if isinstance(number, np.generic) else number)
-            self.total[name] = self.total.get(name, Fraction(0)) + exact
+                if not math.isfinite(plain):
+                    raise OutputError(f"the count '{name}' is {plain}", remedy="count what is no number apart")
+            self.total[name] = self.total.get(name, Fraction(0)) + Fraction(plain)
 
     def state(self) -> dict[str, list[Any]]:
         """Name -> [numerator, denominator, is float], exact."""
@@ -229,11 +274,13 @@ def read_counts(path: Path) -> CountsPartial:
     counts = CountsPartial()
     try:
         data = json.loads(path.read_text())
+        if data["format"] != "campaign-counts-1":
+            raise ValueError(f"unknown format {data['format']}")
         for name, (numerator, denominator, is_float) in data["counts"].items():
             counts.total[name] = Fraction(int(numerator), int(denominator))
             if is_float:
                 counts.floats.add(name)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise PartialError(f"is no whole file of counts: {error}", where=str(path)) from error
     return counts
 
@@ -253,12 +300,16 @@ class ColumnsPartial:
 
     def add(self, value: Columns) -> None:
         """Append one range's rows."""
-        array = ak.to_packed(ak.materialize(value.to_awkward()))
-        table = ak.to_arrow_table(array, extensionarray=False)
+        array = _canonical(value)
+        table = _table(array)
         if self._writer is None:
             self.aside.parent.mkdir(parents=True, exist_ok=True)
             self._schema = table.schema
-            self._writer = pq.ParquetWriter(self.aside, table.schema, compression="zstd", compression_level=1)
+            try:
+                self._writer = pq.ParquetWriter(self.aside, table.schema, compression="zstd", compression_level=1)
+            except pa.ArrowException as error:
+                self.aside.unlink(missing_ok=True)
+                raise _cannot_hold(table.schema, error) from error
         elif not table.schema.equals(self._schema):
             assert self._schema is not None
             raise OutputError(f"columns change between ranges: {_difference(self._schema, table.schema)}")
@@ -281,6 +332,30 @@ class ColumnsPartial:
         if self._writer is not None:
             self._writer.close()
         self.aside.unlink(missing_ok=True)
+
+
+def _canonical(value: Columns) -> ak.Array:
+    """The same layout for the same entries, whether they come from a stage or from an artefact read back."""
+    array = ak.materialize(value.to_awkward())
+
+    def one_kind_of_option(layout: Any, **_: Any) -> Any:
+        return layout.to_IndexedOptionArray64() if layout.is_option and not layout.is_indexed else None
+
+    # Twice: options inside options' contents are found once those around them are of one kind.
+    return ak.to_packed(ak.transform(one_kind_of_option, ak.to_packed(array)))
+
+
+def _table(array: ak.Array) -> pa.Table:
+    try:
+        return ak.to_arrow_table(array, extensionarray=False)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        text = str(error).strip().splitlines()[0]
+        raise OutputError(f"columns cannot be kept: {text}", remedy="use numbers, text or lists of them") from error
+
+
+def _cannot_hold(schema: pa.Schema, error: Exception) -> OutputError:
+    names = [f.name for f in schema if "union" in str(f.type)] or schema.names
+    return OutputError(f"columns cannot be kept: {', '.join(names)}: {error}", remedy="give each column one type")
 
 
 def _difference(one: pa.Schema, other: pa.Schema) -> str:
@@ -320,7 +395,8 @@ def read_columns(path: Path) -> ak.Array:
     """Columns of a partial or of a merged output (a folder of Parquet files, in canonical order)."""
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     parts = [array for file in files for array in ColumnsReader(file)]
-    return ak.concatenate(parts) if len(parts) > 1 else parts[0]
+    filled = [array for array in parts if len(array)] or parts[:1]  # an empty range's columns may have no type yet
+    return ak.concatenate(filled) if len(filled) > 1 else filled[0]
 
 
 def contents_digest(parts: Iterable[tuple[str, str]]) -> str:

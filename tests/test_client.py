@@ -1,0 +1,255 @@
+"""Calls to a pool of real servers: checked before they are sent, cut canonically, answered in order, moved on failure."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from campaign import InferenceError, ServerPool, connect
+from campaign.client import Servers
+from campaign.errors import ServerError
+from tests.conftest import PROJECT, left, lying_about, ours, wait_until
+
+REPOSITORY = PROJECT / "tests" / "models"
+MODELS = {
+    "batch_sensitive": {"batch": 64},
+    "batch_sensitive_dynamic": {"batch": 64},
+    "slow": {"batch": 8, "parameters": {"delay_s": 0.05}},
+    "stub_dies": {"batch": 8},
+    "no_canary": {},
+}
+
+
+@pytest.fixture(scope="module")
+def long_lived_pool() -> Iterator[ServerPool]:
+    """Three servers with the tests' models; nothing is left of them at the end."""
+    before = (set(ours()), lying_about())
+    with ServerPool(REPOSITORY, models=MODELS, count=3) as pool:
+        pool.wait_ready()
+        yield pool
+    assert wait_until(lambda: not left(before), 5), left(before)
+
+
+@pytest.fixture
+def servers(long_lived_pool: ServerPool) -> Iterator[Servers]:
+    """A handle of one's own."""
+    made = connect(long_lived_pool.address)
+    yield made
+    made.close()
+
+
+def column(n: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    """n rows of one float32."""
+    return np.random.default_rng(seed).lognormal(0, 3, size=(n, 1)).astype(np.float32)
+
+
+def by_hand(x: np.ndarray[Any, Any], batch: int) -> np.ndarray[Any, Any]:
+    """What the batch-sensitive model gives for canonical batches: rows in order, the last one repeated to the end."""
+    parts = []
+    for start in range(0, len(x), batch):
+        part = x[start : start + batch]
+        full = np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
+        parts.append((full - full.mean(dtype=np.float32))[: len(part)])
+    return np.concatenate(parts)
+
+
+def test_rows_come_back_in_order_cut_into_canonical_batches(servers: Servers) -> None:
+    """More rows than ``max_batch_size`` are split; every request is one padded batch; order is kept."""
+    x = column(5000)
+    y = servers.infer("batch_sensitive", {"X": x})["Y"]
+    assert y.shape == x.shape
+    assert np.allclose(y, by_hand(x, 64), rtol=1e-5, atol=1e-5)
+    assert servers.requests["batch_sensitive"] == -(-5000 // 64)
+    assert servers.rows == {"first": 5000}
+
+
+def test_no_rows_is_an_answer_too(servers: Servers) -> None:
+    """Zero rows give arrays of no rows with the outputs' dtype, and no request."""
+    y = servers.infer("batch_sensitive", {"X": column(0)})["Y"]
+    assert y.shape == (0, 1)
+    assert y.dtype == np.float32
+    assert servers.requests["batch_sensitive"] == 0
+
+
+@pytest.mark.parametrize("window", [1, 2, 8, 32])
+@pytest.mark.parametrize("count", [1, 3])
+def test_no_window_and_no_number_of_servers_shows(long_lived_pool: ServerPool, window: int, count: int) -> None:
+    """Byte-equal predictions of a model that subtracts its request's mean."""
+    records = tuple(long_lived_pool.records()[:count])
+    address = dataclasses.replace(long_lived_pool.address, folder="", records=records, window=window)
+    x = column(3000, seed=1)
+    live = connect(address)
+    y = live.infer("batch_sensitive", {"X": x})["Y"]
+    live.close()
+    reference = connect(long_lived_pool.address)
+    assert y.tobytes() == reference.infer("batch_sensitive", {"X": x})["Y"].tobytes()
+    reference.close()
+
+
+def test_dynamic_batching_would_show(servers: Servers) -> None:
+    """The control: the same model with the server's dynamic batching on gives other bytes when requests meet."""
+    x = column(6400, seed=2)
+    fixed = servers.infer("batch_sensitive", {"X": x})["Y"]
+    dynamic = servers.infer("batch_sensitive_dynamic", {"X": x})["Y"]
+    assert servers.model("batch_sensitive_dynamic").dynamic
+    assert not servers.model("batch_sensitive").dynamic
+    assert fixed.tobytes() != dynamic.tobytes()
+
+
+def test_requests_are_spread_over_the_servers(long_lived_pool: ServerPool) -> None:
+    """Least outstanding: with a model that takes its time, every server gets its share."""
+    def executions() -> list[int]:
+        return [r["statistics"].get("slow", [0, 0])[1] for r in long_lived_pool.records()]
+
+    start = executions()
+    live = connect(long_lived_pool.address)
+    live.infer("slow", {"X": column(8 * 60)})
+    live.close()
+    assert wait_until(lambda: sum(executions()) - sum(start) == 60, 5)
+    shares = [b - a for a, b in zip(start, executions(), strict=True)]
+    assert min(shares) >= 15, shares
+
+
+@pytest.mark.parametrize(
+    ("inputs", "text"),
+    [
+        ({"X": np.zeros((3, 1))}, "expected float32, got float64"),
+        ({"X": np.zeros((3, 2), np.float32)}, "expected shape (any, 1), got (3, 2)"),
+        ({"X": np.zeros(3, np.float32)}, "expected shape (any, 1), got (3,)"),
+        ({"Z": np.zeros((3, 1), np.float32)}, "takes the inputs X; given: Z"),
+        ({}, "takes the inputs X; given:"),
+    ],
+)
+def test_wrong_arrays_are_refused_before_they_are_sent(servers: Servers, inputs: dict[str, Any], text: str) -> None:
+    """The error names model and input, what was expected and what was given; no request leaves."""
+    with pytest.raises(InferenceError) as caught:
+        servers.infer("batch_sensitive", inputs)
+    assert text in str(caught.value)
+    assert "batch_sensitive" in str(caught.value)
+    assert caught.value.permanent
+    assert sum(servers.requests.values()) == 0
+
+
+def test_an_unknown_model_is_refused_with_those_there_are(servers: Servers) -> None:
+    """The message lists the pool's models."""
+    with pytest.raises(InferenceError, match="no model 'nn' in the pool .it has: batch_sensitive, "):
+        servers.infer("nn", {"X": column(1)})
+
+
+def test_events_come_back_in_order(servers: Servers) -> None:
+    """One request per event, several in flight, answers in the order given."""
+    events = [{"X": np.full((i % 8 + 1, 1), i, np.float32)} for i in range(50)]
+    answers = servers.infer_events("slow", events)
+    assert [a["Y"][0, 0] for a in answers] == list(range(50))
+    assert [len(a["Y"]) for a in answers] == [i % 8 + 1 for i in range(50)]
+
+
+def test_a_handle_does_not_travel_but_its_address_does(servers: Servers) -> None:
+    """Live things refuse to be pickled; the recipe makes another one."""
+    with pytest.raises(TypeError, match="does not travel"):
+        pickle.dumps(servers)
+    other = connect(pickle.loads(pickle.dumps(servers.address)))
+    assert other.infer("batch_sensitive", {"X": column(10)})["Y"].shape == (10, 1)
+    other.close()
+
+
+def _child(address: Any, out: Any) -> None:
+    live = connect(address)
+    out.put(live.infer("batch_sensitive", {"X": column(100, seed=3)})["Y"].tobytes())
+    live.close()
+
+
+def test_spawned_processes_use_the_pool_while_this_one_does(long_lived_pool: ServerPool, servers: Servers) -> None:
+    """Several processes call at once, this one with channels open; all get the same bytes."""
+    context = multiprocessing.get_context("spawn")
+    out = context.Queue()
+    children = [context.Process(target=_child, args=(long_lived_pool.address, out)) for _ in range(2)]
+    for child in children:
+        child.start()
+    mine = servers.infer("batch_sensitive", {"X": column(100, seed=3)})["Y"].tobytes()
+    assert [out.get(timeout=60) for _ in children] == [mine, mine]
+    for child in children:
+        child.join(10)
+    out.close()
+
+
+def test_a_request_has_a_deadline(long_lived_pool: ServerPool) -> None:
+    """A server that does not answer in time is given up, and the error says so."""
+    address = dataclasses.replace(long_lived_pool.address, request_deadline_s=0.02)
+    live = connect(address)
+    start = time.monotonic()
+    with pytest.raises((InferenceError, ServerError), match="(?i)deadline"):
+        live.infer("slow", {"X": column(8)})
+    assert time.monotonic() - start < 20
+    live.close()
+
+
+def test_a_model_without_a_canary_is_served_with_a_warning(long_lived_pool: ServerPool) -> None:
+    """Only shapes were checked, and the record says so."""
+    assert all("no_canary has no canary.npz" in "".join(r["warnings"]) for r in long_lived_pool.records())
+
+
+def test_a_dead_stub_is_an_error_not_an_answer(servers: Servers) -> None:
+    """After the Python process behind a model has died, requests fail by name within seconds."""
+    x = np.full((8, 1), 666, np.float32)
+    with pytest.raises(InferenceError, match="stub_dies"):
+        servers.infer("stub_dies", {"X": x})
+
+
+def test_kills_and_retries_change_no_byte() -> None:
+    """Servers killed and stopped while requests are out: the answers are those of an undisturbed pool."""
+    x = column(8 * 150, seed=4)
+    models = {"batch_sensitive": {"batch": 64}, "slow": {"batch": 8, "parameters": {"delay_s": 0.02}}}
+    with ServerPool(REPOSITORY, models=models, count=3, window=2, request_deadline_s=3) as pool:
+        pool.wait_ready()
+        whole = pool.servers().infer("slow", {"X": x})["Y"].tobytes()
+        mean = pool.servers().infer("batch_sensitive", {"X": x})["Y"].tobytes()
+        pids = [r["server_pid"] for r in pool.records()]
+        killer = threading.Timer(0.2, lambda: (os.kill(pids[0], signal.SIGKILL), os.kill(pids[1], signal.SIGSTOP)))
+        killer.start()
+        live = connect(pool.address)
+        assert live.infer("slow", {"X": x})["Y"].tobytes() == whole
+        killer.join()
+        assert live.rows["other_server"] > 0
+        assert sum(live.rows.values()) == len(x)
+        assert live.infer("batch_sensitive", {"X": x})["Y"].tobytes() == mean
+        live.close()
+        os.kill(pids[2], signal.SIGKILL)
+        os.kill(pids[1], signal.SIGKILL)
+        assert wait_until(lambda: all(r["state"] == "ended" for r in pool.records()), 10)
+        gone = connect(pool.address)
+        with pytest.raises(ServerError, match="no server is left"):
+            gone.infer("slow", {"X": x})
+        gone.close()
+
+
+def test_attached_servers_are_used_as_they_are(long_lived_pool: ServerPool) -> None:
+    """Kind ``attach``: by URL, started and stopped by somebody else."""
+    urls = [r["url"] for r in long_lived_pool.records()]
+    from campaign.spec import ServerSpec
+
+    spec = ServerSpec(kind="attach", models={"batch_sensitive": {"batch": 64}}, urls=urls)
+    with ServerPool(spec) as pool:
+        y = pool.servers().infer("batch_sensitive", {"X": column(200)})["Y"]
+    reference = long_lived_pool.servers().infer("batch_sensitive", {"X": column(200)})["Y"]
+    assert y.tobytes() == reference.tobytes()
+    assert all(r["state"] == "ready" for r in long_lived_pool.records()), "they run on"
+
+
+def test_records_hold_no_secret_and_are_whole(long_lived_pool: ServerPool) -> None:
+    """Records are JSON that appears by rename: a reader never sees half of one."""
+    for path in Path(long_lived_pool.folder).glob("server-*.json"):
+        for _ in range(200):
+            assert json.loads(path.read_text())["name"] == path.stem
