@@ -50,7 +50,8 @@ def check_models(campaign: Campaign, code: Mapping[str, StageCode], kind: Any) -
     """
     for name, stage in code.items():
         model = stage.options.get("model")
-        if not isinstance(model, str) or "inputs" not in stage.options:
+        given, wanted = stage.options.get("inputs"), stage.options.get("outputs")
+        if not isinstance(model, str) or not isinstance(given, Mapping) or not isinstance(wanted, Mapping):
             continue
         key = ("stages", name)
         if campaign.servers is None:
@@ -61,9 +62,9 @@ def check_models(campaign: Campaign, code: Mapping[str, StageCode], kind: Any) -
         if not hasattr(kind, "tensors"):
             continue  # servers that already run are asked when they are used
         inputs, outputs = kind.tensors(model)
-        for what in stage.options["inputs"]:
+        for what in given:
             if what not in inputs:
                 raise SpecError(registry.unknown(what, inputs, f"inputs of {model}"), key=(*key, "inputs", what))
-        for column, what in stage.options["outputs"].items():
+        for column, what in wanted.items():
             if what not in outputs:
                 raise SpecError(registry.unknown(what, outputs, f"outputs of {model}"), key=(*key, "outputs", column))

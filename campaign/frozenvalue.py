@@ -66,6 +66,8 @@ def _encode(value: Any, at: str) -> Any:
         return _encode_array(value, at)
     if isinstance(value, dict):
         for key in value:
+            if key in (_ARRAY, _FLOAT):
+                raise OutputError(f"{at}: the key {key!r} is reserved", remedy="take another key")
             if not isinstance(key, str):
                 raise OutputError(f"{at}: the key {key!r} is no string", remedy="freeze mappings with string keys")
         return {key: _encode(inner, f"{at}[{key!r}]") for key, inner in value.items()}
@@ -78,7 +80,9 @@ def _encode(value: Any, at: str) -> Any:
 
 
 def _encode_array(value: np.ndarray[Any, Any], at: str) -> dict[str, Any]:
-    if value.dtype.kind not in "biufU":
+    if isinstance(value, np.ma.MaskedArray):
+        raise OutputError(f"{at} is a masked array, which cannot be frozen", remedy="fill it, or freeze the mask too")
+    if value.dtype.kind not in "biufU" or (value.dtype.kind == "f" and value.dtype.itemsize > 8):
         raise OutputError(f"{at} is an array of {value.dtype}, which cannot be frozen", remedy="use numbers or text")
     dtype = "str" if value.dtype.kind == "U" else value.dtype.newbyteorder("<").str
     data = value.ravel().tolist()

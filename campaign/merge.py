@@ -1,4 +1,4 @@
-"""Partials, in plan order, become one output. A gap is an error; so is a partial that is not the one its receipt names."""
+"""Partials, in plan order, become one output. A gap is an error, and so is a partial that its receipt does not name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from campaign import outputs
 from campaign.errors import OutputError, PartialError
 from campaign.histogram import Histogram
-from campaign.outputs import COLUMNS, COUNTS, HISTOGRAMS, CountsPartial, HistogramsPartial
+from campaign.outputs import COLUMNS, COUNTS, HISTOGRAMS, ColumnsReader, CountsPartial, HistogramsPartial
 from campaign.plan import Output
 from campaign.rootfile import write_root
 from campaign.rundir import Receipt, RunDir, write_json
@@ -96,11 +96,12 @@ def merge(rundir: RunDir, output: Output, receipts: Mapping[str, Receipt]) -> Me
 def _histograms(rundir: RunDir, output: Output, got: Sequence[Receipt], path: Path, notes: tuple[str, ...]) -> Merged:
     total = HistogramsPartial()
     for receipt in got:
-        partial = rundir.partial(receipt.key, receipt.kind)
+        part = outputs.read_histograms(rundir.partial(receipt.key, receipt.kind))
+        _same(rundir, receipt, outputs.histograms_digest(part))
         try:
-            total.add(outputs.read_histograms(partial))
+            total.add(part)
         except OutputError as error:
-            error.where = f"{output.name}: {receipt.file}, {error.where}"
+            error.where = f"{output.name}: {receipt.file} and the files before it, {error.where}"
             raise
     outputs.write_histograms(total.total, path)
     sha256 = outputs.contents_digest((name, h.sha256()) for name, h in sorted(total.total.items()))
@@ -112,11 +113,21 @@ def _counts(rundir: RunDir, got: Sequence[Receipt], path: Path) -> str:
     total = CountsPartial()
     for receipt in got:
         part = outputs.read_counts(rundir.partial(receipt.key, receipt.kind))
+        _same(rundir, receipt, part.digest())
         total.floats |= part.floats
         for name, number in part.total.items():
             total.total[name] = total.total.get(name, 0) + number
     write_json(path, total.rounded())
     return total.write(path.with_suffix(".exact.json"))
+
+
+def _same(rundir: RunDir, receipt: Receipt, found: str) -> None:
+    if found != receipt.sha256:
+        raise PartialError(
+            f"is not what was written for {receipt.file}",
+            where=str(rundir.partial(receipt.key, receipt.kind)),
+            remedy="delete it and run again",
+        )
 
 
 def _link(rundir: RunDir, got: Sequence[Receipt], path: Path) -> str:
@@ -126,6 +137,8 @@ def _link(rundir: RunDir, got: Sequence[Receipt], path: Path) -> str:
     aside.mkdir(parents=True)
     for i, receipt in enumerate(got):
         partial, name = rundir.partial(receipt.key, receipt.kind), aside / f"{i:06d}.parquet"
+        reader = ColumnsReader(partial)  # its footer is the last thing written: a torn file has none
+        reader.close()
         try:
             name.hardlink_to(partial)
         except OSError:

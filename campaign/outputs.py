@@ -62,7 +62,9 @@ def _layout(name: str, column: Any) -> Any:
 
 
 def _is_array(value: Any) -> bool:
-    return hasattr(value, "__len__") and not isinstance(value, (str, bytes, Mapping)) and getattr(value, "ndim", 1) > 0
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return hasattr(value, "__len__") and not isinstance(value, (str, bytes, Mapping, ak.Record))
 
 
 def _what(value: Any) -> str:
@@ -180,18 +182,30 @@ def _exact(h: Any) -> Histogram:
 
 def write_histograms(histograms: Mapping[str, Histogram], path: Path) -> str:
     """Write the lossless form: an ``.npz`` of a JSON header and integer arrays; returns the content's SHA-256."""
+    text, arrays = _state(histograms)
+    with write_aside(path) as stream:
+        np.savez(stream, allow_pickle=False, header=np.frombuffer(text.encode(), dtype=np.uint8), **arrays)
+    return _digest(text, arrays)
+
+
+def histograms_digest(histograms: Mapping[str, Histogram]) -> str:
+    """What `write_histograms` returns for them."""
+    return _digest(*_state(histograms))
+
+
+def _state(histograms: Mapping[str, Histogram]) -> tuple[str, dict[str, Any]]:
     headers, arrays = {}, {}
     for i, name in enumerate(sorted(histograms)):
-        header, state = histograms[name].state()
-        headers[name] = header
+        headers[name], state = histograms[name].state()
         arrays.update({f"{i}.{key}": array for key, array in state.items()})
-    text = canonical_json({"format": "campaign-histograms-1", "histograms": headers})
+    return canonical_json({"format": "campaign-histograms-1", "histograms": headers}), arrays
+
+
+def _digest(text: str, arrays: Mapping[str, Any]) -> str:
     content = hashlib.sha256(text.encode())
     for key in sorted(arrays):
         content.update(f"{key} {arrays[key].dtype.str} {arrays[key].shape}".encode())
         content.update(np.ascontiguousarray(arrays[key]).tobytes())
-    with write_aside(path) as stream:
-        np.savez(stream, allow_pickle=False, header=np.frombuffer(text.encode(), dtype=np.uint8), **arrays)
     return content.hexdigest()
 
 
@@ -252,10 +266,16 @@ class CountsPartial:
 
     def write(self, path: Path) -> str:
         """Write the exact state."""
-        text = canonical_json({"format": "campaign-counts-1", "counts": self.state()}).encode()
         with write_aside(path) as stream:
-            stream.write(text)
-        return hashlib.sha256(text).hexdigest()
+            stream.write(self._text())
+        return self.digest()
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the exact state."""
+        return hashlib.sha256(self._text()).hexdigest()
+
+    def _text(self) -> bytes:
+        return canonical_json({"format": "campaign-counts-1", "counts": self.state()}).encode()
 
     def discard(self) -> None:
         """Nothing lies anywhere yet."""
@@ -313,7 +333,10 @@ class ColumnsPartial:
         elif not table.schema.equals(self._schema):
             assert self._schema is not None
             raise OutputError(f"columns change between ranges: {_difference(self._schema, table.schema)}")
-        self._writer.write_table(table, row_group_size=max(1, len(array)))
+        try:
+            self._writer.write_table(table, row_group_size=max(1, len(array)))
+        except pa.ArrowException as error:
+            raise _cannot_hold(table.schema, error) from error
         form, length, buffers = ak.to_buffers(array)
         self._content.update(f"{form.to_json()} {length}".encode())
         for name in sorted(buffers):
@@ -338,11 +361,12 @@ def _canonical(value: Columns) -> ak.Array:
     """The same layout for the same entries, whether they come from a stage or from an artefact read back."""
     array = ak.materialize(value.to_awkward())
 
-    def one_kind_of_option(layout: Any, **_: Any) -> Any:
+    def one_kind(layout: Any, **_: Any) -> Any:
+        if layout.is_unknown:  # of no entries at all nobody knows the type; numpy says float64 too
+            return ak.contents.NumpyArray(np.empty(0))
         return layout.to_IndexedOptionArray64() if layout.is_option and not layout.is_indexed else None
 
-    # Twice: options inside options' contents are found once those around them are of one kind.
-    return ak.to_packed(ak.transform(one_kind_of_option, ak.to_packed(array)))
+    return ak.to_packed(ak.transform(one_kind, ak.to_packed(array)))
 
 
 def _table(array: ak.Array) -> pa.Table:

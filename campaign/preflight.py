@@ -72,7 +72,7 @@ def _as_spec_error(plan: Plan, error: CampaignError, task: Task) -> SpecError:
     key: tuple[str, ...] = ("datasets", d.dataset)
     if varied and (d.tree != nominal.tree or d.branches != tuple(sorted(nominal.branches.items()))):
         key = ("variations", varied)
-    if "weight" in error.where:
+    if error.where.startswith("weight "):
         weighted = next((s.variation for s in task.steps if s.weight), varied)
         key = ("variations", str(weighted), "weight")
     told = SpecError(f"{error.message} (in {error.where})", key=key, remedy=error.remedy, log=error.log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -94,11 +95,12 @@ class Progress:
         self._shown = len(lines)
 
     def _texts(self) -> Iterable[str]:
-        return (f"           {self._text(stage, line)}" for stage, line in self._lines.items())
+        width = shutil.get_terminal_size().columns - 1  # a line that wraps would not be wiped
+        return (f"           {self._text(stage, line)}"[:width] for stage, line in self._lines.items())
 
     def _text(self, stage: str, line: _Line) -> str:
         width = 24
-        full = width * line.done // line.total
+        full = min(width, width * line.done // line.total)
         bar = "#" * full + "." * (width - full)
         text = f"{stage:<16} [{bar}] {line.done}/{line.total}"
         if line.rows:

@@ -31,11 +31,17 @@ def get(group: str, name: str, *, key: tuple[str, ...] = ()) -> Any:
         key: Where in the campaign the name was given, for the error.
 
     Raises:
-        SpecError: No such name; the message lists those there are.
+        SpecError: No such name (the message lists those there are), or what it needs is not installed.
     """
     if name not in _found(group):
         raise SpecError(unknown(name, names(group), group.split(".")[1]), key=key)
-    return _found(group)[name].load()
+    entry = _found(group)[name]
+    try:
+        return entry.load()
+    except (ImportError, AttributeError) as error:
+        raise SpecError(
+            f"'{name}' ({entry.value}) cannot be imported: {error}", key=key, remedy="install what it needs"
+        ) from error
 
 
 def unknown(name: str, known: list[str], what: str) -> str:

@@ -6,7 +6,7 @@ import html
 import platform
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,8 @@ class Report:
     def load(cls, run_dir: Path) -> Report | None:
         """The report of a run directory, None if there is none."""
         data = read_json(run_dir / "report.json")
-        return cls(**data) if data else None
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in data.items() if k in known}) if data else None
 
     def text(self) -> str:
         """For a terminal."""
@@ -96,7 +97,8 @@ class Report:
             f"<tr><td>{html.escape(n)}</td><td>{html.escape(o['kind'])}</td><td><code>{o['sha256'][:12]}</code></td></tr>"
             for n, o in self.outputs.items()
         )
-        return f"<pre>{html.escape(self.text())}</pre><table><tr><th>output</th><th>kind</th><th>sha256</th></tr>{rows}</table>"
+        head = "<tr><th>output</th><th>kind</th><th>sha256</th></tr>"
+        return f"<pre>{html.escape(self.text())}</pre><table>{head}{rows}</table>"
 
 
 def versions(server: Mapping[str, Any] | None = None) -> dict[str, str]:

@@ -6,15 +6,16 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import socket
-import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from campaign.errors import RunDirBusy
+from campaign.errors import RunDirBusy, SpecError
 
 
 def canonical_json(value: Any) -> str:
@@ -40,10 +41,10 @@ def file_digest(path: Path) -> str:
 def write_aside(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """A stream whose content appears under ``path`` whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    aside = Path(name)
+    # Not tempfile: its files are for their owner alone, and colleagues read a run directory.
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
-        with os.fdopen(handle, mode) as stream:
+        with aside.open(mode.replace("w", "x")) as stream:
             yield stream
         aside.replace(path)
     except BaseException:
@@ -205,18 +206,22 @@ class RunDir:
         Raises:
             RunDirBusy: Another process owns it; its host and pid are named.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "lock").open("a+") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = (self.root / "lock").open("a+")
+        except OSError as error:
+            raise SpecError(
+                f"cannot be used as a run directory: {error.strerror}", where=str(self.root), remedy="give --run-dir"
+            ) from error
+        with lock as stream:
+            if not _locked(stream, LOOK_S):
                 stream.seek(0)
                 owner = stream.read().strip() or "another process"
                 raise RunDirBusy(
                     f"is in use by {owner}",
                     where=str(self.root),
                     remedy="wait for it, stop it, or take another --run-dir",
-                ) from None
+                )
             stream.truncate(0)
             stream.write(f"{socket.gethostname()} pid {os.getpid()}")
             stream.flush()
@@ -226,13 +231,25 @@ class RunDir:
         """Host and pid of the owner, empty if nobody owns it."""
         try:
             with (self.root / "lock").open("r+") as stream:
-                try:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return stream.read().strip()
+                return "" if _locked(stream, 0) else stream.read().strip()
         except OSError:
-            pass
-        return ""
+            return ""
+
+
+LOOK_S = 0.5  # `owner` holds the lock for as long as a look takes; an owner-to-be waits that out
+
+
+def _locked(stream: IO[str], patience_s: float) -> bool:
+    end = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
 
 
 def read_json(path: Path) -> Mapping[str, Any] | None:

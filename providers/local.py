@@ -31,6 +31,7 @@ class LocalProvider:
     def __init__(self, options: BaseModel, folder: Path) -> None:
         self.folder = folder
         self._pools: list[ProcessPoolExecutor] = []
+        self._carried: list[_Process] = []
         self._spawner = _Spawner()
 
     def __enter__(self) -> LocalProvider:
@@ -40,6 +41,8 @@ class LocalProvider:
     def __exit__(self, *exc: object) -> None:
         for pool in self._pools:
             _end(pool)
+        for carried in self._carried:
+            carried.cancel()
         self._spawner.stop()
         stop_fork_server()
 
@@ -52,7 +55,9 @@ class LocalProvider:
 
     def carry(self, argv: Sequence[str], count: int, folder: Path) -> list[Carried]:
         """Subprocesses that get SIGTERM when this process dies."""
-        return [self._spawner.run(argv, folder / f"pilot-{i}.log") for i in range(count)]
+        started = [self._spawner.run(argv, folder / f"pilot-{i}.log") for i in range(count)]
+        self._carried += started
+        return list(started)
 
 
 class _Pool(ProcessPoolExecutor):

@@ -10,6 +10,7 @@ import awkward as ak
 import hist
 import numpy as np
 
+from campaign.errors import OutputError
 from campaign.histogram import Histogram
 from campaign.outputs import Histograms
 from campaign.protocols import Context
@@ -35,17 +36,36 @@ class Fill:
                     axis(column, given)
                 except (ValueError, TypeError, KeyError) as error:
                     raise ValueError(f"histogram {name}, axis {column}: {error}") from error
+            if not axes:
+                raise ValueError(f"histogram {name} has no axis")
 
     def __call__(self, batch: Any, ctx: Context) -> Histograms:
         """Fill one range."""
-        weight = np.ones(len(batch)) if self.weight is None else np.asarray(ak.to_numpy(batch[self.weight]), float)
+        weight = np.ones(len(batch)) if self.weight is None else flat(batch, self.weight).astype(float)
         if ctx.weight in ak.fields(batch):
-            weight = weight * ak.to_numpy(batch[ctx.weight])
+            weight = weight * flat(batch, ctx.weight)
         filled = Histograms()
         for name, axes in self.histograms.items():
             h = Histogram(*(axis(column, given) for column, given in axes.items()))
-            filled[name] = h.fill(*(ak.to_numpy(batch[column]) for column in axes), weight=weight)
+            filled[name] = h.fill(*(flat(batch, column) for column in axes), weight=weight)
         return filled
+
+
+def flat(batch: Any, column: str) -> np.ndarray[Any, Any]:
+    """A column of one number or text per row, shape (rows,).
+
+    Raises:
+        OutputError: Its entries vary in length, or some are missing.
+    """
+    values = batch[column]
+    try:
+        array = ak.to_numpy(values, allow_missing=False)
+    except ValueError as error:
+        raise OutputError(
+            f"the column '{column}' is of type {ak.type(values)}, one value per row is needed",
+            remedy="flatten or fill it in the stage before",
+        ) from error
+    return np.asarray(array)
 
 
 def axis(name: str, given: Mapping[str, Any]) -> Any:
@@ -54,13 +74,15 @@ def axis(name: str, given: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: It is none of the three forms.
     """
+    # hist takes these three names for fill's own arguments.
+    named = {"label": name} if name in ("weight", "sample", "threads") else {"name": name}
     if set(given) == {"bins", "range"}:
         low, high = given["range"]
-        return hist.axis.Regular(int(given["bins"]), float(low), float(high), name=name)
+        return hist.axis.Regular(int(given["bins"]), float(low), float(high), **named)
     if set(given) == {"edges"}:
-        return hist.axis.Variable([float(e) for e in given["edges"]], name=name)
-    if set(given) == {"categories"}:
+        return hist.axis.Variable([float(e) for e in given["edges"]], **named)
+    if set(given) == {"categories"} and given["categories"]:
         values: Sequence[Any] = given["categories"]
         text = all(isinstance(v, str) for v in values)
-        return hist.axis.StrCategory(values, name=name) if text else hist.axis.IntCategory(values, name=name)
+        return hist.axis.StrCategory(values, **named) if text else hist.axis.IntCategory(values, **named)
     raise ValueError(f"found the keys {sorted(given)}; give bins and range, or edges, or categories")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import shutil
+import tempfile
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 import awkward as ak
+import fsspec
 import numpy as np
 import uproot
 
@@ -29,10 +33,12 @@ class RootSource:
     def __init__(self, url: str, tree: str, branches: Mapping[str, str]) -> None:
         self.url, self.branches = url, dict(branches)
         self.touched: set[str] = set()
+        # Of the last ranges, because a range may still be worked on while the next ones are read.
+        self._logs: deque[list[Any]] = deque(maxlen=8)
         try:
-            self._file = uproot.open(url)
+            self._file = _open(url)
         except Exception as error:
-            raise _unreadable(url, error) from error
+            raise InputError.unreadable(url, error) from error
         try:
             self._tree = self._find(tree)
         except BaseException:
@@ -48,7 +54,7 @@ class RootSource:
             have = sorted({k.split(";")[0] for k, c in self._file.classnames().items() if "Tree" in c or "NTuple" in c})
             raise InputError(unknown(name, have, "trees"), where=self.url, remedy="correct 'tree'") from None
         except Exception as error:
-            raise _unreadable(self.url, error) from error
+            raise InputError.unreadable(self.url, error) from error
         if not hasattr(tree, "num_entries"):
             raise InputError(f"'{name}' is a {type(tree).__name__}, not a tree", where=self.url)
         have = list(tree.keys(recursive=False))
@@ -70,9 +76,9 @@ class RootSource:
             columns = self._layouts(self._tree.arrays(known, entry_start=start, entry_stop=stop)) if known else {}
             lazy = self._virtual(set(rest), start, stop, log) if rest else None
         except Exception as error:
-            raise _unreadable(self.url, error) from error
+            raise InputError.unreadable(self.url, error) from error
         columns |= self._layouts(lazy) if lazy is not None else {}
-        self._log = log
+        self._logs.append(log)
         named = {n: c for n, c in columns.items() if n not in self.branches}
         named |= {use: columns[branch] for use, branch in self.branches.items()}
         return ak.Array(ak.contents.RecordArray(list(named.values()), list(named), length=stop - start))
@@ -87,11 +93,13 @@ class RootSource:
         return dict(zip(array.layout.fields, array.layout.contents, strict=True))
 
     def note_touched(self) -> set[str]:
-        """Branches (by the name the stages use) that were read lazily since the last range; remembered for the next."""
+        """Branches (by the name the stages use) that were read lazily; remembered for the next range."""
         back = {branch: use for use, branch in self.branches.items()}
-        for access in getattr(self, "_log", ()):
-            name = access.branch.split(".")[0].split("/")[0]
-            self.touched.add(back.get(name, name))
+        for log in self._logs:
+            for access in list(log):
+                name = access.branch if hasattr(access, "branch") else access.field_name  # TTree, RNTuple
+                if name in self.names:  # parts of jagged and nested fields have names of their own
+                    self.touched.add(back.get(name, name))
         return self.touched
 
     def weight(self, expression: str, batch: Any) -> Any:
@@ -106,9 +114,14 @@ class RootSource:
         except InputError as error:
             error.where = where
             raise
-        except (ValueError, IndexError, TypeError) as error:
+        except (ValueError, IndexError, TypeError, OverflowError) as error:
             raise InputError(str(error).splitlines()[0], where=where, remedy="correct 'weight'") from error
-        array = np.asarray(ak.to_numpy(value)) if not np.isscalar(value) else np.full(len(batch), value)
+        if np.isscalar(value):
+            return np.full(len(batch), value, np.float64)
+        try:
+            array = np.asarray(ak.to_numpy(value, allow_missing=False))
+        except ValueError:
+            raise InputError(f"is of type {ak.type(value)}, one number per event is needed", where=where) from None
         if array.shape != (len(batch),):
             raise InputError(f"gives shape {array.shape}, one number per event is needed", where=where)
         return array.astype(np.float64)
@@ -118,11 +131,17 @@ class RootSource:
         self._file.close()
 
 
-def _unreadable(url: str, error: Exception) -> InputError:
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return InputError(
-        f"cannot be read: {type(error).__name__}: {text[:300]}", where=url, remedy="check or replace the file"
-    )
+def _open(url: str) -> Any:
+    if url.startswith(("http://", "https://")):
+        system, path = fsspec.core.url_to_fs(url)
+        if not system.info(path).get("partial"):
+            # A server that cannot send parts of a file: it is fetched whole, into a file that has no name.
+            whole = tempfile.TemporaryFile()  # noqa: SIM115  closed with the source
+            with system.open(path, block_size=0) as remote:
+                shutil.copyfileobj(remote, whole, 1 << 20)
+            whole.seek(0)
+            return uproot.open(whole)
+    return uproot.open({url: None})  # a mapping: a colon in the name is no path inside the file
 
 
 _OPERATORS = {
@@ -131,28 +150,29 @@ _OPERATORS = {
 
 
 def evaluate(expression: str, batch: Any) -> Any:
-    """Names, numbers, ``+ - * / **``, parentheses and ``branch[i]``; nothing else is understood, so nothing else can run.
+    """Names, numbers, ``+ - * / **``, parentheses and ``branch[i]``, in float64; nothing else is understood or run.
 
     Raises:
         InputError: The expression is anything else, or names a branch there is not.
     """
     try:
-        return _value(ast.parse(expression, mode="eval").body, batch)
-    except SyntaxError:
+        body = ast.parse(expression.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last three: null bytes, a thousand parentheses
         raise InputError("is no expression", remedy="for example pdf_weight[7] or w_up / w_nominal") from None
+    return _value(body, batch)
 
 
 def _value(node: ast.expr, batch: Any) -> Any:
-    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
-        return node.value
+    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
+        return float(node.value)
     if isinstance(node, ast.Name):
         if node.id not in ak.fields(batch):
             raise InputError(unknown(node.id, ak.fields(batch), "branches"))
-        return batch[node.id]
+        return ak.values_astype(batch[node.id], np.float64)  # a product of uint8 branches would wrap around
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         return _OPERATORS[type(node.op)](_value(node.left, batch), _value(node.right, batch))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_value(node.operand, batch)
-    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, int):
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and type(node.slice.value) is int:
         return _value(node.value, batch)[:, node.slice.value]
     raise InputError(f"'{ast.unparse(node)}' is not understood", remedy="use branches, numbers, + - * / ** and [i]")

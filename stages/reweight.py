@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,16 +35,18 @@ class Reweight:
     path: Sequence[str] = ()
     where: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("by", "path"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"'{name}' is a list of names")
+
     def __call__(self, batch: Any, ctx: Context) -> Columns:
         """Reweight one range."""
         if self.factors not in ctx.frozen:
             raise OutputError(
                 f"'{self.factors}' is not among its frozen values", remedy=f"add 'with: [{self.factors}]'"
             )
-        table: Mapping[str, Any] = ctx.frozen[self.factors]
-        for key in self.path:
-            table = table[key]
-        values, edges = np.asarray(table["values"], float), [np.asarray(e, float) for e in table["edges"]]
+        values, edges = self._table(ctx.frozen[self.factors])
         inside = np.ones(len(batch), bool)
         bins = []
         for column, edge in zip(self.by, edges, strict=True):
@@ -57,3 +59,17 @@ class Reweight:
         columns = {name: batch[name] for name in ak.fields(batch)}
         columns[self.weight] = ak.to_numpy(batch[self.weight]).astype(float) * factor
         return Columns(columns)
+
+    def _table(self, frozen: Any) -> tuple[np.ndarray[Any, Any], list[np.ndarray[Any, Any]]]:
+        """Factors of shape (n1, ..., nk), and k arrays of edges."""
+        place = "/".join([self.factors, *self.path])
+        try:
+            for key in self.path:
+                frozen = frozen[key]
+            values, edges = np.asarray(frozen["values"], float), [np.asarray(e, float) for e in frozen["edges"]]
+        except (KeyError, TypeError, IndexError) as error:
+            raise OutputError(f"the frozen value {place} has no values and edges: {error!r}") from error
+        if values.shape != tuple(len(e) - 1 for e in edges) or len(edges) != len(self.by):
+            shape = tuple(len(e) - 1 for e in edges)
+            raise OutputError(f"{place}: values of shape {values.shape}, bins {shape}, for the columns {self.by}")
+        return values, edges

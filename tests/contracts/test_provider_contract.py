@@ -1,0 +1,135 @@
+"""One contract for every registered provider; a new one is tested by being registered."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import wait
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from campaign import registry
+from campaign.protocols import Provider
+from tests.conftest import PROJECT, wait_until
+
+PROVIDERS = registry.names(registry.PROVIDERS)
+
+
+def make(name: str, folder: Path) -> Provider:
+    """The provider with its defaults."""
+    cls = registry.get(registry.PROVIDERS, name)
+    made: Provider = cls(cls.Options(), folder)
+    return made
+
+
+@pytest.fixture(params=PROVIDERS)
+def provider(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
+    """Each registered provider, entered; its workers can import this file."""
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    with make(request.param, tmp_path) as made:
+        yield made
+
+
+def identity() -> tuple[int, int]:
+    """Who computes."""
+    time.sleep(0.2)
+    return os.getpid(), os.getppid()
+
+
+def fail(text: str) -> None:
+    """Raise."""
+    raise ValueError(text)
+
+
+def children() -> set[int]:
+    """Our child processes, zombies left out."""
+    return {p.pid for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE}
+
+
+def test_making_one_starts_nothing(tmp_path: Path) -> None:
+    """Until it is entered a provider has no process and no file."""
+    before = children()
+    for name in PROVIDERS:
+        make(name, tmp_path / name)
+        assert not (tmp_path / name).exists()
+    assert children() == before
+
+
+def test_tasks_run_in_as_many_other_processes(provider: Provider) -> None:
+    """Two workers are two processes, neither of them this one."""
+    executor = provider.tasks(2)
+    pids = {f.result(timeout=60)[0] for f in [executor.submit(identity) for _ in range(12)]}
+    assert len(pids) == 2
+    assert os.getpid() not in pids
+
+
+def test_what_a_task_raises_arrives(provider: Provider) -> None:
+    """The exception's type and text come back; the worker goes on."""
+    executor = provider.tasks(1)
+    with pytest.raises(ValueError, match="as it was"):
+        executor.submit(fail, "as it was").result(timeout=60)
+    assert executor.submit(abs, -3).result(timeout=60) == 3
+
+
+def test_a_dead_worker_ends_its_task_and_another_executor_can_be_had(provider: Provider) -> None:
+    """A killed worker is an exception of the future, never a hang; then `tasks` gives one that works."""
+    executor = provider.tasks(1)
+    with pytest.raises(Exception, match="(?i)abrupt|lost|worker|manager"):
+        executor.submit(os._exit, 1).result(timeout=90)
+    try:
+        answer = executor.submit(abs, -5).result(timeout=60)
+    except Exception:  # noqa: BLE001  an executor may be broken for good
+        answer = provider.tasks(1).submit(abs, -5).result(timeout=60)
+    assert answer == 5
+
+
+def test_pilots_are_carried_as_often_as_asked(provider: Provider, tmp_path: Path) -> None:
+    """The command runs ``count`` times at once, and ``poll`` never says "running" of what has ended."""
+    script = "import os, sys, time; open(sys.argv[1] + '/pid-%d' % os.getpid(), 'w').close(); time.sleep(1)"
+    carried = provider.carry([sys.executable, "-c", script, str(tmp_path)], 3, tmp_path)
+    assert wait_until(lambda: len(list(tmp_path.glob("pid-*"))) == 3, 20)
+    assert wait_until(lambda: all(c.poll() is not None for c in carried), 20)
+    for c in carried:
+        c.cancel()
+
+
+def test_a_cancelled_pilot_gets_sigterm_and_is_gone(provider: Provider, tmp_path: Path) -> None:
+    """``cancel`` gives a process the chance to clean up, and works twice."""
+    script = (
+        "import signal, sys, time, os\n"
+        "def bye(*_):\n    open(sys.argv[1] + '/bye', 'w').close(); os._exit(0)\n"
+        "signal.signal(signal.SIGTERM, bye)\nopen(sys.argv[1] + '/up', 'w').write(str(os.getpid()))\ntime.sleep(100)\n"
+    )
+    (tmp_path / "s.py").write_text(script)
+    carried = provider.carry([sys.executable, str(tmp_path / "s.py"), str(tmp_path)], 1, tmp_path)
+    assert wait_until(lambda: (tmp_path / "up").exists() and (tmp_path / "up").read_text() != "", 20)
+    for _ in range(2):
+        for c in carried:
+            c.cancel()
+    assert wait_until(lambda: (tmp_path / "bye").exists(), 10)
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_leaving_it_ends_everything_at_once(name: str, tmp_path: Path) -> None:
+    """Busy workers and running pilots are gone when the ``with`` block is left, though nobody waited for them."""
+    before = children()
+    with make(name, tmp_path) as made:
+        futures = [made.tasks(2).submit(time.sleep, 100) for _ in range(2)]
+        made.carry([sys.executable, "-c", "import time; time.sleep(100)"], 2, tmp_path)
+        wait(futures, timeout=1)
+        assert children() - before
+    assert wait_until(lambda: not children() - before, 5), [psutil.Process(p).cmdline() for p in children() - before]
+
+
+def test_options_refuse_what_they_do_not_know() -> None:
+    """Every provider publishes its options as a model that forbids others."""
+    for name in PROVIDERS:
+        options: Any = registry.get(registry.PROVIDERS, name).Options
+        with pytest.raises(ValueError, match="extra"):
+            options(no_such_option=1)
+        assert options.model_json_schema()["additionalProperties"] is False
