@@ -14,8 +14,8 @@ import numpy as np
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from campaign.client import ModelInfo, model_info, open_client
 from campaign.errors import ModelError
+from campaign.kserve import ModelInfo, as_input, model_info, open_client
 
 
 def client_of(url: str) -> grpcclient.InferenceServerClient:
@@ -84,9 +84,7 @@ def _ask(
         if tensor.name not in inputs:
             raise ModelError(f"its canary has no input.{tensor.name}", where=f"model {info.name}")
         array = np.ascontiguousarray(inputs[tensor.name], dtype=tensor.dtype)
-        item = grpcclient.InferInput(tensor.name, list(array.shape), tensor.datatype)
-        item.set_data_from_numpy(array)
-        given.append(item)
+        given.append(as_input(tensor, array))
     # A Python model may answer late right after loading; the deadline is the server's start deadline.
     result = client.infer(info.name, given, client_timeout=deadline_s)
     return {t.name: result.as_numpy(t.name) for t in info.outputs}

@@ -1,4 +1,4 @@
-"""Calls to the pool from one process: canonical requests, a window, a deadline on every call, another server on failure.
+"""Calls to the pool from one process: canonical requests, a window, a deadline, another server on failure.
 
 Requests are cut by the caller's array alone: ``batch`` rows each, the last one padded, one execution per request. So
 what the model sees does not depend on how many servers there are, which of them answers, or how often one was asked.
@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +21,23 @@ from typing import Any, NoReturn
 
 import numpy as np
 import tritonclient.grpc as grpcclient
-from tritonclient.utils import InferenceServerException, triton_to_np_dtype
+from tritonclient.utils import InferenceServerException
 
 from campaign.errors import InferenceError, ServerError
+from campaign.kserve import (
+    Arrays,
+    ModelInfo,
+    Part,
+    as_input,
+    check_inputs,
+    cut,
+    is_model_error,
+    model_info,
+    open_client,
+    permanent,
+    unpack,
+)
 
-Arrays = Mapping[str, Any]
 RUNGS = ("first", "same_server", "other_server", "restarted_server", "local_twin", "parked")
 
 
@@ -51,7 +63,7 @@ class PoolAddress:
 
     def servers(self) -> list[Mapping[str, Any]]:
         """Records of the pool's servers, whatever their state."""
-        found = [dict(r) for r in self.records]
+        found: list[Mapping[str, Any]] = [dict(r) for r in self.records]
         if self.folder:
             for path in sorted(Path(self.folder).glob("server-*.json")):
                 with suppress(OSError, ValueError):  # being replaced, or swept: the next look sees it
@@ -62,38 +74,6 @@ class PoolAddress:
 def connect(address: PoolAddress) -> Servers:
     """A live handle on a pool, one per process (and never carried through a fork)."""
     return Servers(address)
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One input or output of a model, as its metadata says; -1 stands for any length."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The numpy type."""
-        return np.dtype(triton_to_np_dtype(self.datatype))
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What a client needs to know of a model.
-
-    Attributes:
-        batch: Rows of one request, 0 for a model that does not batch.
-        max_batch: The model's ``max_batch_size``.
-        dynamic: Whether the server may mix requests of several callers into one execution.
-    """
-
-    name: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    batch: int
-    max_batch: int
-    dynamic: bool
 
 
 class Link:
@@ -113,34 +93,13 @@ class Link:
             self.client.close()
 
 
-def open_client(record: Mapping[str, Any]) -> grpcclient.InferenceServerClient:
-    """A gRPC client for a server's record."""
-    tls = record.get("tls") or {}
-    return grpcclient.InferenceServerClient(
-        str(record["url"]),
-        ssl=bool(tls),
-        root_certificates=tls.get("ca"),
-        private_key=tls.get("key"),
-        certificate_chain=tls.get("cert"),
-        # Each client a channel of its own: tritonclient otherwise hands the same one to several.
-        channel_args=[
-            ("grpc.max_send_message_length", -1),
-            ("grpc.max_receive_message_length", -1),
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1000),
-        ],
-    )
-
-
 @dataclass
 class Request:
     """One request and what has become of it."""
 
     model: ModelInfo
-    arrays: dict[str, np.ndarray[Any, Any]]
+    part: Part | None
     rows: int
-    pad: int
     done: threading.Event = field(default_factory=threading.Event)
     link: Link | None = None
     answer: Any = None
@@ -213,7 +172,7 @@ class Servers:
         """Like `infer`, but returns as soon as the requests are out (or waiting for room in the window)."""
         info = self.model(model)
         arrays = check_inputs(info, inputs)
-        pending = Pending(self, info, list(cut(info, arrays)))
+        pending = Pending(self, info, [Request(info, part, part.rows) for part in cut(info, arrays)])
         for request in pending._requests:
             self._send(request)
         return pending
@@ -319,6 +278,8 @@ class Servers:
     # Sending.
     def _send(self, request: Request, avoid: set[str] | None = None) -> None:
         link = self._claim(avoid or set())
+        assert request.part is not None
+        arrays = request.part.arrays
         request.link, request.error, request.answer = link, None, None
         request.done.clear()
         request.sent += 1
@@ -334,7 +295,7 @@ class Servers:
         try:
             link.client.async_infer(
                 request.model.name,
-                [_input(t, request.arrays[t.name]) for t in request.model.inputs if t.name in request.arrays],
+                [as_input(t, arrays[t.name]) for t in request.model.inputs],
                 arrived,
                 outputs=[grpcclient.InferRequestedOutput(t.name) for t in request.model.outputs],
                 client_timeout=self.address.request_deadline_s,
@@ -370,11 +331,12 @@ class Servers:
             if request.error is None:
                 rung = "first" if not tried else "same_server" if tried[-1] == request.link.name else "other_server"
                 self.rows[rung] += request.rows
-                answer = unpack(request)
-                request.answer, request.arrays = None, {}
+                assert request.part is not None
+                answer = unpack(request.model, request.answer, request.part)
+                request.answer, request.part = None, None
                 return answer
             link, error = request.link, request.error
-            if permanent(error) or (_is_model_error(error) and len(set(tried)) > 1):
+            if permanent(error) or (is_model_error(error) and len(set(tried)) > 1):
                 raise _failure(request.model.name, link, error)
             tried.append(link.name)
             self._again(request, link, error, tried)
@@ -405,113 +367,10 @@ def _tail(logs: Sequence[str], lines: int = 15) -> str:
     return ""
 
 
-def _input(tensor: Tensor, array: np.ndarray[Any, Any]) -> grpcclient.InferInput:
-    given = grpcclient.InferInput(tensor.name, list(array.shape), tensor.datatype)
-    given.set_data_from_numpy(array)
-    return given
-
-
-def permanent(error: InferenceServerException) -> bool:
-    """Whether asking again, anywhere, cannot help. Judged by the message too: refusals also come as UNAVAILABLE."""
-    status, text = str(error.status()), str(error.message())
-    if "restricted" in text or "CERTIFICATE" in text.upper():
-        return True
-    if "NOT_FOUND" in status:
-        return "no available versions" not in text  # that is how a draining server says goodbye
-    return any(code in status for code in ("INVALID_ARGUMENT", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNIMPLEMENTED"))
-
-
-def _is_model_error(error: InferenceServerException) -> bool:
-    return "INTERNAL" in str(error.status()) and "is not healthy" not in str(error.message())
-
-
 def _failure(model: str, link: Link, error: InferenceServerException) -> InferenceError:
     return InferenceError(
         f"{error.status()}: {error.message()}",
-        permanent=permanent(error) or _is_model_error(error),
+        permanent=permanent(error) or is_model_error(error),
         where=f"model {model} on {link.name}",
         remedy="see the server's log",
     )
-
-
-def model_info(
-    client: grpcclient.InferenceServerClient, name: str, batch: int | None, headers: Mapping[str, str] | None = None
-) -> ModelInfo:
-    """Ask a server for a model's metadata and configuration."""
-    metadata = client.get_model_metadata(name, headers=dict(headers or {}), client_timeout=30)
-    config = client.get_model_config(name, headers=dict(headers or {}), client_timeout=30).config
-    most = int(config.max_batch_size)
-
-    def tensors(given: Any) -> tuple[Tensor, ...]:
-        return tuple(Tensor(t.name, t.datatype, tuple(int(n) for n in t.shape)) for t in given)
-
-    size = min(batch or most, most)
-    return ModelInfo(
-        name, tensors(metadata.inputs), tensors(metadata.outputs), size, most, config.HasField("dynamic_batching")
-    )
-
-
-def check_inputs(info: ModelInfo, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-    """Hold arrays against the model's metadata.
-
-    Raises:
-        InferenceError: A name, a dtype or a shape is not the model's; says which and what it should be.
-    """
-    known = {t.name: t for t in info.inputs}
-    if set(inputs) != set(known):
-        raise InferenceError(
-            f"takes the inputs {', '.join(known)}; given: {', '.join(inputs)}",
-            where=f"model {info.name}",
-            permanent=True,
-        )
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
-    for name, tensor in known.items():
-        array = np.asarray(inputs[name])
-        where = f"model {info.name}, input {name}"
-        if array.dtype != tensor.dtype:
-            raise InferenceError(
-                f"expected {tensor.dtype}, got {array.dtype}",
-                where=where,
-                permanent=True,
-                remedy=f"convert with .astype('{tensor.dtype}')",
-            )
-        fits = len(array.shape) == len(tensor.shape) and all(
-            n in (-1, m) for n, m in zip(tensor.shape, array.shape, strict=True)
-        )
-        if not fits:
-            want = tuple("any" if n == -1 else n for n in tensor.shape)
-            raise InferenceError(
-                f"expected shape {want}, got {array.shape}".replace("'", ""), where=where, permanent=True
-            )
-        arrays[name] = np.ascontiguousarray(array)
-    if info.batch:
-        lengths = {name: len(array) for name, array in arrays.items()}
-        if len(set(lengths.values())) > 1:
-            raise InferenceError(f"inputs differ in rows: {lengths}", where=f"model {info.name}", permanent=True)
-    return arrays
-
-
-def cut(info: ModelInfo, arrays: dict[str, np.ndarray[Any, Any]]) -> Iterator[Request]:
-    """Requests of ``info.batch`` rows each; the last one is filled up by repeating its last row."""
-    if not info.batch:
-        yield Request(info, arrays, 1, 0)
-        return
-    total = len(next(iter(arrays.values())))
-    for start in range(0, total, info.batch):
-        part = {name: array[start : start + info.batch] for name, array in arrays.items()}
-        rows = min(info.batch, total - start)
-        pad = info.batch - rows
-        if pad:
-            part = {n: np.concatenate([a, np.repeat(a[-1:], pad, axis=0)]) for n, a in part.items()}
-        yield Request(info, part, rows, pad)
-
-
-def unpack(request: Request) -> dict[str, np.ndarray[Any, Any]]:
-    """The answer's arrays without the padding."""
-    found: dict[str, np.ndarray[Any, Any]] = {}
-    for tensor in request.model.outputs:
-        array = request.answer.as_numpy(tensor.name)
-        if array is None:
-            raise InferenceError(f"gave no output {tensor.name}", where=f"model {request.model.name}", permanent=True)
-        found[tensor.name] = array[: request.rows] if request.pad else array
-    return found

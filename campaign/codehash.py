@@ -94,9 +94,13 @@ def _reached(tree: ast.Module, names: list[str]) -> set[str]:
 
 
 def _binds(node: ast.stmt) -> list[str]:
-    """Names that a top-level statement may bind or change; of an `if`, a `try`, a loop or a call: all it mentions."""
+    """Names that a top-level statement may bind or change: of an `if`, a loop or a call, all that it mentions."""
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         return [node.name]
+    plain = isinstance(node, (ast.Assign, ast.AnnAssign)) and not any(isinstance(n, ast.Call) for n in ast.walk(node))
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    if plain and all(isinstance(t, ast.Name) for t in targets):
+        return [t.id for t in targets if isinstance(t, ast.Name)]
     names: list[str] = []
     for inner in ast.walk(node):
         if isinstance(inner, ast.Name):

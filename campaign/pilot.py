@@ -121,7 +121,7 @@ class Pilot:
         except CampaignError as error:
             why, log = f"{error.where}: {error.message}" if error.where else error.message, error.log
             self.asked = ""
-        except Exception as error:  # process boundary: the submitter gets type, text and traceback
+        except Exception as error:  # noqa: BLE001  process boundary: the submitter gets type, text and traceback
             why, log = f"{type(error).__name__}: {error}", traceback.format_exc()
         told = bool(self.asked)
         self.stop()

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
+from typing import Any
 
 from campaign.pilot import die_with_parent
 
@@ -28,8 +29,8 @@ def no_main() -> Iterator[None]:
     They would import the user's script again, and a script without a ``__main__`` guard would start a campaign
     inside the campaign. Stages defined in it travel by value, so nobody needs it there.
     """
-    main = vars(sys.modules["__main__"])
-    hidden = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+    main: dict[str, Any] = vars(sys.modules["__main__"])
+    hidden: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
     main["__spec__"] = None
     try:
         yield
@@ -43,7 +44,7 @@ def child_setup() -> None:
     die_with_parent(signal.SIGKILL)
     # Each child is given the driver's end of the pipe by which the fork server knows that the driver lives.
     # As long as a child holds it, the fork server, and so the child, would outlive a driver that was killed.
-    server = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
     held = getattr(server, "_forkserver_alive_fd", None)
     if held is not None:
         os.close(held)

@@ -223,7 +223,8 @@ class Origin:
         """``file:line: dotted.key``, or the ``--set`` that gave it."""
         parts = tuple(str(part) for part in key)
         dotted = ".".join(parts)
-        if any(parts[: len(c)] == c for c in self.changed):
+        made = any(parts[: len(c)] == c or (parts not in self.lines and c[: len(parts)] == parts) for c in self.changed)
+        if parts and made:
             return f"--set {dotted}"
         known = next((parts[:n] for n in range(len(parts), 0, -1) if parts[:n] in self.lines), ())
         return f"{self.file}:{self.lines.get(known, 1)}: {dotted}"

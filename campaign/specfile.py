@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from campaign.errors import SpecError
 from campaign.spec import Campaign, Key, Origin
 
-MAX_BYTES, MAX_NODES, MAX_DEPTH = 4_000_000, 200_000, 40
+MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 50_000, 40
 _BAD_YAML = (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError)  # ValueError: a date such as 2020-13-45
 
 
@@ -52,8 +52,11 @@ def dump(campaign: Campaign) -> str:
     for name, stage in campaign.stages.items():
         if not isinstance(stage.use, str):
             raise SpecError("is a Python object", key=("stages", name, "use"), remedy="write it as 'file.py:Name'")
-    data = campaign.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    return yaml.safe_dump({"campaign": data.pop("campaign"), **data}, sort_keys=False, allow_unicode=True)
+    data = _unshared(campaign.model_dump(by_alias=True, exclude_defaults=True))
+    try:
+        return str(yaml.safe_dump({"campaign": data.pop("campaign"), **data}, sort_keys=False, allow_unicode=True))
+    except yaml.YAMLError as error:
+        raise SpecError(f"holds what YAML cannot: {error}", remedy="use plain data in options") from None
 
 
 def schema() -> dict[str, Any]:
@@ -69,7 +72,7 @@ def schema() -> dict[str, Any]:
             part = model.model_json_schema(ref_template="#/$defs/{model}")
             published["$defs"].update(part.get("$defs", {}))
             for name, value in part.get("properties", {}).items():
-                properties.setdefault(name, value)
+                properties.setdefault(name, _or_one(value))
     published["properties"]["provider"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/ProviderSpec"}]}
     models = published["$defs"]["ServerSpec"]["properties"]["models"]
     published["$defs"]["ServerSpec"]["properties"]["models"] = {
@@ -81,6 +84,13 @@ def schema() -> dict[str, Any]:
         properties = published["$defs"][definition]["properties"]
         properties[key] = {"anyOf": [properties[key], {"type": "string"}]}
     return published
+
+
+def _or_one(schema: dict[str, Any]) -> dict[str, Any]:
+    # Options that are lists of names take one name too, as the core's own keys do.
+    if schema.get("type") == "array" and schema.get("items") == {"type": "string"}:
+        return {"anyOf": [schema, {"type": "string"}]}
+    return schema
 
 
 def parse(path: Path) -> tuple[Any, dict[Key, int]]:
@@ -120,7 +130,7 @@ def _unshared(value: Any) -> Any:
     # An anchor and its aliases load as one object; --set on one must leave the others alone.
     if isinstance(value, dict):
         return {k: _unshared(v) for k, v in value.items()}
-    return [_unshared(v) for v in value] if isinstance(value, list) else value
+    return [_unshared(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _walk(node: yaml.Node, key: Key, lines: dict[Key, int], path: Path, seen: list[int]) -> None:

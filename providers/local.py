@@ -1,4 +1,4 @@
-"""Provider ``local``: this machine. Pilots are subprocesses, tasks run in a process pool that was not forked from us."""
+"""Provider ``local``: this machine. Pilots are subprocesses, tasks run in processes that were not forked from us."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class LocalProvider:
     Options = Options
 
     def __init__(self, options: BaseModel, folder: Path) -> None:
+        del options  # there are none
         self.folder = folder
         self._pools: list[ProcessPoolExecutor] = []
         self._carried: list[_Process] = []

@@ -103,7 +103,7 @@ def build(given: Any) -> ExecutionProvider:
         return parsl.providers.LocalProvider(init_blocks=0, max_blocks=1)
     if isinstance(given, ExecutionProvider):
         made = copy.copy(given)
-        made.resources = {}  # type: ignore[misc]
+        made.resources = {}
         return made
     cls, arguments = _arguments(given, "SlurmProvider", parsl.providers)
     if isinstance(arguments.get("launcher"), Mapping):
@@ -145,7 +145,7 @@ class ParslProvider:
         provider = build(given)
         folder = self.folder / "parsl" / name
         folder.mkdir(parents=True, exist_ok=True)
-        provider.script_dir = str(folder)  # type: ignore[misc]
+        provider.script_dir = str(folder)
         return provider
 
     def tasks(self, workers: int) -> Executor:
@@ -218,7 +218,7 @@ class _Job:
         self._provider, self._job, self._over = provider, job, False
 
     def poll(self) -> int | None:
-        """Known only for LocalProvider; batch systems' status is late and wrong at times, so the pilots' records count."""
+        """Known only for LocalProvider: batch systems' status is late and at times wrong; the pilots' records count."""
         if not isinstance(self._provider, parsl.providers.LocalProvider):
             return None
         status = self._provider.status([self._job])[0]

@@ -141,8 +141,8 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     "text",
     [
-        BOMB, "[" * 5000, "a: " + "{b: " * 60 + "1" + "}" * 60, "a: &a [*a]\n", "x: " + "y" * 5_000_000,
-        "k: [" + "1, " * 300_000 + "]",
+        BOMB, "[" * 5000, "a: " + "{b: " * 60 + "1" + "}" * 60, "a: &a [*a]\n", "x: " + "y" * 1_100_000,
+        "k: [" + "1, " * 60_000 + "]",
     ],
     ids=["alias bomb", "deep brackets", "deep keys", "alias of itself", "huge", "many nodes"],
 )  # fmt: skip
@@ -322,7 +322,8 @@ def test_the_schema_accepts_every_shipped_campaign(validator, request):
     ("old", "new"),
     [
         ("servers:", "server:"), ("is_mc: true", "is_mv: true"), ("batch: 64", "batsh: 64"),
-        ("tree: JES", "three: JES"), ("count: 1", "cuont: 1"), ("count: 1", "count: many"), ("    tree: nominal\n", ""), ("campaign: demo", "x: 1"),
+        ("tree: JES", "three: JES"),
+        ("count: 1", "cuont: 1"), ("count: 1", "count: many"), ("    tree: nominal\n", ""), ("campaign: demo", "x: 1"),
     ],
 )  # fmt: skip
 def test_the_schema_refuses_what_check_refuses(validator, old, new):

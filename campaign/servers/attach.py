@@ -52,7 +52,7 @@ class Options(BaseModel):
 
 
 class Attach:
-    """See `campaign.protocols.ServerKind`. It starts nothing, stops nothing, and checks with a canary nothing it does not own."""
+    """See `campaign.protocols.ServerKind`. It starts nothing and stops nothing."""
 
     Options = Options
     managed = False
@@ -89,4 +89,5 @@ class Attach:
     @staticmethod
     def launch(recipe: Mapping[str, Any], place: Path, name: str) -> Launch:
         """Never called: no pilot is started for servers that already run."""
+        del recipe, place, name
         raise SpecError("servers of kind 'attach' are not started", key=("servers", "kind"))

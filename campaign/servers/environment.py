@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from campaign.errors import ServerError, SpecError
 from campaign.rundir import canonical_json
@@ -77,10 +78,9 @@ def find_python(wanted: str | None = None) -> tuple[str, str, str]:
     seen = []
     for name in candidates:
         path = shutil.which(name)
-        if path is None:
-            continue
-        found = _probe(path)
-        if found is None:
+        found = _probe(path) if path else None
+        if not path or not found:
+            seen += [f"{name} is no Python that runs"] if wanted else []
             continue
         version, libdir = found
         if tuple(int(n) for n in version.split(".")) not in VERSIONS:
@@ -107,7 +107,10 @@ _PROBE = (
 
 
 def _probe(python: str) -> tuple[str, str] | None:
-    done = subprocess.run([python, "-c", _PROBE], capture_output=True, text=True, timeout=60, check=False)
+    try:
+        done = subprocess.run([python, "-I", "-c", _PROBE], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
     lines = done.stdout.splitlines()
     return (lines[0], lines[1]) if done.returncode == 0 and len(lines) == 2 else None
 
@@ -132,34 +135,46 @@ def prepare(requirements: Iterable[str], python: str | None, say: Callable[[str]
         return env
     try:
         env.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = env.path.with_suffix(".lock").open("w")
+        lock = env.path.with_name(f"{env.path.name}.lock").open("w")
     except OSError as error:
         raise ServerError(
             f"the cache cannot be written: {error.strerror}", where=str(env.path.parent), remedy="set CAMPAIGN_CACHE"
         ) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("server environment: another process is making it, waiting")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        _wait_for(lock, say)
         if not done.exists():
             say(f"server environment: making it in {env.path} (once, some 300 MB)")
-            _make(env, requirements, find_python(python)[0], say)
+            _make(env, requirements, find_python(python)[0], say, lock.fileno())
             done.touch()
             say("server environment: ready")
     return env
 
 
-def _make(env: Environment, requirements: Iterable[str], python: str, say: Callable[[str], None]) -> None:
+def _wait_for(lock: IO[str], say: Callable[[str], None]) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say("server environment: another process is making it, waiting")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        raise ServerError(
+            f"its file system has no locks: {error.strerror}",
+            where=lock.name,
+            remedy="set CAMPAIGN_CACHE to a folder on another one",
+        ) from error
+
+
+def _make(env: Environment, requirements: Iterable[str], python: str, say: Callable[[str], None], lock: int) -> None:
     shutil.rmtree(env.path, ignore_errors=True)  # what a killed maker left
-    pip = [str(env.path / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _run([python, "-m", "venv", str(env.path)], "Debian: apt-get install python3-venv")
+    # -I: neither PYTHONPATH nor the current folder may say what is installed already; the server sees neither.
+    pip = [str(env.path / "bin" / "python"), "-I", "-m", "pip", "install", "--quiet", "--no-user"]
+    pip += ["--disable-pip-version-check", "--no-input"]
+    _run([python, "-I", "-m", "venv", str(env.path)], "Debian: apt-get install python3-venv", lock)
     say("server environment: installing numpy, onnxruntime" + "".join(f", {r}" for r in requirements))
-    _run([*pip, *BASE, *requirements], "check the names under servers.requirements, and the network")
+    _run([*pip, *BASE, *requirements], "check the names under servers.requirements, and the network", lock)
     say(f"server environment: installing {WHEEL}")
     # Its own requirements are for its Python API, which is not used, and would bring numpy 2 back.
-    _run([*pip, "--no-deps", WHEEL], "check the network")
+    _run([*pip, "--no-deps", WHEEL], "check the network", lock)
     # The wheel ships the backend without a stub; Triton looks for it beside the backend's library.
     triton = env.site / "pytriton" / "tritonserver"
     target = env.backends / "python"
@@ -172,8 +187,17 @@ def _make(env: Environment, requirements: Iterable[str], python: str, say: Calla
         shutil.copy2(source, target)
 
 
-def _run(argv: list[str], remedy: str) -> None:
-    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+def _run(argv: list[str], remedy: str, lock: int) -> None:
+    # The installer holds the lock too: when this process is killed it works on alone, and nobody may come in between.
+    done = subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        pass_fds=[lock],
+    )
     if done.returncode:
         raise ServerError(
             f"{' '.join(argv[:4])} ... failed with {done.returncode}",

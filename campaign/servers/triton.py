@@ -190,7 +190,7 @@ class Triton:
 
     @staticmethod
     def launch(recipe: Mapping[str, Any], place: Path, name: str) -> Launch:
-        """Lay out a repository and a backend directory in ``place``; the server listens on a socket there, on no port."""
+        """Lay out repository and backends in ``place``; the server listens on a socket there, and on no port."""
         path, version, libdir = recipe["environment"]
         env = environment.Environment(Path(path), version, libdir)
         repository, backends, socket = place / "models", place / "backends", place / "t.sock"

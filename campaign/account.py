@@ -1,0 +1,92 @@
+"""What a run has done, put into its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from campaign import report
+from campaign.plan import Plan, group
+from campaign.pool import ServerPool
+from campaign.report import Report
+from campaign.rundir import Receipt, RunDir
+from campaign.scheduler import State
+
+
+def judge(made: Report, plan: Plan, state: State) -> None:
+    """Say whether everything is there, and what is not."""
+    missing = [o.name for o in plan.outputs if o.name not in state.merged]
+    missing += [f"{r.stage}/{r.variation}" for r in plan.reduces if (r.stage, r.variation) not in state.frozen]
+    made.status = report.FAILED if missing else report.COMPLETE
+    for texts in state.errors.values():
+        more = f"\n  and {len(texts) - 1} more alike" if len(texts) > 1 else ""
+        made.errors.append(texts[0] + more)
+    if missing:
+        made.errors.append("missing: " + ", ".join(missing))
+
+
+def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool: ServerPool | None, todo: int) -> None:
+    """Fill in everything but status, errors and time."""
+    if pool is not None:
+        made.servers = pool.report()
+        for server in made.servers:
+            made.warnings += [w for w in server.get("warnings", ()) if w not in made.warnings]
+    dynamic = _dynamic(plan, kind)
+    if dynamic:
+        made.reproducible = False
+        made.warnings.append(
+            f"the server batches requests of {', '.join(dynamic)} dynamically: predictions depend on their neighbours"
+        )
+    total = sum(1 for _ in group(s for t in plan.tasks for s in t.steps))
+    made.tasks = {
+        "total": total,
+        "done": state.counts["done"],
+        "reused": max(0, total - todo),
+        "failed": state.counts["failed"],
+    }
+    made.rows.update(state.rungs)
+    events = _events(state.have)
+    for name, files in plan.files.items():
+        made.datasets[name] = {"files": len(files), "events": sum(events.get((name, f.url), 0) for f in files)}
+    for name, merged in sorted(state.merged.items()):
+        made.outputs[name] = {"path": str(merged.path), "kind": merged.kind, "sha256": merged.sha256}
+        if merged.root:
+            made.outputs[name]["root"] = str(merged.root)
+        if merged.notes:
+            made.outputs[name]["notes"] = list(merged.notes)
+    for (stage, variation), (path, sha256) in sorted(state.frozen.items()):
+        made.outputs[f"{stage}/all/{variation}"] = {"path": path, "kind": "frozen", "sha256": sha256}
+    made.artefacts = _artefacts(plan, rundir)
+    made.versions = report.versions(_identity(plan, kind))
+
+
+def _dynamic(plan: Plan, kind: Any) -> list[str]:
+    servers = plan.campaign.servers
+    if servers is None or not hasattr(kind, "config"):
+        return []
+    return [name for name in servers.models if kind.config(name).HasField("dynamic_batching")]
+
+
+def _identity(plan: Plan, kind: Any) -> Mapping[str, Any] | None:
+    servers = plan.campaign.servers
+    return None if servers is None or kind is None else kind.identity(next(iter(servers.models)))
+
+
+def _events(have: Mapping[str, Receipt]) -> dict[tuple[str, str], int]:
+    found: dict[tuple[str, str], int] = {}
+    for receipt in have.values():
+        if receipt.variation == "nominal":
+            at = (receipt.dataset, receipt.file)
+            found[at] = max(found.get(at, 0), receipt.events)
+    return found
+
+
+def _artefacts(plan: Plan, rundir: RunDir) -> dict[str, str]:
+    root = rundir.root / "artefacts"
+    mine = {(r.stage, r.variation) for r in plan.reduces}
+    return {
+        str(p.relative_to(root)): str(p)
+        for stage, variation in sorted(mine)
+        for p in sorted((root / stage / variation).rglob("*"))
+        if p.is_file()
+    }
