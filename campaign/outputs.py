@@ -53,6 +53,8 @@ class Columns(dict[str, Any]):
 def _layout(name: str, column: Any) -> Any:
     if isinstance(column, np.ma.MaskedArray) and not np.ma.is_masked(column):
         column = column.data
+    if isinstance(column, np.ndarray) and 0 in column.shape[1:]:
+        raise OutputError(f"the column {name!r} has shape {column.shape}: its entries are empty")
     try:
         # A masked array's entries that are missing stay missing.
         return ak.from_numpy(column).layout if isinstance(column, np.ma.MaskedArray) else ak.to_layout(column)

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,12 @@ def die_with_parent(signum: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0)
 
 
-def sweep(place: str, shm_prefix: str) -> None:
-    """Remove a server's private folder and its shared memory."""
+def sweep(place: str, shm_prefix: str, folders: Iterable[str] = ()) -> None:
+    """Remove a server's private folder, its shared memory, and the empty folders it made elsewhere."""
     shutil.rmtree(place, ignore_errors=True)
+    for folder in folders:
+        with contextlib.suppress(OSError):  # gone already, or not empty and so not ours to remove
+            Path(folder).rmdir()
     for path in Path("/dev/shm").glob(f"{shm_prefix}*") if len(shm_prefix) > 12 else ():  # noqa: S108  Triton's place
         path.unlink(missing_ok=True)
 
@@ -49,7 +52,7 @@ def sweep(place: str, shm_prefix: str) -> None:
 def guardian() -> int:
     """Fork a process that outlives this one by as long as sweeping takes; returns the pipe's end to keep open.
 
-    Each line written to the pipe replaces what it knows: ``[process group, folder, shm prefix]``.
+    Each line written to the pipe replaces what it knows: ``[process group, folder, shm prefix, empty folders]``.
     """
     read, write = os.pipe()
     if os.fork():
@@ -66,13 +69,13 @@ def guardian() -> int:
     while block := os.read(read, 65536):
         text += block
     lines = text.decode().splitlines()
-    group, place, prefix = json.loads(lines[-1]) if lines else (0, "", "")
+    group, place, prefix, folders = json.loads(lines[-1]) if lines else (0, "", "", [])
     if group:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal.SIGKILL)
         time.sleep(0.05)  # the stub unlinks its own regions as it dies; what is left then is swept
     if place:
-        sweep(place, prefix)
+        sweep(place, prefix, folders)
     os._exit(0)
 
 
@@ -93,6 +96,8 @@ class Pilot:
         self.lease = _Lease(folder / "lease", float(self.order["lease_s"]))
         self.server: subprocess.Popen[bytes] | None = None
         self.place, self.shm, self.url = "", "", ""
+        self.folders: list[str] = []
+        self.keeper = -1
         self.warnings: list[str] = []
         self.baseline: dict[str, list[int]] = {}
         self.statistics: dict[str, list[int]] = {}
@@ -145,6 +150,7 @@ class Pilot:
                     "server_pid": self.server.pid if self.server else None,
                     "place": self.place,
                     "shm_prefix": self.shm,
+                    "folders": self.folders,
                     "log": str(self.log),
                     "warnings": self.warnings,
                     "statistics": self.statistics,
@@ -158,9 +164,9 @@ class Pilot:
         """Start the server in a private folder, its whole group tied to this process."""
         module, _, cls = str(self.order["kind"]).partition(":")
         self.place = tempfile.mkdtemp(prefix="campaign-")
-        keeper = guardian()
-        os.set_inheritable(keeper, False)
-        os.write(keeper, (json.dumps([0, self.place, ""]) + "\n").encode())
+        self.keeper = guardian()
+        self.tell_guardian()
+        self.folders_before = _python_env_folders()
         launch = getattr(import_module(module), cls).launch(self.order["recipe"], Path(self.place), self.name)
         self.url, self.shm = launch.url, launch.shm_prefix
 
@@ -180,8 +186,13 @@ class Pilot:
                 preexec_fn=child,
                 cwd=self.place,
             )
-        os.write(keeper, (json.dumps([self.server.pid, self.place, self.shm]) + "\n").encode())
+        self.tell_guardian()
         self.record("starting")
+
+    def tell_guardian(self) -> None:
+        """What is to be ended and swept if this process dies."""
+        known = [self.server.pid if self.server else 0, self.place, self.shm, self.folders]
+        os.write(self.keeper, (json.dumps(known) + "\n").encode())
 
     def pause(self) -> None:
         """One look around; raises when it is time to stop, or when the server has ended.
@@ -237,6 +248,9 @@ class Pilot:
                 self.warnings.append(warning)
         for region in Path("/dev/shm").glob(f"{self.shm}*"):  # noqa: S108  Triton makes them readable by everybody
             region.chmod(0o600)
+        # The Python backend makes an empty folder in /tmp, wherever TMPDIR points, and leaves it when it is killed.
+        self.folders = sorted(_python_env_folders() - self.folders_before)
+        self.tell_guardian()
         self.baseline = canary.statistics(client)
         self.client = client
 
@@ -279,7 +293,8 @@ class Pilot:
             self.server.wait()
             time.sleep(0.02)
         if self.place:
-            sweep(self.place, self.shm)
+            self.folders = self.folders or sorted(_python_env_folders() - self.folders_before)
+            sweep(self.place, self.shm, self.folders)
 
     def _idle(self) -> bool:
         # An idle Triton takes seconds to obey SIGTERM; the submitter says when no request can be under way.
@@ -296,6 +311,16 @@ class Pilot:
 
 
 _NOISE = ("NVML", "DCGM", "CUDA driver version", "CUDA memory pool disabled", "cudaGetDeviceCount")
+
+
+def _python_env_folders() -> set[str]:
+    """Folders of this user's Triton Python backends that nothing was put into."""
+    found = set()
+    for path in Path("/tmp").glob("python_env_*"):  # noqa: S108  its place is fixed in Triton
+        with contextlib.suppress(OSError):
+            if path.stat().st_uid == os.getuid() and not any(path.iterdir()):
+                found.add(str(path))
+    return found
 
 
 class _Stop(Exception):

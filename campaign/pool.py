@@ -261,7 +261,7 @@ class ServerPool:
 
         for record in self.records():
             if record["host"] == socket.gethostname() and record["place"]:
-                sweep(str(record["place"]), str(record["shm_prefix"]))
+                sweep(str(record["place"]), str(record["shm_prefix"]), record["folders"])
 
     def report(self) -> list[dict[str, Any]]:
         """One entry per server for the report."""

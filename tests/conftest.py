@@ -44,7 +44,8 @@ def ours(before: set[int] | None = None) -> dict[int, str]:
 def lying_about() -> set[str]:
     """Shared memory and private folders of servers."""
     temp = Path(tempfile.gettempdir())
-    return {str(p) for p in [*Path("/dev/shm").glob("campaign_*"), *temp.glob("campaign-*")]}
+    backends = Path("/tmp").glob("python_env_*")  # Triton's Python backend puts them there, whatever TMPDIR says
+    return {str(p) for p in [*Path("/dev/shm").glob("campaign_*"), *temp.glob("campaign-*"), *backends]}
 
 
 def left(before: tuple[set[int], set[str]]) -> list[str]:
@@ -191,6 +192,11 @@ def small(tmp_path: Path) -> Path:
     (tmp_path / "stages.py").write_text(STAGES)
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(campaign_dict(), sort_keys=False))
     return tmp_path
+
+
+def yaml_of(folder: Path) -> dict[str, Any]:
+    """The folder's campaign as data."""
+    return dict(yaml.safe_load((folder / "c.yaml").read_text()))
 
 
 def change(folder: Path, **changes: Any) -> None:

@@ -237,10 +237,8 @@ def test_a_function_that_cannot_travel_is_refused(tmp_path):
 
 def test_any_keys_are_options_of_a_class_that_takes_any(tmp_path):
     """A class with ``**options`` takes every key."""
-    write(
-        tmp_path,
-        text="class S:\n    def __init__(self, **o):\n        self.o = o\n\n    def __call__(self, b, c):\n        return self.o\n",
-    )
+    init = "    def __init__(self, **o):\n        self.o = o\n"
+    write(tmp_path, text=f"class S:\n{init}\n    def __call__(self, b, c):\n        return self.o\n")
     assert code(tmp_path, "stages.py:S", a=1, b=2).load()(0, 0) == {"a": 1, "b": 2}
 
 

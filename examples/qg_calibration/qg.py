@@ -43,7 +43,7 @@ def select(events: ak.Array, ctx: Any) -> dict[str, Any]:
     """The two leading jets of each good di-jet event, one row per jet."""
     events = events[["jet_fire", "pu_weight", ctx.weight, *(f"jet_{name}" for name in _JET)]]
     events = events[(events.jet_fire == 1) & (ak.num(events.jet_pt) >= 2)]
-    jet = {name: ak.to_numpy(events[f"jet_{name}"][:, :2]) for name in _JET}
+    jet = {name: ak.to_numpy(events[f"jet_{name}"][:, :2]).reshape(-1, 2) for name in _JET}
     pt, eta = jet["pt"] / np.float32(1000), np.abs(jet["eta"])
     weight = ak.to_numpy(events.pu_weight).astype(np.float64) * _normalisation(ctx.metadata)
     good = (pt[:, 1] > 500) & (pt[:, 0] < 2000) & (pt[:, 0] < 1.5 * pt[:, 1]) & (np.abs(weight) < 100)

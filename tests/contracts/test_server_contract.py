@@ -45,9 +45,9 @@ WRONG: dict[str, list[tuple[dict[str, Any], Key]]] = {
 }
 
 
-def spec(kind: str, urls: list[str], **changes: Any) -> ServerSpec:
+def spec(kind: str, running: list[str], **changes: Any) -> ServerSpec:
     """A usable description of servers of a kind, with changes."""
-    return ServerSpec(**{"kind": kind, "models": MODELS, **USABLE[kind](urls), **changes})
+    return ServerSpec(**{"kind": kind, "models": MODELS, **USABLE[kind](running), **changes})
 
 
 def make(kind: str, base: Path = PROJECT, **changes: Any) -> ServerKind:

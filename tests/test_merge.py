@@ -1,0 +1,218 @@
+"""Partials become one output: in plan order, exactly, and only if they are what their receipts say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+
+import awkward as ak
+import hist
+import numpy as np
+import pytest
+import uproot
+
+from campaign import Columns, Counts, Histogram, Histograms
+from campaign.errors import AxesMismatch, OutputError, PartialError
+from campaign.merge import LazyMerged, load_histograms, merge
+from campaign.outputs import as_output, start_partial
+from campaign.plan import Output
+from campaign.rundir import Receipt, RunDir
+
+FILES = 7
+
+
+def leave(run, key, *values):
+    """Leave the partial of a key as a task does; its receipt."""
+    outputs = [as_output(v, "s") for v in values]
+    kind = {Columns: "columns", Histograms: "histograms", Counts: "counts"}[type(outputs[0])]
+    path = run.partial(key, kind)
+    partial = start_partial(outputs[0], path)
+    for value in outputs:
+        partial.add(value)
+    sha256 = partial.write(path)
+    return Receipt(
+        key, "s", "d", "nominal", f"/{key}.root", kind, sha256, path.stat().st_size, 1, 1, tuple(partial.notes)
+    )
+
+
+def planned(keys):
+    return Output("s", "d", "nominal", tuple(keys), tuple(f"/{k}.root" for k in keys), 0)
+
+
+def histograms(i):
+    rng = np.random.default_rng(i)
+    h = Histogram(hist.axis.StrCategory(["a", "b"], name="c"), hist.axis.Regular(4, -1, 1, name="x"))
+    return Histograms(h=h.fill(rng.choice(["a", "b"], 100), rng.normal(size=100), weight=rng.lognormal(0, 8, 100)))
+
+
+def columns(i):
+    rng = np.random.default_rng(i)
+    n = 3 * i  # the first file has no rows
+    return {"x": rng.normal(size=n), "v": ak.unflatten(rng.normal(size=2 * n), [2] * n), "i": np.full(n, i)}
+
+
+def counts(i):
+    return Counts(n=i, w=float(np.random.default_rng(i).lognormal(0, 8)))
+
+
+def run_of(folder, make, order=range(FILES)):
+    run = RunDir(folder)
+    receipts = {}
+    for i in order:
+        made = leave(run, f"k{i}", make(i))
+        receipts[made.key] = made
+    return run, receipts
+
+
+KEYS = [f"k{i}" for i in range(FILES)]
+
+
+@pytest.mark.parametrize("make", [histograms, columns, counts])
+def test_the_order_in_which_partials_arrive_does_not_show(tmp_path, make):
+    """However tasks finish, and whoever merges again, the output has the same content and digest."""
+    found = set()
+    for seed in range(3):
+        run, receipts = run_of(tmp_path / str(seed), make, random.Random(seed).sample(range(FILES), FILES))
+        first, again = merge(run, planned(KEYS), receipts), merge(run, planned(KEYS), receipts)
+        assert first == again
+        files = sorted(first.path.iterdir()) if first.path.is_dir() else [first.path]
+        found.add((first.sha256, *(hashlib.sha256(f.read_bytes()).hexdigest() for f in files)))
+        assert not [p for p in first.path.parent.iterdir() if p.name.startswith(".")]
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("make", [histograms, counts])
+def test_the_grouping_into_files_does_not_show_in_sums(tmp_path, make):
+    """One partial of all ranges and one per range add up to the same digest."""
+    run, receipts = run_of(tmp_path / "many", make)
+    many = merge(run, planned(KEYS), receipts)
+    run = RunDir(tmp_path / "one")
+    one = merge(run, planned(["all"]), {"all": leave(run, "all", *(make(i) for i in range(FILES)))})
+    assert one.sha256 == many.sha256
+
+
+def test_merged_histograms_are_exact_sums(tmp_path):
+    """Each bin of the merged histogram is the exact sum, rounded once, and ROOT holds the same numbers."""
+    run, receipts = run_of(tmp_path, histograms)
+    merged = merge(run, planned(KEYS), receipts)
+    everything = [histograms(i)["h"].to_hist() for i in range(FILES)]
+    total = merged.load()["h"]
+    assert total.storage_type is hist.storage.Weight
+    got = total.values(flow=True)
+    near = np.sum([h.values(flow=True) for h in everything], axis=0)
+    assert np.allclose(got, near, rtol=1e-12)
+    whole = Histogram(*everything[0].axes)
+    for i in range(FILES):
+        whole += histograms(i)["h"]
+    assert np.array_equal(got, whole.to_hist().values(flow=True))
+    assert load_histograms(merged.path)["h"].sha256() == whole.sha256()
+    with uproot.open(merged.root) as file:
+        for i, c in enumerate("ab"):
+            assert np.array_equal(file[f"h/c={c}"].values(flow=True), got[i])
+            assert np.array_equal(file[f"h/c={c}"].variances(flow=True), total.variances(flow=True)[i])
+
+
+def test_merged_columns_are_the_files_rows_in_plan_order(tmp_path):
+    """Columns follow the order of the plan, files without rows included; nothing is copied where links are possible."""
+    run, receipts = run_of(tmp_path, columns)
+    merged = merge(run, planned(KEYS), receipts)
+    got = merged.load()
+    assert got["i"].to_list() == [i for i in range(FILES) for _ in range(3 * i)]
+    assert np.array_equal(ak.to_numpy(got["x"]), np.concatenate([columns(i)["x"] for i in range(FILES)]))
+    assert ak.all(ak.num(got["v"]) == 2)
+    assert len(list(merged.path.glob("*.parquet"))) == FILES
+    first = run.partial("k1", "columns")
+    assert first.stat().st_nlink == 2
+    backwards = merge(RunDir(tmp_path), planned(KEYS[::-1]), receipts)
+    assert backwards.sha256 != merged.sha256
+
+
+def test_merged_counts_are_fsum_and_json(tmp_path):
+    """Floats are ``math.fsum`` of all, integers stay integers, and the output is JSON that anybody reads."""
+    run, receipts = run_of(tmp_path, counts)
+    merged = merge(run, planned(KEYS), receipts)
+    expected = {"n": sum(range(FILES)), "w": math.fsum(counts(i)["w"] for i in range(FILES))}
+    assert merged.load() == expected
+    assert json.loads(merged.path.read_text()) == expected
+
+
+def test_a_missing_partial_is_an_error_that_names_its_file(tmp_path):
+    """A partial without receipt, gone, or shorter than its receipt says is a gap, and a gap is an error."""
+    run, receipts = run_of(tmp_path, counts)
+    without = {k: r for k, r in receipts.items() if k != "k3"}
+    with pytest.raises(PartialError, match=r"s/d/nominal: /k3\.root"):
+        merge(run, planned(KEYS), without)
+    path = run.partial("k4", "counts")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(PartialError, match=r"s/d/nominal: /k4\.root"):
+        merge(run, planned(KEYS), receipts)
+    path.unlink()
+    with pytest.raises(PartialError, match=r"s/d/nominal: /k4\.root"):
+        merge(run, planned(KEYS), receipts)
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(("make", "kind"), [(histograms, "histograms"), (counts, "counts")])
+def test_a_partial_that_is_not_its_receipts_is_refused(tmp_path, make, kind):
+    """A whole partial of the right size with another content is noticed and named."""
+    run, receipts = run_of(tmp_path, make)
+    mine, foreign = run.partial("k2", kind), run.partial("k3", kind)
+    mine.write_bytes(foreign.read_bytes())
+    receipts["k2"] = Receipt(**{**receipts["k2"].__dict__, "size": mine.stat().st_size})
+    with pytest.raises(PartialError, match=r"k2\.(json|hists\.npz): is not what was written for /k2\.root"):
+        merge(run, planned(KEYS), receipts)
+
+
+@pytest.mark.parametrize(("make", "kind"), [(histograms, "histograms"), (counts, "counts"), (columns, "columns")])
+def test_a_torn_partial_is_named(tmp_path, make, kind):
+    """A partial that was overwritten by as many zeros is a PartialError with its path."""
+    run, receipts = run_of(tmp_path, make)
+    path = run.partial("k5", kind)
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(PartialError, match="k5"):
+        merge(run, planned(KEYS), receipts)
+
+
+def test_different_kinds_are_refused(tmp_path):
+    """Files for which a stage returned different kinds cannot be merged."""
+    run = RunDir(tmp_path)
+    receipts = {r.key: r for r in (leave(run, "k0", counts(1)), leave(run, "k1", histograms(1)))}
+    with pytest.raises(OutputError, match="s/d/nominal: files give different kinds: counts, histograms"):
+        merge(run, planned(["k0", "k1"]), receipts)
+
+
+def test_different_axes_name_the_file(tmp_path):
+    """A file whose histogram has other axes is named, with the axis."""
+    run = RunDir(tmp_path)
+    other = Histograms(h=Histogram(hist.axis.Regular(4, -1, 1, name="x")))
+    receipts = {r.key: r for r in (leave(run, "k0", histograms(1)), leave(run, "k1", other))}
+    with pytest.raises(AxesMismatch, match=r"/k1\.root.*histogram h.*2 axes here, 1 there"):
+        merge(run, planned(["k0", "k1"]), receipts)
+
+
+def test_notes_of_partials_reach_the_output(tmp_path):
+    """What a task remarked is told once, with what ROOT cannot hold."""
+    run = RunDir(tmp_path)
+    h = Histogram(hist.axis.StrCategory(["a"], name="c")).fill(["a"], weight=[np.nan])
+    receipts = {k: leave(run, k, Histograms(h=h)) for k in ("k0", "k1")}
+    merged = merge(run, planned(["k0", "k1"]), receipts)
+    assert merged.root is None
+    assert sum("1 nan" in n for n in merged.notes) == 1
+    assert sum("ROOT holds 1 to 3" in n for n in merged.notes) == 1
+
+
+def test_a_reduce_stage_reads_only_what_it_asks_for(tmp_path):
+    """Merged outputs are read when they are asked for, once."""
+    run, receipts = run_of(tmp_path, counts)
+    merged = merge(run, planned(KEYS), receipts)
+    lazy = LazyMerged({"mc": merged, "data": merged})
+    assert (sorted(lazy), len(lazy)) == (["data", "mc"], 2)
+    got = lazy["mc"]
+    merged.path.with_suffix(".exact.json").unlink()
+    assert lazy["mc"] is got
+    with pytest.raises(PartialError):
+        lazy["data"]
+    with pytest.raises(KeyError):
+        lazy["none"]
