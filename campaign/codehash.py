@@ -206,7 +206,18 @@ def _parts(thing: Any, seen: Held) -> Iterator[str]:
     elif is_installed(type(thing).__module__):
         yield _pickled(thing)
     else:
-        yield from _several([type(thing), getattr(thing, "__dict__", None) or _pickled(thing)], seen)
+        yield from _several([type(thing), _state(thing)], seen)
+
+
+def _state(thing: Any) -> Any:
+    """Fields of an object of the user's; its class is hashed apart, so pickling it whole would say too much."""
+    slots = [s for cls in type(thing).__mro__ for s in _as_tuple(cls.__dict__.get("__slots__", ()))]
+    held = {s: getattr(thing, s) for s in slots if hasattr(thing, s) and s != "__dict__"}
+    return {**held, **getattr(thing, "__dict__", {})}
+
+
+def _as_tuple(names: Any) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _several(things: Iterable[Any], seen: Held) -> Iterator[str]:
@@ -237,7 +248,7 @@ def _class(cls: type, seen: Held) -> Iterator[str]:
         yield from _several([d for d in (field.default, field.default_factory) if d is not dataclasses.MISSING], seen)
     for name, value in sorted(vars(cls).items()):
         generated = getattr(getattr(value, "__code__", None), "co_filename", "") == "<string>"  # by dataclasses
-        if name not in _NOT_CODE and not generated:
+        if name not in _NOT_CODE and not generated and not inspect.ismemberdescriptor(value):
             yield name
             yield from _parts(value, seen)
     yield from _several(cls.__bases__, seen)

@@ -52,6 +52,8 @@ class RootSource:
             tree = self._file[name]
         except uproot.KeyInFileError:
             have = sorted({k.split(";")[0] for k, c in self._file.classnames().items() if "Tree" in c or "NTuple" in c})
+            if not have:  # as a file has whose directory was lost
+                raise InputError.unreadable(self.url, LookupError(f"it holds no tree at all, so no '{name}'")) from None
             raise InputError(unknown(name, have, "trees"), where=self.url, remedy="correct 'tree'") from None
         except Exception as error:
             raise InputError.unreadable(self.url, error) from error

@@ -31,21 +31,37 @@ OURS = (
 )
 
 
-def ours(before: set[int] | None = None) -> dict[int, str]:
-    """Processes that a campaign starts, other than those that ran before; zombies are nobody's."""
-    found = {}
+# What is started from here carries this mark in its environment, so that another session on this machine, or
+# somebody's own campaign, is not taken for ours.
+MARK = ("CAMPAIGN_TEST_SESSION", str(os.getpid()))
+os.environ[MARK[0]] = MARK[1]
+
+
+def campaign_processes() -> Iterator[tuple[int, str, bool]]:
+    """Pid, command line and whether it is ours, of every process of the kinds a campaign starts; zombies left out."""
     for process in psutil.process_iter(["pid", "cmdline", "status"]):
         line = " ".join(process.info["cmdline"] or [])
         if process.info["status"] != psutil.STATUS_ZOMBIE and any(name in line for name in OURS):
-            found[process.info["pid"]] = line[:160]
-    return {pid: line for pid, line in found.items() if pid not in (before or set())}
+            try:
+                yield process.info["pid"], line, process.environ().get(MARK[0]) == MARK[1]
+            except psutil.Error:  # it ended while we looked
+                continue
+
+
+def ours(before: set[int] | None = None) -> dict[int, str]:
+    """Our processes, other than those that ran before."""
+    return {pid: line[:160] for pid, line, mine in campaign_processes() if mine and pid not in (before or set())}
 
 
 def lying_about() -> set[str]:
-    """Shared memory and private folders of servers."""
+    """Shared memory, private folders of servers, and the empty folders of Triton's Python backend."""
+    others = " ".join(line for _, line, mine in campaign_processes() if not mine)
     temp = Path(tempfile.gettempdir())
-    backends = Path("/tmp").glob("python_env_*")  # Triton's Python backend puts them there, whatever TMPDIR says
-    return {str(p) for p in [*Path("/dev/shm").glob("campaign_*"), *temp.glob("campaign-*"), *backends]}
+    found = [p for p in Path("/dev/shm").glob("campaign_*") if p.name[:17] not in others]
+    found += [p for p in temp.glob("campaign-*") if str(p) not in others]
+    if "tritonserver" not in others:  # whose an empty folder is cannot be told
+        found += Path("/tmp").glob("python_env_*")
+    return {str(p) for p in found}
 
 
 def left(before: tuple[set[int], set[str]]) -> list[str]:

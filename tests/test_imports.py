@@ -33,11 +33,11 @@ FLOORS = [
     ["errors", "exact"],
     ["registry", "histogram", "spec", "rundir"],
     ["outputs", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile", "datasets"],
-    ["client", "plan", "canary", "rootfile", "servers"],
+    ["kserve", "client", "plan", "canary", "rootfile", "servers"],
     ["merge", "report", "progress"],
-    ["pilot", "processes", "work", "preflight"],
-    ["pool"],
-    ["engine"],
+    ["pilot", "processes", "chain", "work", "preflight"],
+    ["pool", "scheduler"],
+    ["account", "engine"],
     ["cli"],
 ]
 # Imports inside functions that go upwards, each with its reason.

@@ -50,7 +50,7 @@ def histograms(i):
 def columns(i):
     rng = np.random.default_rng(i)
     n = 3 * i  # the first file has no rows
-    return {"x": rng.normal(size=n), "v": ak.unflatten(rng.normal(size=2 * n), [2] * n), "i": np.full(n, i)}
+    return {"x": rng.normal(size=n), "v": ak.unflatten(rng.normal(size=2 * n), np.full(n, 2)), "i": np.full(n, i)}
 
 
 def counts(i):

@@ -7,9 +7,11 @@ import pickle
 import pytest
 from pydantic import ValidationError
 
-from campaign import Campaign, Dataset, ServerSpec, StageSpec, Variation
+from campaign import Campaign, Dataset, ServerSpec, StageSpec, Variation, registry
+from campaign.checks import check_models, check_options
 from campaign.errors import SpecError
 from campaign.spec import Origin, ProviderSpec
+from campaign.stagecode import resolve
 
 
 def build(**changes):
@@ -83,19 +85,22 @@ def test_parts_that_do_not_fit_together_are_refused(case):
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", "", "-flag", "a\nb", "a b", "a" * 101, "..", "é", "a\x00"])
+NAMES = ["../up", "a/b", ".hidden", "", "-flag", "a\nb", "a b", "a" * 101, "..", "é", "a\x00"]
+
+
 @pytest.mark.parametrize("where", ["campaign", "datasets", "stages", "variations", "models"])
-def test_a_name_cannot_leave_its_folder(name, where):
+def test_a_name_cannot_leave_its_folder(where):
     """Names become folders of the run directory: what is a path, hidden or too long is refused everywhere."""
-    changes = {
-        "campaign": {"campaign": name},
-        "datasets": {"datasets": {name: {"files": "f", "tree": "t"}}},
-        "stages": {"stages": {name: {"use": "u"}}},
-        "variations": {"variations": {name: {"tree": "u"}}},
-        "models": {"servers": {"models": {name: {}}}},
-    }
-    with pytest.raises(ValidationError, match="a name is made of"):
-        build(**changes[where])
+    for name in NAMES:
+        changes = {
+            "campaign": {"campaign": name},
+            "datasets": {"datasets": {name: {"files": "f", "tree": "t"}}},
+            "stages": {"stages": {name: {"use": "u"}}},
+            "variations": {"variations": {name: {"tree": "u"}}},
+            "models": {"servers": {"models": {name: {}}}},
+        }
+        with pytest.raises(ValidationError, match="a name is made of"):
+            build(**changes[where])
 
 
 @pytest.mark.parametrize(
@@ -175,3 +180,64 @@ def test_paths_start_at_the_campaigns_folder(tmp_path):
     assert made.path("a/../b.py") == tmp_path.resolve() / "b.py"
     assert made.path("/x/y") == (tmp_path / "/x/y").resolve()
     assert "~" not in str(made.path("~/z"))
+
+
+# Options of registered things, and models ----------------------------------------------------------------------------------------------
+
+
+class Kind:
+    """Two tensors of one model, as a server kind tells them."""
+
+    @staticmethod
+    def tensors(model):
+        return ["X"], ["SCORE"]
+
+
+def infers(model="tagger", inputs="X", output="SCORE", **changes):
+    predict = {"use": "infer", "model": model, "inputs": {inputs: ["pt"]}, "outputs": {"score": output}}
+    given = {"servers": {"models": ["tagger"]}, **changes}
+    return build(stages={"predict": predict}, **given)
+
+
+@pytest.mark.parametrize(
+    ("made", "key", "said"),
+    [
+        (lambda: infers(servers=None), ("stages", "predict"), "the campaign has no 'servers'"),
+        (lambda: infers("taggre"), ("stages", "predict", "model"), "did you mean 'tagger'"),
+        (lambda: infers(inputs="Y"), ("stages", "predict", "inputs", "Y"), "none of the inputs of tagger.*known: X"),
+        (lambda: infers(output="SCORES"), ("stages", "predict", "outputs", "score"), "did you mean 'SCORE'"),
+    ],
+)
+def test_a_model_input_or_output_that_is_not_there_is_refused(made, key, said):
+    """What a stage infers with is held against the pool's models before a server is started."""
+    campaign = made()
+    with pytest.raises(SpecError, match=said) as caught:
+        check_models(campaign, {"predict": resolve(campaign, "predict")}, Kind())
+    assert caught.value.key == key
+    right = infers()
+    check_models(right, {"predict": resolve(right, "predict")}, Kind())
+
+
+@pytest.mark.parametrize(
+    ("group", "owner", "given", "said"),
+    [
+        (registry.PROVIDERS, ProviderSpec, {"nope": 1}, "'nope' is none of the keys here"),
+        (registry.SERVERS, ServerSpec, {"model_repositry": "m"}, "did you mean 'model_repository'"),
+        (registry.SERVERS, ServerSpec, {"model_repository": {"a": 1}}, "found"),
+        (registry.SERVERS, ServerSpec, {}, "the key 'model_repository' is needed"),
+    ],
+)
+def test_options_of_a_kind_are_held_against_what_it_publishes(group, owner, given, said):
+    """A wrong, missing or unknown option of a provider or server kind is an error at its key, with those there are."""
+    cls = registry.get(group, "local" if group == registry.PROVIDERS else "triton")
+    with pytest.raises(SpecError, match=said) as caught:
+        check_options(cls.Options, given, ("here",), owner)
+    assert caught.value.key[0] == "here"
+
+
+@pytest.mark.parametrize("group", [registry.PROVIDERS, registry.SERVERS, registry.STAGES])
+def test_an_unregistered_name_lists_the_registered_ones(group):
+    """A name that is not registered is refused with the nearest and with all that are."""
+    known = registry.names(group)
+    with pytest.raises(SpecError, match=f"did you mean '{known[0]}'.*{', '.join(known)}"):
+        registry.get(group, known[0] + "x")

@@ -472,8 +472,18 @@ import sys
 from campaign import Campaign, Dataset, StageSpec
 from campaign.stagecode import resolve
 exec({CELL!r})
-made = Campaign(campaign="c", datasets={{"d": Dataset(files="f", tree="t")}}, stages={{"s": StageSpec(use=s)}})
-print(resolve(made, "s").digest)
+class Empty:
+    def __call__(self, batch, ctx):
+        return s(batch, ctx)
+class Slots:
+    __slots__ = ("a",)
+    def __call__(self, batch, ctx):
+        return self.a
+slots = Slots()
+slots.a = {{"x", "y", "z"}}
+for use in (s, Empty(), slots, lambda b, c: s(b, c)):
+    made = Campaign(campaign="c", datasets={{"d": Dataset(files="f", tree="t")}}, stages={{"s": StageSpec(use=use)}})
+    print(resolve(made, "s").digest)
 """
     found = {
         subprocess.run([sys.executable, "-c", script], env={"PYTHONHASHSEED": seed}, cwd=tmp_path, check=True,
@@ -481,3 +491,4 @@ print(resolve(made, "s").digest)
         for seed in ("1", "2", "3")
     }  # fmt: skip
     assert len(found) == 1
+    assert len(set(found.pop().split())) == 4

@@ -221,7 +221,9 @@ class Triton:
             f"--backend-config=python,shm-region-prefix-name={shm}",
         ]
         keep = {
-            k: v for k, v in os.environ.items() if k in _KEEP or k.startswith(("CUDA_", "NVIDIA_", "SLURM_", "ROCR_"))
+            k: v
+            for k, v in os.environ.items()
+            if k in _KEEP or k.startswith(("CAMPAIGN_", "CUDA_", "NVIDIA_", "SLURM_", "ROCR_"))
         }
         # One thread per library unless the model says otherwise: servers share the node with the tasks.
         threads = {
