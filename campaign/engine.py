@@ -21,6 +21,7 @@ from campaign.frozenvalue import thaw
 from campaign.plan import Plan, Reduce, group, plan
 from campaign.pool import ServerPool, make_kind
 from campaign.preflight import preflight
+from campaign.processes import stop_fork_server
 from campaign.progress import Progress, to_terminal
 from campaign.protocols import Job, Provider, campaign_workers
 from campaign.report import Report
@@ -114,8 +115,11 @@ def run(
     shown = progress if isinstance(progress, Progress) else (to_terminal() if progress else Progress())
     rundir = RunDir(Path(run_dir).resolve() if run_dir else default_run_dir(campaign))
     checked = check(campaign)
-    with rundir.owned(), _signals() as stop:
-        made = _Run(checked, rundir, shown, stop).run()
+    try:
+        with rundir.owned(), _signals() as stop:
+            made = _Run(checked, rundir, shown, stop).run()
+    finally:
+        stop_fork_server()  # it looked at the files, whoever did the work
     if raises and made.status == report.INTERRUPTED:
         raise Interrupted("stopped as asked; run again to resume", where=str(rundir.root))
     if raises and made.exit_code:

@@ -182,7 +182,7 @@ def test_paths_start_at_the_campaigns_folder(tmp_path):
     assert "~" not in str(made.path("~/z"))
 
 
-# Options of registered things, and models ----------------------------------------------------------------------------------------------
+# Options of registered things, and models -----------------------------------------------------------------------------
 
 
 class Kind:

@@ -60,18 +60,6 @@ def test_what_is_extracted_from_simulation_is_true(calibrated: Path) -> None:
     laws.assert_truth(scale_factors(calibrated / "r"))
 
 
-def test_without_a_change_every_scale_factor_is_one(calibrated: Path) -> None:
-    """Closure, on data without the change; only what depends on the data is done again."""
-    plain = make_data(calibrated / "plain", "--no-change")
-    overrides = [*files(calibrated / "data")[:4], "--set", f"datasets.data.files={plain}/data/*/*.root"]
-    overrides += ["--set", "variations={}"]
-    done = command("run", str(EXAMPLE / "campaign.yaml"), "--run-dir", "r2", *overrides, cwd=calibrated)
-    assert done.returncode == 0, done.stdout + done.stderr
-    laws.assert_closure(scale_factors(calibrated / "r2"))
-    report = report_of(calibrated / "r2")
-    assert report["outputs"]["first/mc/nominal"]["sha256"] == hashes(calibrated / "r")["first/mc/nominal"]
-
-
 def test_the_report_holds_every_output_and_figure(calibrated: Path) -> None:
     """One output per variation where it varies, about eight figures, a table, the empty file counted like any other."""
     report = report_of(calibrated / "r")
@@ -104,6 +92,21 @@ def test_a_weight_only_variation_sends_no_request(calibrated: Path) -> None:
     assert report["rows"]["first"] == inferred == sum(report["rows"].values())
     told = [s["statistics"]["qg_tagger"] for s in report["servers"]]
     assert sum(n for n, _ in told) == 8192 * sum(e for _, e in told)
+
+
+def test_without_a_change_every_scale_factor_is_one(calibrated: Path) -> None:
+    """Closure, on data without the change; only what depends on the data is done again."""
+    plain = make_data(calibrated / "plain", "--no-change")
+    overrides = [*files(calibrated / "data")[:4], "--set", f"datasets.data.files={plain}/data/*/*.root"]
+    overrides += ["--set", "variations={}"]
+    before = hashes(calibrated / "r")
+    done = command("run", str(EXAMPLE / "campaign.yaml"), "--run-dir", "r", *overrides, cwd=calibrated)
+    assert done.returncode == 0, done.stdout + done.stderr
+    laws.assert_closure(scale_factors(calibrated / "r"))
+    report = report_of(calibrated / "r")
+    assert report["outputs"]["first/mc/nominal"]["sha256"] == hashes(calibrated / "r")["first/mc/nominal"]
+    assert hashes(calibrated / "r")["first/mc/nominal"] == before["first/mc/nominal"]
+    assert report_of(calibrated / "r")["tasks"]["reused"] > 40, "simulation is not inferred again"
 
 
 def test_the_script_is_the_same_campaign(tmp_path: Path) -> None:
