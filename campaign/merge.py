@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +105,13 @@ def _histograms(rundir: RunDir, output: Output, got: Sequence[Receipt], path: Pa
             raise
     outputs.write_histograms(total.total, path)
     sha256 = outputs.contents_digest((name, h.sha256()) for name, h in sorted(total.total.items()))
-    root, left_out = write_root({n: h.to_hist() for n, h in sorted(total.total.items())}, path)
-    return Merged(output.name, HISTOGRAMS, path, sha256, root, (*notes, *left_out))
+    return Merged(output.name, HISTOGRAMS, path, sha256, None, notes)
+
+
+def export(merged: Merged) -> Merged:
+    """Write the ROOT file of merged histograms. Apart from the merge, because no later stage waits for it."""
+    root, left_out = write_root(merged.load(), merged.path)
+    return replace(merged, root=root, notes=(*merged.notes, *left_out))
 
 
 def _counts(rundir: RunDir, got: Sequence[Receipt], path: Path) -> str:

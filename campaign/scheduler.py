@@ -20,6 +20,7 @@ from campaign.errors import (
     ServerError,
 )
 from campaign.merge import Merged
+from campaign.outputs import HISTOGRAMS
 from campaign.plan import Output, Plan, Reduce, Task, longest_first
 from campaign.progress import Progress
 from campaign.protocols import Provider
@@ -101,6 +102,7 @@ class Scheduler:
         self.queue: deque[Task] = deque(longest_first(todo))
         self.unmerged = list(plan.outputs)
         self.unreduced = [r for r in plan.reduces if (r.stage, r.variation) not in state.frozen]
+        self.unexported: deque[str] = deque()
         self.under_way: dict[Future[Any], Callable[[Future[Any]], None]] = {}
         self.tries: Counter[str] = Counter()
         self.losses: Counter[str] = Counter()
@@ -141,6 +143,9 @@ class Scheduler:
             else:
                 later.append(task)
         self.queue.extendleft(reversed(later))
+        while self.unexported and room > 0:
+            self._export(self.unexported.popleft())
+            room -= 1
 
     def _call(self, then: Callable[[Future[Any]], None], function: Callable[..., Any], *args: Any) -> None:
         try:
@@ -238,8 +243,23 @@ class Scheduler:
         if isinstance(found, CampaignError):
             self.state.note(found)
             self.state.failed.add(output.name)
+            return
+        self.state.merged[output.name] = found
+        if found.kind == HISTOGRAMS:
+            self.unexported.append(output.name)
+
+    def _export(self, name: str) -> None:
+        """Write the ROOT file of an output; of all that is ready this comes last, for nothing waits for it."""
+        self._call(lambda f: self._exported(name, f), work.run_export, self.state.merged[name])
+
+    def _exported(self, name: str, future: Future[Any]) -> None:
+        found = _answer(future)
+        if isinstance(found, CampaignError):
+            self.state.note(found)
+            self.state.failed.add(name)
+            del self.state.merged[name]
         else:
-            self.state.merged[output.name] = found
+            self.state.merged[name] = found
 
     def _reduce(self, reduce: Reduce) -> bool:
         """Submit a reduce stage if its time has come; True if it is off the list."""

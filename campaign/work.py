@@ -16,7 +16,7 @@ from typing import Any
 from campaign.chain import Chain, Frozen, MissingBranch, Worker, explain, thawed
 from campaign.errors import CampaignError, InputError, OutputError, PartialError
 from campaign.frozenvalue import freeze
-from campaign.merge import LazyMerged, Merged, merge
+from campaign.merge import LazyMerged, Merged, export, merge
 from campaign.outputs import Columns, as_output
 from campaign.plan import Output as PlannedOutput
 from campaign.plan import Reduce, Task
@@ -111,6 +111,14 @@ def run_merge(root: str, output: PlannedOutput, receipts: Sequence[Receipt]) -> 
         return PartialError(f"{type(error).__name__}: {error}", where=output.name, log=traceback.format_exc())
 
 
+def run_export(merged: Merged) -> Merged | CampaignError:
+    """Write the ROOT file of a merged output; an error is returned."""
+    try:
+        return export(merged)
+    except Exception as error:  # noqa: BLE001  process boundary: it arrives with its traceback
+        return OutputError(f"{type(error).__name__}: {error}", where=merged.name, log=traceback.format_exc())
+
+
 @dataclass(frozen=True)
 class Reduced:
     """A reduce stage's frozen value: where it lies, and what it must be."""
@@ -170,7 +178,7 @@ def look(job: tuple[str, str], task: Task, rows: int) -> CampaignError | str | N
         chain = Chain(worker, RunDir(Path("/nonexistent")), task, {})
         source = worker.open(task)
     except InputError as error:
-        return error if "trees" in error.message or "branches" in error.message else "unreadable"
+        return error if error.remedy.startswith("correct ") else "unreadable"
     except CampaignError as error:
         return error
     try:
@@ -179,7 +187,7 @@ def look(job: tuple[str, str], task: Task, rows: int) -> CampaignError | str | N
         batch = chain.weighted(source, source.read(0, min(rows, source.entries)))
         return _try_steps(chain, batch)
     except InputError as error:
-        return error if "weight" in error.where else "unreadable"
+        return error if error.where.startswith("weight ") else "unreadable"
     except MissingBranch as error:
         error.where = f"{task.source.file.url}, tree {task.source.tree}: {error.where}"
         return error

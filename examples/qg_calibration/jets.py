@@ -1,4 +1,4 @@
-"""A toy of jets at the LHC: quark and gluon jets whose features differ as real ones do, and the di-jet events that hold them.
+"""A toy of jets at the LHC: quark and gluon jets whose features differ as real ones do, and di-jet events of them.
 
 A gluon radiates more than a quark (colour factors 9/4), so its jets hold more tracks, are wider and less collimated;
 both grow with log pT. Features are drawn from (flavour, pT) alone: at given pT they do not know the jet's eta, which is
@@ -59,7 +59,9 @@ def draw_features(rng: np.random.Generator, label: Ints, pt: Floats) -> Features
     ntrk = np.floor(mean * np.exp(np.where(gluon, 0.30, 0.36) * z[:, 0] - 0.05) + 0.5).astype(np.int32)
     width = np.exp(np.where(gluon, -2.65, -3.20 + 0.25 * heavy) - 0.25 * growth + np.where(gluon, 0.48, 0.60) * z[:, 1])
     c1 = np.where(gluon, 0.285, 0.235 + 0.02 * heavy) - 0.015 * growth + np.where(gluon, 0.045, 0.055) * z[:, 2]
-    evidence = 1.5 * (ntrk / (17.3 + 4.8 * growth) - 1) + 0.45 * (np.log(width) + 2.95 + 0.25 * growth) + 6 * (c1 - 0.26)
+    evidence = (
+        1.5 * (ntrk / (17.3 + 4.8 * growth) - 1) + 0.45 * (np.log(width) + 2.95 + 0.25 * growth) + 6 * (c1 - 0.26)
+    )
     bdt = np.tanh(0.7 * evidence + 0.22 * z[:, 3])
     return Features(ntrk, width.astype(np.float32), np.abs(c1).astype(np.float32), bdt.astype(np.float32))
 
@@ -96,7 +98,9 @@ class Dijets:
     label: Ints
 
 
-def draw_dijets(rng: np.random.Generator, n: int, low: float = PT_RANGE_GEV[0], high: float = PT_RANGE_GEV[1]) -> Dijets:
+def draw_dijets(
+    rng: np.random.Generator, n: int, low: float = PT_RANGE_GEV[0], high: float = PT_RANGE_GEV[1]
+) -> Dijets:
     """Draw n di-jet events whose leading jet has a pT between `low` and `high` GeV."""
     lead = _power_law(rng.random(n), low, high)
     sublead = lead / (1.0 + rng.exponential(0.11, n))

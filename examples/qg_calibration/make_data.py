@@ -49,7 +49,11 @@ _JET_BRANCHES = {
     "PartonTruthLabelID": "int32",
     "cleaning": "int32",
 }
-_MC_WEIGHTS = {"mconly_weight": "float32", "mcEventWeightsVector": ("float32", (3,)), "pdf_weight": ("float32", (PDF_MEMBERS,))}
+_MC_WEIGHTS = {
+    "mconly_weight": "float32",
+    "mcEventWeightsVector": ("float32", (3,)),
+    "pdf_weight": ("float32", (PDF_MEMBERS,)),
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,10 @@ class Sample:
         """Each file of this sample with its number of events."""
         n_files = 1 if self.one_file else max(1, math.ceil(self.n_events / EVENTS_PER_FILE))
         for i in range(n_files):
-            yield self.folder / f"{self.stem}_{i:03d}.root", (self.n_events * (i + 1)) // n_files - (self.n_events * i) // n_files
+            yield (
+                self.folder / f"{self.stem}_{i:03d}.root",
+                (self.n_events * (i + 1)) // n_files - (self.n_events * i) // n_files,
+            )
 
 
 def load_score(path: Path = MODEL) -> jets.Score:
@@ -219,7 +226,9 @@ def make(out: Path, size: float = 1.0, seed: int = 1, change: bool = True) -> No
 def main() -> None:
     """Parse the command line and write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HERE / "data", help="folder to fill (default: data/ beside this file)")
+    parser.add_argument(
+        "--out", type=Path, default=HERE / "data", help="folder to fill (default: data/ beside this file)"
+    )
     parser.add_argument("--size", type=float, default=1.0, help="scale factor on the number of events (default 1)")
     parser.add_argument("--seed", type=int, default=1, help="seed of all randomness (default 1)")
     parser.add_argument("--no-change", action="store_true", help="data's gluons as simulated: every scale factor is 1")

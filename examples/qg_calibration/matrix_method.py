@@ -79,7 +79,9 @@ class Matrix:
         regions = [efficiency(w[r].sum(axis=-1), w2[r].sum(axis=-1), slice(0, 1)) for r in (0, 1)]
         (forward, var_forward), (central, var_central) = regions
         determinant, sigma = forward - central, float(np.sqrt(var_forward + var_central))
-        if not (abs(determinant) >= MIN_D and abs(determinant) >= MIN_SIGNIFICANCE * sigma):  # `not`: NaN is refused too
+        if not (
+            abs(determinant) >= MIN_D and abs(determinant) >= MIN_SIGNIFICANCE * sigma
+        ):  # `not`: NaN is refused too
             raise Degenerate(
                 f"quark fractions {forward:.3f} forward and {central:.3f} central differ by D = {determinant:.3f} "
                 f"+- {sigma:.3f}; needed are {MIN_D} and {MIN_SIGNIFICANCE:g} sigma"
@@ -121,7 +123,7 @@ def scale_factors(mc_w: Array, mc_w2: Array, data_w: Array, data_w2: Array, targ
         targets: Quark efficiencies that define the working points.
 
     Returns:
-        Per working point `target`, `cut` (the index of the last bin on the quark side), and for `quark` (efficiency) and
+        Per working point `target`, `cut` (index of the last bin on the quark side), and for `quark` (efficiency) and
         `gluon` (rejection) the values and uncertainties in simulation and data, the scale factor data / simulation,
         and the true value of forward jets in simulation.
 

@@ -20,10 +20,10 @@ def table(result: dict[str, Any]) -> str:
     """The scale factors of the nominal option as text."""
     nominal = result["options"][result["nominal"]]
     lines = [
-        f"Scale factors (data / simulation), central jets reweighted by {result['nominal']}; statistical uncertainties.",
+        f"Scale factors (data / simulation), central jets reweighted by {result['nominal']}, statistical uncertainty.",
         "quark: efficiency below the cut; gluon: rejection above it. The cut is on the tagger's score.",
         "",
-        f"{'pT bin':<15}{'WP':>5}  {'flavour':<8}{'scale factor':>13}{'':4}{'unc.':<9}{'simulation':>10}{'data':>10}{'cut':>8}",
+        f"{'pT bin':<15}{'WP':>5}  {'flavour':<8}{'scale factor':>13}{'':4}{'unc.':<9}{'simul.':>10}{'data':>10}{'cut':>8}",
     ]
     for name in _bins(result):
         for point in nominal["points"].get(name, []):
@@ -40,9 +40,9 @@ def table(result: dict[str, Any]) -> str:
 
 def draw(merged: Any, result: dict[str, Any], folder: Path) -> None:
     """Write the figures, each as PNG and PDF."""
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("Agg")
+    mpl.use("Agg")
     shown = SHOWN_BIN if SHOWN_BIN in result["options"][result["nominal"]]["points"] else _calibrated(result)[0]
     for variable in ("score", "ntrk"):
         with _figure(folder / f"{variable}_data_mc", 2, 2, sharex=True, height_ratios=[3, 1]) as axes:
@@ -91,7 +91,7 @@ def _figure(path: Path, rows: int, columns: int, **layout: Any) -> Iterator[Any]
 
 
 def _region_arrays(merged: Any, variable: str, option: str, b: int) -> tuple[Any, Any, Any, Any]:
-    """Simulation (region, flavour, bin) and data (region, bin) of one pT bin, each with squared weights, without flow."""
+    """Simulation (region, flavour, bin), data (region, bin) of one pT bin, each with squared weights, without flow."""
     import qg
 
     mc, data = (merged[dataset][variable][{"option": option}] for dataset in ("mc", "data"))
@@ -138,13 +138,16 @@ def _extracted(axes: Any, merged: Any, result: dict[str, Any], shown: str) -> No
         top, bottom = axes[:, i]
         colour, sigma = COLOURS[flavour], np.sqrt(coefficients**2 @ relative)
         truth = matrix_method.normalised(mc[0, i])
-        mplhep.histplot(truth, value.edges, ax=top, color=colour, histtype="fill", alpha=0.3, label="truth, forward, simulation")
+        mplhep.histplot(
+            truth, value.edges, ax=top, color=colour, histtype="fill", alpha=0.3, label="truth, forward, simulation"
+        )
         mplhep.histplot(from_mc[i], value.edges, ax=top, color=colour, label="extracted from simulation", yerr=False)
-        top.errorbar(value.centers, from_data[i], sigma, fmt="o", ms=3.5, lw=1, color="black", label="extracted from data")
+        top.errorbar(
+            value.centers, from_data[i], sigma, fmt="o", ms=3.5, lw=1, color="black", label="extracted from data"
+        )
         known = from_mc[i] > 2e-3  # where hardly a jet of this flavour is left, the ratio says nothing
-        bottom.errorbar(
-            value.centers[known], (from_data[i] / from_mc[i])[known], (sigma / from_mc[i])[known], fmt="o", ms=3.5, lw=1, color="black"
-        )  # fmt: skip
+        ratio, error = from_data[i][known] / from_mc[i][known], sigma[known] / from_mc[i][known]
+        bottom.errorbar(value.centers[known], ratio, error, fmt="o", ms=3.5, lw=1, color="black")
         bottom.axhline(1, color="0.4", lw=0.8)
         bottom.set(ylim=(0.5, 1.5), xlim=(0, 1), xlabel=value.label, ylabel="data / sim.")
         top.set(ylabel="share of jets per bin", ylim=(min(0, 1.2 * from_data[i].min()), 1.5 * from_mc[i].max()))

@@ -88,7 +88,7 @@ def fill_nominal(jets: ak.Array, ctx: Any) -> Histograms:
     return Histograms(filled)
 
 
-def reweighting_factors(merged: Any, ctx: Any) -> dict[str, Any]:
+def reweighting_factors(merged: Any, _ctx: Any) -> dict[str, Any]:
     """Per option, the factor of a central jet by (pT bin, bin of the variable), from simulation alone."""
     tables: dict[str, Any] = {}
     dropped: dict[str, Any] = {}
@@ -128,7 +128,7 @@ def fill_options(jets: ak.Array, ctx: Any) -> Histograms:
 
 
 def spectra(h: hist.Hist) -> tuple[Any, Any]:
-    """Simulation's sums of w and w2: (pT bin, region, flavour, value bin with flow), leading and subleading together."""
+    """Simulation's sums of w and w2: (pT bin, region, flavour, value bin with flow), both jets together."""
     both = []
     for sums in (h.values(flow=True), h.variances(flow=True)):
         flavours = sums.sum(axis=1)[:, ::-1]  # the Boolean axis has central first

@@ -1,6 +1,6 @@
 """Train the quark/gluon tagger and write `1/model.onnx` and `canary.npz` beside this file.
 
-Run it as ``python model_repository/qg_tagger/train.py``; it needs scikit-learn, onnx and onnxruntime and takes about ten
+Run it as ``python model_repository/qg_tagger/train.py``; it needs scikit-learn, onnx, onnxruntime and takes about ten
 seconds of one core. The jets come from the example's generator, drawn with a seed that the example's data never use.
 """
 
@@ -57,7 +57,9 @@ def build(network: MLPClassifier, mean: Floats, scale: Floats) -> onnx.ModelProt
         constants[f"W{i}"], constants[f"b{i}"] = matrix.astype(np.float32), bias.astype(np.float32)
         nodes.append(helper.make_node("Gemm", [f"layer{i}", f"W{i}", f"b{i}"], [f"sum{i}"]))
         nodes.append(
-            helper.make_node("Sigmoid" if i == last else "Relu", [f"sum{i}"], ["SCORE" if i == last else f"layer{i + 1}"])
+            helper.make_node(
+                "Sigmoid" if i == last else "Relu", [f"sum{i}"], ["SCORE" if i == last else f"layer{i + 1}"]
+            )
         )
     graph = helper.make_graph(
         nodes,
@@ -67,7 +69,9 @@ def build(network: MLPClassifier, mean: Floats, scale: Floats) -> onnx.ModelProt
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     # Opset 13 and IR 8 are understood by every onnxruntime of the last years, so by old Triton containers too.
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8, producer_name="qg_tagger")
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8, producer_name="qg_tagger"
+    )
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -79,7 +83,9 @@ def main() -> None:
     features = normalise(inputs)
     mean, scale = features.mean(axis=0), features.std(axis=0)
     network = MLPClassifier(HIDDEN, batch_size=2000, learning_rate_init=3e-3, max_iter=20, random_state=SEED, tol=0.0)
-    warnings.simplefilter("ignore", ConvergenceWarning)  # a fixed number of epochs is the point: same seed, same weights
+    warnings.simplefilter(
+        "ignore", ConvergenceWarning
+    )  # a fixed number of epochs is the point: same seed, same weights
     network.fit((features - mean) / scale, gluon)
     path = HERE / "1" / "model.onnx"
     path.parent.mkdir(exist_ok=True)
@@ -91,7 +97,12 @@ def main() -> None:
     for low, high in ((500, 2000), (500, 800), (800, 1200), (1200, 2000)):
         inside = (test_inputs[:, 0] > low) & (test_inputs[:, 0] < high)
         print(f"AUC {low:5d}-{high} GeV: {roc_auc_score(test_gluon[inside], score[inside, 0]):.4f}")
-    canary = {"input.X": test_inputs[:64], "output.SCORE": score[:64], "rtol": np.float64(1e-4), "atol": np.float64(1e-5)}
+    canary = {
+        "input.X": test_inputs[:64],
+        "output.SCORE": score[:64],
+        "rtol": np.float64(1e-4),
+        "atol": np.float64(1e-5),
+    }
     np.savez(HERE / "canary.npz", **canary)  # type: ignore[arg-type]  # numpy's stub takes the keywords for its own flag
     print(f"{path}: {path.stat().st_size} bytes, {sum(w.size for w in network.coefs_)} weights")
 

@@ -79,7 +79,7 @@ def test_what_a_task_raises_arrives(provider: Provider) -> None:
 def test_a_dead_worker_ends_its_task_and_another_executor_can_be_had(provider: Provider) -> None:
     """A killed worker is an exception of the future, never a hang; then `tasks` gives one that works."""
     executor = provider.tasks(1)
-    with pytest.raises(Exception, match="(?i)abrupt|lost|worker|manager"):
+    with pytest.raises(Exception, match=r"(?i)abrupt|lost|worker|manager"):
         executor.submit(os._exit, 1).result(timeout=90)
     try:
         answer = executor.submit(abs, -5).result(timeout=60)

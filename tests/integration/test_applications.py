@@ -69,7 +69,7 @@ def test_two_applications_share_one_pool(shared_data: Path, long_lived_pool: Ser
         "import numpy as np\n"
         "def jets(batch, ctx):\n"
         "    x = np.asarray(batch.x, float)\n"
-        "    return {'pt': 800 + 50 * x, 'n': 20 + x, 'w': 0.1 + 0 * x, 'c': 0.2 + 0 * x, ctx.weight: batch[ctx.weight]}\n"
+        "    return {'pt': 800 + 50 * x, 'n': 20 + x, 'w': 0.1 + 0*x, 'c': 0.2 + 0*x, ctx.weight: batch[ctx.weight]}\n"
     )
     (tmp_path / "c.yaml").write_text(
         yaml.safe_dump(
@@ -105,7 +105,10 @@ def test_two_applications_share_one_pool(shared_data: Path, long_lived_pool: Ser
     report = report_of(tmp_path / "r")
     assert report["rows"]["first"] == 4000
     assert command("run", "c.yaml", "--run-dir", "alone", cwd=tmp_path).returncode == 0
-    assert report["outputs"]["tag/d/nominal"]["sha256"] == report_of(tmp_path / "alone")["outputs"]["tag/d/nominal"]["sha256"]
+    assert (
+        report["outputs"]["tag/d/nominal"]["sha256"]
+        == report_of(tmp_path / "alone")["outputs"]["tag/d/nominal"]["sha256"]
+    )
 
 
 def test_the_z_mass_is_met(shared_data: Path, tmp_path: Path) -> None:
@@ -175,7 +178,7 @@ def test_servers_elsewhere_are_reached_through_tls(tmp_path: Path) -> None:
         for wrong in ({}, {"tls": {"ca": "ca.pem"}}):
             with (
                 ServerPool(ServerSpec(**given, **wrong, request_deadline_s=3), base=tmp_path) as pool,
-                pytest.raises(Exception, match="(?i)socket closed|unavailable|connect"),
+                pytest.raises(Exception, match=r"(?i)socket closed|unavailable|connect"),
             ):
                 pool.servers().infer("batch_sensitive", {"X": x})
     finally:
@@ -197,7 +200,7 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-PARSL_SCRIPT = '''
+PARSL_SCRIPT = """
 import sys
 import numpy as np
 import parsl
@@ -210,13 +213,15 @@ def score(x, address):
     from campaign import connect
     return connect(address).infer("qg_tagger", {"X": x})["SCORE"]
 
-config = parsl.Config(run_dir="runinfo", executors=[HighThroughputExecutor(address="127.0.0.1", provider=LocalProvider())])
+htex = HighThroughputExecutor(address="127.0.0.1", provider=LocalProvider())
+config = parsl.Config(run_dir="runinfo", executors=[htex])
 x = np.random.default_rng(0).uniform(0, 1, (3000, 4)).astype(np.float32)
-with parsl.load(config), ServerPool(sys.argv[1], models={"qg_tagger": {"batch": 512}}, provider=LocalProvider()) as pool:
+models = {"qg_tagger": {"batch": 512}}
+with parsl.load(config), ServerPool(sys.argv[1], models=models, provider=LocalProvider()) as pool:
     answers = [f.result() for f in [score(x, pool.address) for _ in range(3)]]
 assert all((a == answers[0]).all() for a in answers)
 print("scored", answers[0].shape)
-'''
+"""
 
 
 def test_someones_own_parsl_script_takes_only_the_pool(tmp_path: Path) -> None:
@@ -247,7 +252,10 @@ def test_files_over_http_are_read_like_any_others(small: Path) -> None:
         change(small, variations={})
         assert command("run", "c.yaml", "--run-dir", "here", cwd=small).returncode == 0
         base = f"http://127.0.0.1:{server.server_address[1]}/data"
-        urls = {name: sorted(f"{base}/{name}/{p.name}" for p in (small / "data" / name).iterdir()) for name in ("mc", "data")}
+        urls = {
+            name: sorted(f"{base}/{name}/{p.name}" for p in (small / "data" / name).iterdir())
+            for name in ("mc", "data")
+        }
         for name, found in urls.items():
             (small / f"{name}.txt").write_text("\n".join(found) + "\n")
         change(small, datasets={n: {"files": f"{n}.txt", "tree": "events", "is_mc": n == "mc"} for n in urls})

@@ -23,7 +23,9 @@ def undisturbed(small: Path) -> dict[str, str]:
     return hashes(small / "one")
 
 
-def test_any_worker_and_server_count_and_provider_gives_the_same_bytes(small: Path, undisturbed: dict[str, str]) -> None:
+def test_any_worker_and_server_count_and_provider_gives_the_same_bytes(
+    small: Path, undisturbed: dict[str, str]
+) -> None:
     """Workers 1 and 2, servers 1 and 2 and 3, local and parsl: one sha256 per output."""
     for number, args in enumerate(
         (["--workers", "2", "--servers", "2"], ["--servers", "3"], ["--provider", "parsl", "--workers", "2"])

@@ -1,4 +1,4 @@
-"""However a campaign ends, within seconds nothing of it runs or lies about; and what it was asked for can be resumed."""
+"""However a campaign ends, within seconds nothing of it runs or lies about; and it can be resumed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
 def in_the_middle(run_dir: Path, servers: int = 1) -> bool:
     """Every server is ready, and requests are being answered right now."""
     found = records(run_dir)
-    return len(found) == servers and all(r["state"] == "ready" and sum(n for _, n in r["statistics"].values()) for r in found)
+    return len(found) == servers and all(
+        r["state"] == "ready" and sum(n for _, n in r["statistics"].values()) for r in found
+    )
 
 
 def reach_the_middle(driver: subprocess.Popen[str], run_dir: Path, servers: int = 1) -> None:
@@ -124,7 +126,7 @@ def test_one_of_two_servers_killed_changes_no_bit(slow: Path) -> None:
     assert driver.returncode == 0, output
     report = report_of(slow / "r")
     assert report["rows"]["other_server"] > 0
-    assert [s["why"] for s in report["servers"]][0].startswith("server-0: the server ended by signal 9")
+    assert report["servers"][0]["why"].startswith("server-0: the server ended by signal 9")
     assert command("run", "c.yaml", "--run-dir", "whole", cwd=slow).returncode == 0
     assert hashes(slow / "r") == hashes(slow / "whole")
 

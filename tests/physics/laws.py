@@ -63,7 +63,7 @@ def assert_truth(scale_factors: dict[str, Any]) -> None:
 
 
 def assert_injection(scale_factors: dict[str, Any]) -> None:
-    """A known change of the gluons alone: gluon factors move by it (more than 10 sigma at 0.8), quark ones stay at 1."""
+    """A known change of the gluons alone: their factors move by it (more than 10 sigma at 0.8), quarks' stay at 1."""
     assert_precise(scale_factors)
     points = nominal(scale_factors)
     expected = expected_gluon(scale_factors)
@@ -84,12 +84,16 @@ def expected_gluon(scale_factors: dict[str, Any], n: int = 1_000_000) -> np.ndar
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
 
     def score(x: Any) -> Any:
-        return np.concatenate([session.run(None, {"X": part})[0][:, 0] for part in np.array_split(x, 1 + len(x) // 100_000)])
+        return np.concatenate(
+            [session.run(None, {"X": part})[0][:, 0] for part in np.array_split(x, 1 + len(x) // 100_000)]
+        )
 
     rng = np.random.default_rng(987_654)
     edges, cuts = scale_factors["pt_edges"], np.array(scale_factors["cut_edges"])
     found = []
-    for (low, high), bin_points in zip(zip(edges, edges[1:], strict=False), nominal(scale_factors).values(), strict=True):
+    for (low, high), bin_points in zip(
+        zip(edges, edges[1:], strict=False), nominal(scale_factors).values(), strict=True
+    ):
         u, k = rng.random(n // 6), 1 - jets.PT_INDEX
         pt = ((low**k + u * (high**k - low**k)) ** (1 / k)).astype(np.float32)
         label = np.full(len(pt), jets.GLUON, np.int32)
