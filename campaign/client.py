@@ -235,6 +235,8 @@ class Servers:
                 if record.get("host", here) != here and str(record["url"]).startswith("unix:"):
                     continue  # another node's socket
                 self._links[name] = Link(record)
+            elif record["state"] == "stopping":
+                self._links.pop(name, None)  # what is under way may still be answered; its channel is not closed
             elif record["state"] == "ended" and name not in self._gone:
                 self._gone[name] = str(record.get("why", ""))
                 link = self._links.pop(name, None)

@@ -52,7 +52,7 @@ def sweep(place: str, shm_prefix: str, folders: Iterable[str] = ()) -> None:
 def guardian() -> int:
     """Fork a process that outlives this one by as long as sweeping takes; returns the pipe's end to keep open.
 
-    Each line written to the pipe replaces what it knows: ``[process group, folder, shm prefix, empty folders]``.
+    Each line written to the pipe replaces what it knows: ``[group, folder, shm prefix, empty folders, record]``.
     """
     read, write = os.pipe()
     if os.fork():
@@ -69,14 +69,24 @@ def guardian() -> int:
     while block := os.read(read, 65536):
         text += block
     lines = text.decode().splitlines()
-    group, place, prefix, folders = json.loads(lines[-1]) if lines else (0, "", "", [])
+    group, place, prefix, folders, record = json.loads(lines[-1]) if lines else (0, "", "", [], "")
     if group:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal.SIGKILL)
         time.sleep(0.05)  # the stub unlinks its own regions as it dies; what is left then is swept
     if place:
         sweep(place, prefix, folders)
+    if record:
+        _close_record(Path(record))
     os._exit(0)
+
+
+def _close_record(path: Path) -> None:
+    """Say that a server has ended whose pilot could not say so itself."""
+    with contextlib.suppress(OSError, ValueError):
+        told = json.loads(path.read_text())
+        if told["state"] != "ended":
+            write_json(path, {**told, "state": "ended", "why": f"{told['name']}: its pilot was killed", "told": False})
 
 
 class Pilot:
@@ -98,6 +108,7 @@ class Pilot:
         self.place, self.shm, self.url = "", "", ""
         self.folders: list[str] = []
         self.keeper = -1
+        self.ready_s: float | None = None
         self.warnings: list[str] = []
         self.baseline: dict[str, list[int]] = {}
         self.statistics: dict[str, list[int]] = {}
@@ -114,23 +125,26 @@ class Pilot:
         """Serve until told to stop; the exit code is 0 if it was told so."""
         for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(s, self._signalled)
-        why, log = "", ""
+        why, log, remedy = "", "", ""
         self.record("starting")
         try:
             self.start()
             self.prove()
-            self.record("ready", ready_s=round(time.time() - self.started, 3))
+            self.ready_s = round(time.time() - self.started, 3)
+            self.record("ready")
             why = self.watch()
         except _Stop as stop:
             why = str(stop)
         except CampaignError as error:
             why, log = f"{error.where}: {error.message}" if error.where else error.message, error.log
+            remedy = error.remedy
             self.asked = ""
         except Exception as error:  # noqa: BLE001  process boundary: the submitter gets type, text and traceback
             why, log = f"{type(error).__name__}: {error}", traceback.format_exc()
         told = bool(self.asked)
+        self.record("stopping")  # clients send it nothing more
         self.stop()
-        self.record("ended", why=why, told=told, tail=log or ("" if told else self.tail()))
+        self.record("ended", why=why, told=told, remedy=remedy, tail=log or ("" if told else self.tail()))
         return 0 if told else 1
 
     def _signalled(self, signum: int, _frame: object) -> None:
@@ -155,6 +169,7 @@ class Pilot:
                     "warnings": self.warnings,
                     "statistics": self.statistics,
                     "started": self.started,
+                    "ready_s": self.ready_s,
                     **more,
                 },
             )
@@ -191,7 +206,8 @@ class Pilot:
 
     def tell_guardian(self) -> None:
         """What is to be ended and swept if this process dies."""
-        known = [self.server.pid if self.server else 0, self.place, self.shm, self.folders]
+        group = self.server.pid if self.server else 0
+        known = [group, self.place, self.shm, self.folders, str(self.folder / f"{self.name}.json")]
         os.write(self.keeper, (json.dumps(known) + "\n").encode())
 
     def pause(self) -> None:
@@ -283,7 +299,7 @@ class Pilot:
     def stop(self) -> None:
         """End the server's group: at once where it is known idle, else by SIGTERM first. Then sweep."""
         if self.server is not None:
-            if self.server.poll() is None and not self._idle():
+            if self.server.poll() is None and self.ready_s is not None and not self._idle():
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.server.pid, signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):

@@ -177,22 +177,22 @@ class ServerPool:
         It cannot when a server failed to start (the next would fail alike), or when none is left.
         """
         records = self.records()
-        bad = [r for r in records if r["state"] == "ended" and not r.get("told")]
+        ended = [r for r in records if r["state"] == "ended"]
         alive = [r for r in records if r["state"] in ("starting", "ready")]
-        never = [r for r in bad if "ready_s" not in r and not r["statistics"]]
+        never = [r for r in ended if r["ready_s"] is None and not r["told"]]
         if not self.kind.managed or (alive and not never):
             return None
-        if bad and (never or not alive):
-            first = (never or bad)[0]
+        if ended:
+            first = (never or [r for r in ended if not r["told"]] or ended)[0]
             return ServerError(
                 str(first["why"]),
                 where=f"server {first['name']}",
-                remedy=f"see {first['log']}",
+                remedy=str(first.get("remedy") or f"see {first['log']}"),
                 log=str(first.get("tail", "")),
             )
-        ended = [c.poll() for c in self._carried]
-        if not alive and self._carried and all(code is not None for code in ended):
-            return self._never_came(ended)
+        codes = [c.poll() for c in self._carried]
+        if not records and self._carried and all(code is not None for code in codes):
+            return self._never_came(codes)
         return None
 
     def _never_came(self, codes: list[int | None]) -> ServerError:

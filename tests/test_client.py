@@ -209,6 +209,7 @@ def test_a_dead_stub_is_an_error_not_an_answer(servers: Servers) -> None:
         servers.infer("stub_dies", {"X": x})
 
 
+@pytest.mark.faults
 def test_kills_and_retries_change_no_byte() -> None:
     """Servers killed and stopped while requests are out: the answers are those of an undisturbed pool."""
     x = column(8 * 150, seed=4)

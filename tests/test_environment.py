@@ -161,6 +161,7 @@ def works(env: Environment) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it downloads
 def test_many_first_uses_at_once_make_one(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of four `campaign prepare` one makes it and says what it does, three wait; a fifth finds it ready at once."""
     monkeypatch.setenv("CAMPAIGN_CACHE", str(tmp_path / "cache"))
@@ -194,6 +195,7 @@ def read_until(stream: IO[str], text: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it downloads
 def test_what_a_killed_maker_left_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its installer works on alone and holds the lock: the next waits for it, then starts from an empty folder."""
     monkeypatch.setenv("CAMPAIGN_CACHE", str(tmp_path / "cache"))
@@ -220,6 +222,7 @@ def test_what_a_killed_maker_left_is_made_anew(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it downloads
 def test_a_requirement_that_cannot_be_installed_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error carries the installer's own words and the key to look at; what was begun does not count as made."""
     monkeypatch.setenv("CAMPAIGN_CACHE", str(tmp_path / "cache"))

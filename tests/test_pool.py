@@ -153,7 +153,7 @@ def test_a_bad_model_is_named_and_its_server_is_stopped(model: str, failed: dict
     assert error.log.strip()
     assert pickle.loads(pickle.dumps(error)).log == error.log
     assert (record["state"], record["told"]) == ("ended", False)
-    assert "ready_s" not in record
+    assert record["ready_s"] is None
     assert Path(record["log"]).stat().st_size > len(record["tail"]) > 0
     assert gone(record["pid"])
     assert gone(record["server_pid"])

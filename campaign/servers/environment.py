@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -118,7 +119,7 @@ def _probe(python: str) -> tuple[str, str] | None:
 def environment(requirements: Iterable[str] = (), python: str | None = None) -> Environment:
     """Where the environment for these requirements lies (or will)."""
     executable, version, libdir = find_python(python)
-    wanted = [WHEEL, *BASE, *sorted(set(requirements)), os.path.realpath(executable), version]
+    wanted = [WHEEL, *BASE, *sorted(set(requirements)), os.path.realpath(executable), version, platform.machine()]
     name = hashlib.sha256(canonical_json(wanted).encode()).hexdigest()[:16]
     return Environment(cache_dir() / "servers" / f"py{version}-{name}", version, libdir)
 

@@ -98,17 +98,7 @@ class Triton:
     def _check_model(self, name: str, model: ModelSpec) -> None:
         key = ("servers", "models", name)
         folder, config = self.folder(name), self.config(name)
-        if not (folder / str(model.version)).is_dir() and config.platform != "ensemble":
-            raise SpecError(f"{folder} has no version folder {model.version}", key=(*key, "version"))
-        backends = {"python": environment.__name__}
-        for directory in self.options.backend_directories:
-            backends.update({p.name: str(p) for p in self._path(directory).iterdir() if p.is_dir()})
-        if config.platform != "ensemble" and config.backend not in backends:
-            raise SpecError(
-                f"its backend '{config.backend}' is not in the embedded server (it has: {', '.join(sorted(backends))})",
-                key=key,
-                remedy=f'give {folder} a configs/embedded.pbtxt with backend: "python", or name backend_directories',
-            )
+        self._check_backend(folder, config, model, key)
         for target, path in model.files.items():
             if not self._path(path).is_file():
                 raise SpecError(f"there is no file {self._path(path)}", key=(*key, "files", target))
@@ -124,6 +114,30 @@ class Triton:
                 key=(*key, "batch"),
                 remedy=f"use at most {config.max_batch_size}",
             )
+
+    def _check_backend(self, folder: Path, config: Any, model: ModelSpec, key: tuple[str, ...]) -> None:
+        for member in _members(config):
+            if member not in self.spec.models:
+                raise SpecError(
+                    f"the ensemble needs the model '{member}'", key=key, remedy="name it under servers.models too"
+                )
+        if _members(config):
+            return
+        if not (folder / str(model.version)).is_dir():
+            raise SpecError(f"{folder} has no version folder {model.version}", key=(*key, "version"))
+        backends = {"python", *self._own_backends()}
+        if config.backend not in backends:
+            raise SpecError(
+                f"its backend '{config.backend}' is not in the embedded server (it has: {', '.join(sorted(backends))})",
+                key=key,
+                remedy=f'give {folder} a configs/embedded.pbtxt with backend: "python", or name backend_directories',
+            )
+
+    def _own_backends(self) -> dict[str, Path]:
+        """Backends of ``backend_directories`` by name; a later directory wins, as the server sees it."""
+        return {
+            p.name: p for d in self.options.backend_directories for p in sorted(self._path(d).iterdir()) if p.is_dir()
+        }
 
     def config(self, model: str) -> Any:
         """The model's configuration as the embedded server gets it.
@@ -151,16 +165,23 @@ class Triton:
         return [t.name for t in config.input], [t.name for t in config.output]
 
     def identity(self, model: str) -> Mapping[str, Any]:
-        """Hashes of what is served, its configuration, the server's build and requirements."""
+        """Hashes of what is served, its configuration, the server's build and requirements.
+
+        How many instances there are changes no answer, and is left out.
+        """
         spec = self.spec.models[model]
         version = self.folder(model) / str(spec.version)
-        files = {str(p.relative_to(version)): file_digest(p) for p in sorted(version.rglob("*")) if _served(p)}
+        files = _digests(version)
         files |= {name: file_digest(self._path(path)) for name, path in spec.files.items()}
         config = self.config(model)
+        config.ClearField("instance_group")
+        own = self._own_backends().get(config.backend)
         return {
             "batch": spec.batch or config.max_batch_size,
             "config": hashlib.sha256(config.SerializeToString(deterministic=True)).hexdigest(),
             "files": files,
+            "backend": _digests(own) if own else {},
+            "members": {member: self.identity(member) for member in _members(config)},
             "server": [environment.WHEEL, *environment.BASE, *sorted(self.options.requirements)],
         }
 
@@ -181,7 +202,7 @@ class Triton:
         return {
             "environment": [str(env.path), env.version, env.libdir],
             "models": models,
-            "backends": [str(self._path(d)) for d in self.options.backend_directories],
+            "backends": {name: str(path) for name, path in self._own_backends().items() if name != "python"},
         }
 
     def addresses(self) -> list[Mapping[str, Any]]:
@@ -200,10 +221,8 @@ class Triton:
             _lay_out(repository / model, what)
         backends.mkdir()
         (backends / "python").symlink_to(env.backends / "python")
-        for directory in recipe["backends"]:
-            for backend in Path(directory).iterdir():
-                if backend.is_dir():
-                    (backends / backend.name).symlink_to(backend)
+        for backend, directory in recipe["backends"].items():
+            (backends / backend).symlink_to(directory)
         shm = f"campaign_{place.name.rsplit('-', 1)[-1]}_"
         argv = [
             str(env.server),
@@ -238,8 +257,15 @@ class Triton:
 _KEEP = ("HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "USER")
 
 
-def _served(path: Path) -> bool:
-    return path.is_file() and "__pycache__" not in path.parts
+def _digests(folder: Path) -> dict[str, str]:
+    """Hash of every file below a folder, by relative name."""
+    found = (p for p in sorted(folder.rglob("*")) if p.is_file() and "__pycache__" not in p.parts)
+    return {str(p.relative_to(folder)): file_digest(p) for p in found}
+
+
+def _members(config: Any) -> list[str]:
+    """Models an ensemble is made of; none for any other model."""
+    return sorted({step.model_name for step in config.ensemble_scheduling.step})
 
 
 def render(config: Any, model: ModelSpec) -> Any:

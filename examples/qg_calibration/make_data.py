@@ -34,6 +34,7 @@ N_DATA = 160_000  # of which about 120,000 survive the selection
 EVENTS_PER_FILE = 16_500
 BIG = ("JZ5", "E")  # this sample lies in one file, ten times larger than the others
 PDF_MEMBERS = 9
+ABSURD_WEIGHT = 1e6  # of a few events: what the cut on |event weight| is for; no sum of weights holds them
 BATCH = 50_000  # events drawn and written at once: bounds the memory, and is part of what the seed means
 FAIL = {"trigger": 0.03, "cleaning": 0.015, "tracks": 0.002, "label": 0.003, "weight": 2e-5, "third_jet": 0.2}
 Columns = dict[str, Any]
@@ -66,6 +67,11 @@ class Sample:
     n_events: int
     is_mc: bool
     one_file: bool = False
+
+    @property
+    def pattern(self) -> str:
+        """Which files are this sample's, in the words of the side file."""
+        return f"{self.folder.parent.name}/{self.folder.name}/{self.stem}_*.root"
 
     def files(self) -> Iterator[tuple[Path, int]]:
         """Each file of this sample with its number of events."""
@@ -122,7 +128,7 @@ def event_columns(rng: np.random.Generator, n: int, first: int, sample: Sample) 
     weight = np.ones(n, dtype=np.float32)
     if sample.is_mc:
         weight = rng.lognormal(-0.02, 0.2, n).astype(np.float32)
-        weight[rng.random(n) < FAIL["weight"]] = 1e6  # what the cut on |event weight| is for
+        weight[rng.random(n) < FAIL["weight"]] = ABSURD_WEIGHT
     fired = rng.random(n) >= FAIL["trigger"]
     run = 284_500 if sample.is_mc else 300_000 + ord(sample.folder.name)
     return {
@@ -158,8 +164,9 @@ def jes_up(columns: Columns) -> Columns:
     return columns | {"pt": (columns["pt"] * shift).astype(np.float32)}
 
 
-def write_file(path: Path, n: int, first: int, sample: Sample, rng: np.random.Generator, draw: Any) -> None:
-    """Write one file of n events; real minitrees are TTrees, so these are too."""
+def write_file(path: Path, n: int, first: int, sample: Sample, rng: np.random.Generator, draw: Any) -> float:
+    """Write one file of n events; real minitrees are TTrees, so these are too. Returns its sum of weights."""
+    total = 0.0
     per_event: dict[str, Any] = {"run": "int32", "event": "int64", "pu_weight": "float32", "jet_fire": "int32"}
     per_jet = {name: kind for name, kind in _JET_BRANCHES.items() if sample.is_mc or name != "nTracks_EFF"}
     jet = {"jet": "var * {" + ", ".join(f"{name}: {kind}" for name, kind in per_jet.items()) + "}"}
@@ -176,6 +183,9 @@ def write_file(path: Path, n: int, first: int, sample: Sample, rng: np.random.Ge
             nominal.extend(columns | theory | {"jet": jagged(drawn, exists)})
             if shifted is not None:
                 shifted.extend(columns | {"jet": jagged(jes_up(drawn), exists)})
+            weight = columns["pu_weight"]
+            total += float(weight[weight < ABSURD_WEIGHT].sum(dtype=np.float64))
+    return total
 
 
 def plan_samples(out: Path, size: float) -> tuple[list[Sample], dict[str, Columns]]:
@@ -188,14 +198,14 @@ def plan_samples(out: Path, size: float) -> tuple[list[Sample], dict[str, Column
         for name, edges in SLICES_GEV.items():
             expected = share * jets.spectrum_integral(*edges)
             n = round(MC_PER_DATA * expected)
-            folder = out / "mc" / period
-            samples.append(Sample(folder, f"mc_{name}", edges, n, is_mc=True, one_file=(name, period) == BIG))
-            side[f"mc/{period}/mc_{name}_*.root"] = {
+            one_file = (name, period) == BIG
+            samples.append(Sample(out / "mc" / period, f"mc_{name}", edges, n, is_mc=True, one_file=one_file))
+            side[samples[-1].pattern] = {
                 "slice": name,
                 "period": period,
                 "cross_section": expected / (lumi * FILTER_EFFICIENCY[name]),
                 "filter_efficiency": FILTER_EFFICIENCY[name],
-                "sum_of_weights": float(n),
+                "sum_of_weights": 0.0,  # known when the files are written
                 "luminosity": lumi,
             }
     return samples, side
@@ -217,9 +227,14 @@ def make(out: Path, size: float = 1.0, seed: int = 1, change: bool = True) -> No
         draw = changed if change and not sample.is_mc else jets.draw_features
         first = 0
         for k, (path, n) in enumerate(sample.files()):
-            write_file(path, n, first, sample, np.random.default_rng((seed, i, k)), draw)
+            total = write_file(path, n, first, sample, np.random.default_rng((seed, i, k)), draw)
+            if sample.pattern in side:
+                side[sample.pattern]["sum_of_weights"] += total
             first += n
-    header = "# What each file of simulation is: cross_section in pb, luminosity in 1/pb.\n"
+    header = (
+        "# What each file of simulation is: cross_section in pb, luminosity in 1/pb,\n"
+        f"# sum_of_weights of the sample's events, but the few whose weight is {ABSURD_WEIGHT:g}.\n"
+    )
     (out / "samples.yaml").write_text(header + yaml.safe_dump(side, sort_keys=False))
 
 

@@ -17,7 +17,7 @@ MIN_D, MIN_SIGNIFICANCE = 0.05, 5.0
 
 
 class Degenerate(ValueError):
-    """The two regions have too nearly the same quark fraction to be told apart."""
+    """Nothing can be said of this pT bin: a region is empty, or the two cannot be told apart."""
 
 
 def reweighting(forward: Array, central: Array) -> tuple[Array, float]:
@@ -50,7 +50,8 @@ def efficiency(w: Array, w2: Array, passed: slice) -> tuple[float, float]:
     """
     total = w.sum()
     eff = w[passed].sum() / total
-    return float(eff), float(((1 - 2 * eff) * w2[passed].sum() + eff**2 * w2.sum()) / total**2)
+    var = ((1 - 2 * eff) * w2[passed].sum() + eff**2 * w2.sum()) / total**2
+    return float(eff), max(0.0, float(var))  # a share of 1 may leave a rounding error below 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +75,9 @@ class Matrix:
         """From simulation: arrays (2 regions, 2 flavours, bins).
 
         Raises:
-            Degenerate: |D| < 0.05, or D is less than five standard deviations from 0.
+            Degenerate: |D| < 0.05, or D is less than five standard deviations from 0, or a region is empty.
         """
+        _refuse_empty(w.sum(axis=1), "simulation")
         regions = [efficiency(w[r].sum(axis=-1), w2[r].sum(axis=-1), slice(0, 1)) for r in (0, 1)]
         (forward, var_forward), (central, var_central) = regions
         determinant, sigma = forward - central, float(np.sqrt(var_forward + var_central))
@@ -93,6 +95,12 @@ class Matrix:
         """Normalised quark and gluon spectra out of the regions' spectra (2 regions, bins)."""
         shapes = np.stack([normalised(region) for region in spectra])
         return self.quark @ shapes, self.gluon @ shapes
+
+
+def _refuse_empty(spectra: Array, what: str) -> None:
+    for region, name in zip(spectra, ("forward", "central"), strict=True):
+        if not region.sum() > 0:  # `not`: NaN is refused too
+            raise Degenerate(f"the {name} region of {what} is empty")
 
 
 def working_point(quark: Array, target: float) -> int:
@@ -128,9 +136,10 @@ def scale_factors(mc_w: Array, mc_w2: Array, data_w: Array, data_w2: Array, targ
         and the true value of forward jets in simulation.
 
     Raises:
-        Degenerate: The regions cannot be told apart.
+        Degenerate: A region is empty, or the two cannot be told apart.
     """
     matrix = Matrix.from_truth(mc_w, mc_w2)
+    _refuse_empty(data_w, "data")
     quark, _ = matrix.solve(mc_w.sum(axis=1))
     points = []
     for target in targets:
@@ -142,10 +151,12 @@ def scale_factors(mc_w: Array, mc_w2: Array, data_w: Array, data_w2: Array, targ
         point: dict[str, Any] = {"target": float(target), "cut": cut}
         for flavour in ("quark", "gluon"):
             (m, sigma_m), (d, sigma_d) = mc[flavour], data[flavour]
+            if not m > 0:
+                raise Degenerate(f"simulation has no {flavour} jets on their side of working point {target}")
             factor = d / m
             point[flavour] = {
                 "mc": m, "mc_sigma": sigma_m, "data": d, "data_sigma": sigma_d, "mc_truth": truth[flavour],
-                "scale_factor": factor, "sigma": abs(factor) * float(np.hypot(sigma_d / d, sigma_m / m)),
+                "scale_factor": factor, "sigma": float(np.hypot(sigma_d, factor * sigma_m)) / m,
             }  # fmt: skip
         points.append(point)
     return points

@@ -23,7 +23,10 @@ def table(result: dict[str, Any]) -> str:
         f"Scale factors (data / simulation), central jets reweighted by {result['nominal']}, statistical uncertainty.",
         "quark: efficiency below the cut; gluon: rejection above it. The cut is on the tagger's score.",
         "",
-        f"{'pT bin':<15}{'WP':>5}  {'flavour':<8}{'scale factor':>13}{'':4}{'unc.':<9}{'simul.':>10}{'data':>10}{'cut':>8}",
+        (
+            f"{'pT bin':<15}{'WP':>5}  {'flavour':<8}{'scale factor':>13}{'':4}{'unc.':<9}"
+            f"{'simul.':>10}{'data':>10}{'cut':>8}"
+        ),
     ]
     for name in _bins(result):
         for point in nominal["points"].get(name, []):

@@ -45,7 +45,7 @@ def select(events: ak.Array, ctx: Any) -> dict[str, Any]:
     events = events[(events.jet_fire == 1) & (ak.num(events.jet_pt) >= 2)]
     jet = {name: ak.to_numpy(events[f"jet_{name}"][:, :2]).reshape(-1, 2) for name in _JET}
     pt, eta = jet["pt"] / np.float32(1000), np.abs(jet["eta"])
-    weight = ak.to_numpy(events.pu_weight).astype(np.float64) * _normalisation(ctx.metadata)
+    weight = _event_weight(events, ctx.metadata)
     good = (pt[:, 1] > 500) & (pt[:, 0] < 2000) & (pt[:, 0] < 1.5 * pt[:, 1]) & (np.abs(weight) < 100)
     good &= ((eta < 2.1) & (jet["cleaning"] == 2) & (jet["nTracks"] > 1)).all(axis=1)
     if ctx.metadata["is_mc"]:
@@ -65,12 +65,12 @@ _JET = {
 }  # fmt: skip
 
 
-def _normalisation(sample: dict[str, Any]) -> float:
-    """Data events expected per unit of weight in this sample; 1 for data."""
+def _event_weight(events: ak.Array, sample: dict[str, Any]) -> Any:
+    """Data events that each event of this sample stands for; 1 in data, whatever its branches say."""
     if not sample["is_mc"]:
-        return 1.0
+        return np.ones(len(events))
     produced = sample["luminosity"] * sample["cross_section"] * sample["filter_efficiency"]
-    return float(produced / sample["sum_of_weights"])
+    return ak.to_numpy(events.pu_weight).astype(np.float64) * (produced / sample["sum_of_weights"])
 
 
 def _where(jets: ak.Array) -> list[Any]:

@@ -166,6 +166,7 @@ def test_servers_elsewhere_are_reached_through_tls(tmp_path: Path) -> None:
              f"--grpc-server-cert={tmp_path}/server.pem", f"--grpc-server-key={tmp_path}/server.key",
              f"--grpc-root-cert={tmp_path}/ca.pem"]  # fmt: skip
     assert environment().server.exists()
+    before = set(Path("/tmp").glob("python_env_*"))
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(argv, env=dict(launch.env), stdout=log, stderr=log, start_new_session=True)
     try:
@@ -189,6 +190,8 @@ def test_servers_elsewhere_are_reached_through_tls(tmp_path: Path) -> None:
         server.wait()
         for region in Path("/dev/shm").glob(f"{launch.shm_prefix}*"):
             region.unlink()
+        for folder in set(Path("/tmp").glob("python_env_*")) - before:
+            folder.rmdir()
 
 
 def free_port() -> int:

@@ -12,15 +12,24 @@ import yaml
 
 from campaign import load, outputs
 from campaign.engine import run
-from tests.conftest import change, command, hashes, report_of
+from tests.conftest import change, command, hashes, make_small, report_of
 
 
 @pytest.fixture
 def undisturbed(small: Path) -> dict[str, str]:
-    """Hashes of the campaign with one worker and one server."""
+    """Hashes of the campaign with one worker and one server, whose run directory the test may go on with."""
     done = command("run", "c.yaml", "--workers", "1", "--run-dir", "one", cwd=small)
     assert done.returncode == 0, done.stderr + done.stdout
     return hashes(small / "one")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose campaign is complete under ``one``; for tests that only look."""
+    folder = make_small(tmp_path_factory.mktemp("finished"))
+    done = command("run", "c.yaml", "--workers", "1", "--run-dir", "one", cwd=folder)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return folder
 
 
 def test_any_worker_and_server_count_and_provider_gives_the_same_bytes(
@@ -57,9 +66,9 @@ def test_executions_times_batch_cover_exactly_the_rows(small: Path) -> None:
     assert report.rows["first"] == rows == sum(report.rows.values())
 
 
-def test_the_merged_histogram_is_the_sum_of_the_rows(small: Path, undisturbed: dict[str, str]) -> None:
+def test_the_merged_histogram_is_the_sum_of_the_rows(finished: Path) -> None:
     """Kept predictions, filled by hand with math.fsum's precision, equal the merged output; ROOT holds the same."""
-    report = report_of(small / "one")
+    report = report_of(finished / "one")
     columns = outputs.read_columns(Path(report["outputs"]["predict/mc/nominal"]["path"]))
     merged = outputs.read_histograms(Path(report["outputs"]["first/mc/nominal"]["path"]))["p"].to_hist()
     values, edges = np.histogram(columns.p, bins=np.linspace(-4, 4, 21), weights=columns.w)
@@ -70,8 +79,9 @@ def test_the_merged_histogram_is_the_sum_of_the_rows(small: Path, undisturbed: d
     assert len(edges) == 21
 
 
-def test_what_a_variation_does_not_touch_is_not_repeated(small: Path, undisturbed: dict[str, str]) -> None:
+def test_what_a_variation_does_not_touch_is_not_repeated(finished: Path) -> None:
     """Data are read and inferred once; what depends on a frozen value made from varied inputs is made again."""
+    undisturbed = hashes(finished / "one")
     names = set(undisturbed)
     assert "predict/data/nominal" in names
     assert not any(n.startswith("predict/data/") for n in names - {"predict/data/nominal"})
@@ -162,9 +172,9 @@ def test_an_altered_frozen_value_is_not_taken_up_again(small: Path, undisturbed:
     assert hashes(small / "one") == undisturbed
 
 
-def test_the_report_says_what_the_interface_promises(small: Path, undisturbed: dict[str, str]) -> None:
+def test_the_report_says_what_the_interface_promises(finished: Path) -> None:
     """Every key that other programs read is there, with what it should hold."""
-    report = report_of(small / "one")
+    report = report_of(finished / "one")
     assert report["status"] == "complete"
     assert report["reproducible"] is True
     assert report["campaign"] == "small"
@@ -182,15 +192,15 @@ def test_the_report_says_what_the_interface_promises(small: Path, undisturbed: d
     assert json.loads(Path(report["outputs"]["second/data/nominal"]["path"]).read_text())["n"] > 0
 
 
-def test_plan_and_status_and_report_tell_the_same(small: Path, undisturbed: dict[str, str]) -> None:
+def test_plan_and_status_and_report_tell_the_same(finished: Path) -> None:
     """The commands that look at a run agree with its report; they start nothing."""
-    assert "0 tasks to do" in command("plan", "c.yaml", "--run-dir", "one", cwd=small).stdout
-    assert "campaign small: complete" in command("status", "one", cwd=small).stdout
-    assert "campaign small: complete" in command("report", "one", cwd=small).stdout
-    assert command("stop", "one", cwd=small).stdout == "not running\n"
-    assert command("status", "nowhere", cwd=small).returncode == 1
-    (small / "data" / "mc" / "mc_0.root").touch()
-    todo = command("plan", "c.yaml", "--run-dir", "one", cwd=small).stdout
+    assert "0 tasks to do" in command("plan", "c.yaml", "--run-dir", "one", cwd=finished).stdout
+    assert "campaign small: complete" in command("status", "one", cwd=finished).stdout
+    assert "campaign small: complete" in command("report", "one", cwd=finished).stdout
+    assert command("stop", "one", cwd=finished).stdout == "not running\n"
+    assert command("status", "nowhere", cwd=finished).returncode == 1
+    (finished / "data" / "mc" / "mc_0.root").touch()
+    todo = command("plan", "c.yaml", "--run-dir", "one", cwd=finished).stdout
     assert "mc_0.root (mc): first/nominal" in todo
     assert "mc_2.root (mc): first" not in todo, "another file's first pass stands"
     assert "mc_2.root (mc): second/nominal" in todo, "but what follows the merge is to be done again"

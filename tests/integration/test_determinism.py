@@ -14,7 +14,7 @@ from campaign.engine import run
 from tests.conftest import change, command, hashes, report_of, yaml_of
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_shuffled_submission_changes_no_byte(small: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Whatever the order in which tasks are submitted and arrive, every output has the same sha256."""
     change(small, read_rows=300)
@@ -76,6 +76,7 @@ def test_dynamic_batching_is_said_to_be_irreproducible(small: Path) -> None:
     assert any("batch_sensitive_dynamic dynamically" in w for w in report["warnings"])
 
 
+@pytest.mark.slow
 def test_the_name_of_the_run_directory_does_not_show(small: Path) -> None:
     """Two runs in two places, days apart or not: the same bytes."""
     change(small, variations={})

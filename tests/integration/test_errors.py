@@ -157,7 +157,10 @@ def bad_file(small: Path, how: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("how", ["truncated", "no bytes", "not ROOT"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("how", ["truncated", *(pytest.param(h, marks=SLOW) for h in ("no bytes", "not ROOT"))])
 def test_a_file_that_cannot_be_read_is_named_and_the_rest_is_done(small: Path, how: str) -> None:
     """Exit 1; the file is named once; what does not depend on it is complete; what does is named as missing."""
     path = bad_file(small, how)
@@ -184,7 +187,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ["crashes_at_load", *(pytest.param(m, marks=SLOW) for m in list(MODELS)[1:])])
 def test_a_model_that_does_not_come_up_fails_the_campaign_with_its_log(small: Path, model: str) -> None:
     """Exit 1 with one error that names the model or the server and shows the end of the server's log."""
     made = campaign_dict(model)

@@ -54,7 +54,12 @@ def reach_the_middle(driver: subprocess.Popen[str], run_dir: Path, servers: int 
     assert driver.poll() is None
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+FAULTS = pytest.mark.faults
+
+
+@pytest.mark.parametrize(
+    "signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=FAULTS), pytest.param(signal.SIGHUP, marks=FAULTS)]
+)
 def test_a_signal_in_the_middle_ends_it_in_order_and_it_resumes(slow: Path, before: Before, signum: int) -> None:
     """INT, TERM, HUP: exit 130 and nothing left within 5 s; run again, it completes as if nothing had been."""
     driver = start("run", "c.yaml", "--run-dir", "r", cwd=slow)
@@ -81,7 +86,7 @@ def test_stop_from_another_terminal(slow: Path, before: Before) -> None:
     assert wait_until(lambda: not left(before), 5), left(before)
 
 
-@pytest.mark.parametrize("provider", ["local", "parsl"])
+@pytest.mark.parametrize("provider", ["local", pytest.param("parsl", marks=FAULTS)])
 def test_the_driver_killed_leaves_nothing(slow: Path, before: Before, provider: str) -> None:
     """SIGKILL of the driver alone: its pilots, servers and workers end by themselves."""
     driver = start("run", "c.yaml", "--run-dir", "r", "--provider", provider, "--set", "servers.lease_s=3", cwd=slow)
@@ -117,6 +122,7 @@ def kill_server(record: dict[str, Any]) -> None:
     os.kill(record["server_pid"], signal.SIGKILL)
 
 
+@pytest.mark.faults
 def test_one_of_two_servers_killed_changes_no_bit(slow: Path) -> None:
     """Its requests move to the other server; the outputs are those of an undisturbed run."""
     driver = start("run", "c.yaml", "--run-dir", "r", "--servers", "2", cwd=slow)
@@ -146,6 +152,7 @@ def test_every_server_killed_fails_the_campaign_and_says_so(slow: Path) -> None:
     assert command("run", "c.yaml", "--run-dir", "r", cwd=slow).returncode == 0
 
 
+@pytest.mark.faults
 def test_a_run_leaves_no_port_and_its_sockets_are_private(slow: Path) -> None:
     """On one node a server listens on no TCP port at all; its socket lies in a folder only its owner may enter."""
     driver = start("run", "c.yaml", "--run-dir", "r", cwd=slow)

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import PROJECT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # builds and installs download
 
 WAYS = ("wheel of the sdist", "folder", "editable", "strict editable")
 NOT_OURS = (".*", "runs", "build", "dist", "*.egg-info", "__pycache__", "data")
