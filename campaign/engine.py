@@ -67,7 +67,7 @@ def check(campaign: Campaign) -> Checked:
         SpecError: With file, line and key where the campaign came from a file.
     """
     try:
-        cls = registry.get(registry.PROVIDERS, campaign.provider.kind, key=("provider",))
+        cls = registry.get(registry.PROVIDERS, campaign.provider.kind, key=("provider",), base=campaign.base)
         options = check_options(cls.Options, campaign.provider.given, ("provider",), ProviderSpec)
         kind = None
         models: dict[str, Mapping[str, Any]] = {}

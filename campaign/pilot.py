@@ -22,12 +22,12 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from campaign.errors import CampaignError, ModelError, ServerError
 from campaign.rundir import write_json
+from campaign.userfile import named
 
 PR_SET_PDEATHSIG = 1
 POLL_S = 0.1
@@ -177,12 +177,11 @@ class Pilot:
     # Start.
     def start(self) -> None:
         """Start the server in a private folder, its whole group tied to this process."""
-        module, _, cls = str(self.order["kind"]).partition(":")
         self.place = tempfile.mkdtemp(prefix="campaign-")
         self.keeper = guardian()
         self.tell_guardian()
         self.folders_before = _python_env_folders()
-        launch = getattr(import_module(module), cls).launch(self.order["recipe"], Path(self.place), self.name)
+        launch = named(str(self.order["kind"])).launch(self.order["recipe"], Path(self.place), self.name)
         self.url, self.shm = launch.url, launch.shm_prefix
 
         def child() -> None:

@@ -20,6 +20,7 @@ from campaign.pilot import sweep
 from campaign.protocols import Carried, Provider, ServerKind
 from campaign.rundir import read_json, write_aside, write_json
 from campaign.spec import ServerSpec
+from campaign.userfile import reference
 
 STOP_S = 12.0  # a busy server has 6 s of grace; after that and some more the machine's owner is asked
 
@@ -36,7 +37,7 @@ def make_kind(spec: ServerSpec, base: Path) -> ServerKind:
     """
     from campaign.checks import check_options
 
-    cls = registry.get(registry.SERVERS, spec.kind, key=("servers", "kind"))
+    cls = registry.get(registry.SERVERS, spec.kind, key=("servers", "kind"), base=base)
     check_options(cls.Options, spec.given, ("servers",), ServerSpec)
     kind: ServerKind = cls(spec, base)
     return kind
@@ -118,7 +119,7 @@ class ServerPool:
         write_json(
             self.folder / "pilot.json",
             {
-                "kind": f"{cls.__module__}:{cls.__qualname__}",
+                "kind": reference(cls),
                 "recipe": recipe,
                 "count": count,
                 "lease_s": self.spec.lease_s,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from campaign.errors import SpecError
+from campaign.userfile import named
 
 PROVIDERS, SERVERS, STAGES = "campaign.providers", "campaign.servers", "campaign.stages"
 
@@ -22,17 +24,20 @@ def names(group: str) -> list[str]:
     return sorted(_found(group))
 
 
-def get(group: str, name: str, *, key: tuple[str, ...] = ()) -> Any:
-    """The class registered under a name.
+def get(group: str, name: str, *, key: tuple[str, ...] = (), base: Path | None = None) -> Any:
+    """The class registered under a name, or a user's own by ``package.module:Name`` or ``file.py:Name``.
 
     Args:
         group: `PROVIDERS`, `SERVERS` or `STAGES`.
-        name: The registered name.
+        name: The registered name, or where the user's own class is.
         key: Where in the campaign the name was given, for the error.
+        base: Folder that a file is relative to.
 
     Raises:
         SpecError: No such name (the message lists those there are), or what it needs is not installed.
     """
+    if ":" in name:
+        return _own(name, key, base)
     if name not in _found(group):
         raise SpecError(unknown(name, names(group), group.split(".")[1]), key=key)
     entry = _found(group)[name]
@@ -41,6 +46,15 @@ def get(group: str, name: str, *, key: tuple[str, ...] = ()) -> Any:
     except (ImportError, AttributeError) as error:
         raise SpecError(
             f"'{name}' ({entry.value}) cannot be imported: {error}", key=key, remedy="install what it needs"
+        ) from error
+
+
+def _own(name: str, key: tuple[str, ...], base: Path | None) -> Any:
+    try:
+        return named(name, base)
+    except (ImportError, OSError, AttributeError, ValueError, SyntaxError) as error:
+        raise SpecError(
+            f"'{name}' cannot be imported: {type(error).__name__}: {error}", key=key, remedy="write file.py:Class"
         ) from error
 
 

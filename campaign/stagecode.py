@@ -21,6 +21,7 @@ import cloudpickle
 from campaign import __version__, codehash, registry
 from campaign.errors import SpecError
 from campaign.spec import Campaign, StageSpec
+from campaign.userfile import PREFIX, load_file, look_in
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class StageCode:
     def _thing(self) -> Any:
         if self.file:
             return getattr(load_file(Path(self.file)), self.target)
-        _look_in(Path(self.folder))
+        look_in(Path(self.folder))
         if self.pickled:
             return cloudpickle.loads(self.pickled)
         module, _, name = self.target.partition(":")
@@ -120,7 +121,7 @@ def _named(campaign: Campaign, use: str, key: tuple[str, ...]) -> tuple[Any, str
             raise SpecError(f"'{use}' names no stage in the file", key=key, remedy=f"write {use}:NAME")
         thing = registry.get(registry.STAGES, use, key=key)
         return thing, "", f"{thing.__module__}:{thing.__qualname__}"
-    _look_in(campaign.base)
+    look_in(campaign.base)
     if place.endswith(".py"):
         path = campaign.path(place)
         if not path.is_file():
@@ -144,43 +145,6 @@ def _import(load: Callable[[], ModuleType], use: str, key: tuple[str, ...]) -> M
         raise SpecError(f"{use} cannot be imported{line}: {type(error).__name__}: {error}", key=key) from error
 
 
-_PREFIX = "campaign_user_"
-
-
-def load_file(path: Path) -> ModuleType:
-    """Import a user's file under a name of its own, so that it can be called ``stages.py`` too.
-
-    The folder of the file is put on ``sys.path`` (behind everything installed), so that it can import its neighbours.
-    A file that has changed is imported anew: a notebook lives long.
-    """
-    name = f"{_PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    stat = path.stat()
-    stamp = (stat.st_mtime_ns, stat.st_size)
-    if name in sys.modules and sys.modules[name].__dict__.get("__campaign_stamp__") == stamp:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    _look_in(path.parent)
-    module = importlib.util.module_from_spec(spec)
-    module.__dict__["__campaign_stamp__"] = stamp
-    before = sys.modules.get(name)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        if before is not None:
-            sys.modules[name] = before
-        raise
-    return module
-
-
-def _look_in(folder: Path) -> None:
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
-
-
 def _importable(thing: Any) -> tuple[str, str]:
     """File and name, or ``module:Name``, under which a worker finds an object; empty for one that travels by value."""
     name, module_name = getattr(thing, "__qualname__", ""), getattr(thing, "__module__", "")
@@ -188,7 +152,7 @@ def _importable(thing: Any) -> tuple[str, str]:
     if module is None or module_name == "__main__" or not name or getattr(module, name, None) is not thing:
         return "", ""
     file = getattr(module, "__file__", None) or ""
-    if module_name.startswith(_PREFIX):
+    if module_name.startswith(PREFIX):
         return file, name
     if getattr(module, "__spec__", None) is None:
         return "", ""

@@ -30,7 +30,7 @@ HEAVY = (
 
 # Each room imports only from rooms on floors below its own, or a neighbour that comes before it on its line.
 FLOORS = [
-    ["errors", "exact"],
+    ["errors", "exact", "userfile"],
     ["registry", "histogram", "spec", "rundir"],
     ["outputs", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile", "datasets"],
     ["kserve", "client", "plan", "canary", "rootfile", "servers"],
