@@ -99,6 +99,6 @@ def expected_gluon(scale_factors: dict[str, Any], n: int = 1_000_000) -> np.ndar
         label = np.full(len(pt), jets.GLUON, np.int32)
         plain = score(jets.draw_features(rng, label, pt).inputs(pt))
         changed = score(jets.draw_changed_features(rng, label, pt, score).inputs(pt))
-        at = cuts[[p["cut"] + 1 for p in bin_points]]
+        at = cuts[[p["cut"] for p in bin_points]]  # bins are counted with the underflow
         found.append([(changed > c).mean() / (plain > c).mean() for c in at])
     return np.array(found)
