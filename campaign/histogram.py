@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,13 +18,11 @@ import hist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from campaign.axes import CATEGORIES, Axis, Header, describe, difference, limits, rebuilt, without_label
 from campaign.errors import AxesMismatch, OutputError
 from campaign.exact import BLOCK, ExactSum, add_block_and_squares
 
 __all__ = ["Bins", "Histogram"]
-
-Axis: TypeAlias = Any  # one of hist.axis.*; their common base is not public
-Header: TypeAlias = dict[str, Any]
 
 _FEW_EDGES = 64  # up to here one comparison per edge beats a binary search
 _SPARSE = 8  # this many times fewer entries than bins: no array of all bins is worth making
@@ -65,7 +62,7 @@ class Histogram:
         names = [axis.name for axis in axes if getattr(axis, "name", "")]
         if not axes or len(set(names)) < len(names):
             raise OutputError(f"a histogram has one axis or more, each with its own name; these are {names}")
-        self._start(_layout(json.dumps([_describe(number, axis) for number, axis in enumerate(axes)])), name)
+        self._start(_layout(json.dumps([describe(number, axis) for number, axis in enumerate(axes)])), name)
 
     def _start(self, layout: _Layout, name: str) -> None:
         self._layout, self.name = layout, name
@@ -148,7 +145,7 @@ class Histogram:
 
     def _mismatch(self, other: Histogram) -> AxesMismatch:
         return AxesMismatch(
-            f"the histograms have different axes: {_difference(self._layout, other._layout)}",
+            f"the histograms have different axes: {difference(self.axes, other.axes)}",
             where=self.name or other.name,
             remedy="define the axes once, from the same numbers, for all files",
         )
@@ -288,7 +285,7 @@ def _binner(axis: Axis, fields: Header) -> Binner:
     if kind == "Variable" and plain and len(axis.edges) <= _FEW_EDGES:
         return functools.partial(_edge_index, [float(edge) for edge in axis.edges])
     if kind == "Regular" and plain and fields["transform"] == "None":
-        return functools.partial(_regular_index, *_limits(fields), fields["bins"])
+        return functools.partial(_regular_index, *limits(fields), fields["bins"])
     index: Binner = axis.index
     return index
 
@@ -356,8 +353,8 @@ class _Layout:
 
     def __init__(self, described: str) -> None:
         self._described = described
-        self.axes = [_rebuilt(fields) for fields in self.header()]
-        self.key = json.dumps([_without_label(fields) for fields in self.header()], sort_keys=True)
+        self.axes = [rebuilt(fields) for fields in self.header()]
+        self.key = json.dumps([without_label(fields) for fields in self.header()], sort_keys=True)
         self.extents = [axis.extent for axis in self.axes]
         self.size = math.prod(self.extents)
         self._binners = [_binner(axis, fields) for axis, fields in zip(self.axes, self.header(), strict=True)]
@@ -419,7 +416,7 @@ class _Layout:
 
 def _drops(axis: Axis) -> bool:
     """Whether entries may have no bin."""
-    if isinstance(axis, _CATEGORIES) or axis.traits.circular:
+    if isinstance(axis, CATEGORIES) or axis.traits.circular:
         return not axis.traits.overflow
     return not (axis.traits.underflow and axis.traits.overflow)
 
@@ -427,135 +424,3 @@ def _drops(axis: Axis) -> bool:
 @functools.lru_cache(maxsize=256)
 def _layout(described: str) -> _Layout:
     return _Layout(described)
-
-
-# Axes as data ---------------------------------------------------------------------------------------------------------
-
-_CATEGORIES = (hist.axis.StrCategory, hist.axis.IntCategory)
-_TYPES = {
-    kind.__name__: kind
-    for kind in (hist.axis.Regular, hist.axis.Variable, hist.axis.Integer, hist.axis.Boolean, *_CATEGORIES)
-}
-_TRANSFORMS = {"log": hist.axis.transform.log, "sqrt": hist.axis.transform.sqrt}
-
-
-def _describe(number: int, axis: Axis) -> Header:
-    """An axis as fields for JSON, from which :func:`_rebuilt` makes it again, bit for bit."""
-    what = f"axis {number} ({getattr(axis, 'name', '')!r})"
-    kind = type(axis).__name__
-    if _TYPES.get(kind) is not type(axis):
-        raise OutputError(f"{what} is {axis!r}; known are hist.axis.{', '.join(_TYPES)}")
-    if axis.traits.growth:
-        raise OutputError(
-            f"{what} grows: its bins would depend on the order of the entries",
-            remedy="list the categories, or give the range, and fill the rest into the overflow bin",
-        )
-    if axis.traits.circular and kind == "Variable":
-        # boost-histogram 1.8 fills Variable([1, 2, 5, 9], circular=True) by these edges and reports 1, 2, 3, 9.
-        raise OutputError(f"{what} is a circular Variable axis, whose edges hist does not report as it fills them")
-    fields: Header = {"type": kind, "name": axis.name, "label": axis.__dict__.get("label", "")}
-    fields |= {trait: bool(getattr(axis.traits, trait)) for trait in ("underflow", "overflow", "circular")}
-    for specific in _specific(axis):
-        described = fields | specific
-        if _same(described, axis):
-            return described
-    raise OutputError(f"{what} cannot be written down exactly: {axis!r}", remedy="use hist.axis.Variable")
-
-
-def _specific(axis: Axis) -> Iterator[Header]:
-    """Candidates for what only this type of axis has; the first that rebuilds the axis is taken."""
-    if isinstance(axis, _CATEGORIES):
-        yield {"categories": list(axis)}
-    elif isinstance(axis, hist.axis.Variable):
-        yield {"edges": [float(edge).hex() for edge in axis.edges]}
-    elif isinstance(axis, hist.axis.Boolean):
-        yield {}
-    elif isinstance(axis, hist.axis.Integer):
-        yield {"start": int(axis.edges[0]), "stop": int(axis.edges[-1])}
-    else:
-        # hist keeps start and width, not start and stop: adding them again may miss stop by a rounding.
-        for start, stop in itertools.product(_around(axis.edges[0]), _around(axis.edges[-1])):
-            yield {"bins": axis.size, "start": start.hex(), "stop": stop.hex(), "transform": repr(axis.transform)}
-
-
-def _around(value: float) -> Iterator[float]:
-    """A float and its neighbours, nearest first."""
-    below = above = float(value)
-    yield below
-    for _ in range(4):
-        below, above = math.nextafter(below, -math.inf), math.nextafter(above, math.inf)
-        yield below
-        yield above
-
-
-def _same(fields: Header, axis: Axis) -> bool:
-    try:
-        made = _rebuilt(fields)
-    except ValueError:  # a neighbour outside the domain of the transform
-        return False
-    made.__dict__.clear()
-    made.__dict__.update(axis.__dict__)
-    return bool(made == axis)
-
-
-def _rebuilt(fields: Header) -> Axis:
-    """The axis of these fields."""
-    kind, names = _TYPES[fields["type"]], {"name": fields["name"], "label": fields["label"]}
-    flow = {trait: fields[trait] for trait in ("underflow", "overflow", "circular")}
-    if fields["circular"]:
-        flow = {"circular": True}
-    if kind in _CATEGORIES:
-        return kind(fields["categories"], overflow=fields["overflow"], **names)
-    if kind is hist.axis.Boolean:
-        return kind(**names)
-    if kind is hist.axis.Variable:
-        return kind([float.fromhex(edge) for edge in fields["edges"]], **flow, **names)
-    if kind is hist.axis.Integer:
-        return kind(fields["start"], fields["stop"], **flow, **names)
-    start, stop = _limits(fields)
-    if fields["transform"] != "None":
-        return kind(fields["bins"], start, stop, transform=_transform(fields["transform"]), **flow, **names)
-    return kind(fields["bins"], start, stop, **flow, **names)
-
-
-def _limits(fields: Header) -> tuple[float, float]:
-    return float.fromhex(fields["start"]), float.fromhex(fields["stop"])
-
-
-def _transform(text: str) -> Any:
-    if text in _TRANSFORMS:
-        return _TRANSFORMS[text]
-    if text.startswith("pow("):
-        return hist.axis.transform.Pow(float(text[4:-1]))
-    raise OutputError(f"transform {text} is a function, not data", remedy="use log, sqrt, Pow, or hist.axis.Variable")
-
-
-def _without_label(fields: Header) -> Header:
-    return {key: value for key, value in fields.items() if key != "label"}
-
-
-def _difference(ours: _Layout, theirs: _Layout) -> str:
-    """The first difference, in words."""
-    if len(ours.axes) != len(theirs.axes):
-        return f"{len(ours.axes)} axes here, {len(theirs.axes)} there"
-    pairs = zip(ours.header(), theirs.header(), ours.axes, theirs.axes, strict=True)
-    for number, (here, there, axis, other) in enumerate(pairs):
-        if _without_label(here) != _without_label(there):
-            return f"axis {number} ({here['name']!r}): " + _field_difference(here, there, axis, other)
-    raise AssertionError("layouts with different keys have different fields")
-
-
-def _field_difference(here: Header, there: Header, axis: Axis, other: Axis) -> str:
-    for field in ("type", "name", "underflow", "overflow", "circular", "transform"):
-        if here.get(field) != there.get(field):
-            return f"{field} is {here.get(field)!r} here, {there.get(field)!r} there"
-    if len(axis) != len(other):
-        return f"{len(axis)} bins here, {len(other)} there"
-    word, ours, theirs = "edge", axis.edges.tolist(), other.edges.tolist()
-    if isinstance(axis, _CATEGORIES):
-        word, ours, theirs = "category", list(axis), list(other)
-    for number, (mine, yours) in enumerate(zip(ours, theirs, strict=True)):
-        if mine != yours:
-            return f"{word} {number} is {mine!r} here, {yours!r} there"
-    limits = (f"{fields['start']} to {fields['stop']}" for fields in (here, there))
-    return "equal edges, but the axis runs from {} here, from {} there".format(*limits)
