@@ -113,9 +113,9 @@ def _few(array: Any) -> str:
     return np.array2string(np.asarray(array).ravel()[:4], precision=6, threshold=4)
 
 
-def statistics(client: grpcclient.InferenceServerClient) -> dict[str, list[int]]:
-    """``{model: [rows inferred, executions]}`` since the server started; empty if it does not answer at once."""
-    for _ in range(2):
+def statistics(client: grpcclient.InferenceServerClient, tries: int = 2) -> dict[str, list[int]]:
+    """``{model: [rows inferred, executions]}`` since the server started; empty if it does not answer in so many tries."""
+    for _ in range(tries):
         try:
             told = client.get_inference_statistics(client_timeout=1)
             return {m.name: [int(m.inference_count), int(m.execution_count)] for m in told.model_stats}

@@ -145,8 +145,8 @@ def test_backends_of_ones_own_are_served_as_they_are(tmp_path: Path) -> None:
             assert pool.servers().infer(model, {"X": x})["Y"].tobytes() == x.tobytes()
 
 
-def test_servers_elsewhere_are_reached_through_tls(tmp_path: Path) -> None:
-    """Kind ``attach`` with CA, certificate and key reaches a server that demands them; without, it is refused."""
+def test_servers_elsewhere_are_reached_through_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kind ``attach`` with certificate, key and header reaches a server that demands them; without, it is refused."""
     from campaign.servers.environment import environment
     from campaign.servers.triton import Triton
 
@@ -164,7 +164,8 @@ def test_servers_elsewhere_are_reached_through_tls(tmp_path: Path) -> None:
     argv = [a for a in launch.argv if not a.startswith("--grpc-")]
     argv += ["--grpc-address=127.0.0.1", f"--grpc-port={port}", "--grpc-use-ssl=true", "--grpc-use-ssl-mutual=true",
              f"--grpc-server-cert={tmp_path}/server.pem", f"--grpc-server-key={tmp_path}/server.key",
-             f"--grpc-root-cert={tmp_path}/ca.pem"]  # fmt: skip
+             f"--grpc-root-cert={tmp_path}/ca.pem",
+             "--grpc-restricted-protocol=metadata,model-config,inference:pool=sesame"]  # fmt: skip
     assert environment().server.exists()
     before = set(Path("/tmp").glob("python_env_*"))
     with (tmp_path / "log").open("w") as log:
@@ -173,13 +174,15 @@ def test_servers_elsewhere_are_reached_through_tls(tmp_path: Path) -> None:
         tls = {"ca": "ca.pem", "cert": "client.pem", "key": "client.key"}
         wait_until(lambda: f":{port}" in (tmp_path / "log").read_text(), 20)
         x = np.ones((10, 1), np.float32)
+        monkeypatch.setenv("POOL_TOKEN", "sesame")
+        headers = {"triton-grpc-protocol-pool": "$POOL_TOKEN"}
         given = {"kind": "attach", "models": {"batch_sensitive": {"batch": 64}}, "urls": f"localhost:{port}"}
-        with ServerPool(ServerSpec(**given, tls=tls), base=tmp_path) as pool:
+        with ServerPool(ServerSpec(**given, tls=tls, headers=headers), base=tmp_path) as pool:
             assert pool.servers().infer("batch_sensitive", {"X": x})["Y"].tobytes() == np.zeros((10, 1), "f4").tobytes()
-        for wrong in ({}, {"tls": {"ca": "ca.pem"}}):
+        for wrong in ({"headers": headers}, {"headers": headers, "tls": {"ca": "ca.pem"}}, {"tls": tls}):
             with (
                 ServerPool(ServerSpec(**given, **wrong, request_deadline_s=3), base=tmp_path) as pool,
-                pytest.raises(Exception, match=r"(?i)socket closed|unavailable|connect"),
+                pytest.raises(Exception, match=r"(?i)socket closed|unavailable|connect|restricted"),
             ):
                 pool.servers().infer("batch_sensitive", {"X": x})
     finally:
