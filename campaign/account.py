@@ -57,7 +57,9 @@ def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool
     for (stage, variation), (path, sha256) in sorted(state.frozen.items()):
         made.outputs[f"{stage}/all/{variation}"] = {"path": path, "kind": "frozen", "sha256": sha256}
     made.artefacts = _artefacts(plan, rundir)
-    made.versions = report.versions(_identity(plan, kind))
+    made.versions = report.versions()
+    if hasattr(kind, "versions"):
+        made.versions["server"] = kind.versions()
 
 
 def _dynamic(plan: Plan, kind: Any) -> list[str]:
@@ -65,11 +67,6 @@ def _dynamic(plan: Plan, kind: Any) -> list[str]:
     if servers is None or not hasattr(kind, "config"):
         return []
     return [name for name in servers.models if kind.config(name).HasField("dynamic_batching")]
-
-
-def _identity(plan: Plan, kind: Any) -> Mapping[str, Any] | None:
-    servers = plan.campaign.servers
-    return None if servers is None or kind is None else kind.identity(next(iter(servers.models)))
 
 
 def _events(have: Mapping[str, Receipt]) -> dict[tuple[str, str], int]:

@@ -50,7 +50,7 @@ def prove(client: grpcclient.InferenceServerClient, model: str, canary: str | No
     try:
         info = model_info(client, model, None)
         if canary is None:
-            _ask(client, info, _zeros(info), deadline_s)
+            _check_shapes(info, _ask(client, info, _zeros(info), deadline_s))
             return f"model {model} has no canary.npz: only the shapes of its answer were checked"
         known = _read(Path(canary))
         inputs = {n.removeprefix("input."): a for n, a in known.items() if n.startswith("input.")}
@@ -90,6 +90,16 @@ def _ask(
     return {t.name: result.as_numpy(t.name) for t in info.outputs}
 
 
+def _check_shapes(info: ModelInfo, answer: dict[str, Any]) -> None:
+    for tensor in info.outputs:
+        got = answer.get(tensor.name)
+        shape, want = () if got is None else got.shape, tensor.shape
+        if len(shape) != len(want) or any(w not in (-1, n) for w, n in zip(want, shape, strict=True)):
+            raise ModelError(
+                f"gives {tensor.name} of shape {shape}, its metadata says {want}", where=f"model {info.name}"
+            )
+
+
 def _compare(model: str, name: str, answer: dict[str, Any], want: Any, rtol: float, atol: float) -> None:
     got = answer.get(name)
     where = f"model {model}"
@@ -114,7 +124,7 @@ def _few(array: Any) -> str:
 
 
 def statistics(client: grpcclient.InferenceServerClient, tries: int = 2) -> dict[str, list[int]]:
-    """``{model: [rows inferred, executions]}`` since the server started; empty if it does not answer in so many tries."""
+    """``{model: [rows inferred, executions]}`` since the server started; empty if it does not answer."""
     for _ in range(tries):
         try:
             told = client.get_inference_statistics(client_timeout=1)

@@ -13,6 +13,7 @@ from typing import Any
 
 import awkward as ak
 import numpy as np
+import uproot
 
 from campaign.client import Pending, Servers, connect
 from campaign.errors import CampaignError, InputError, OutputError, StageError
@@ -65,9 +66,11 @@ class Worker:
 class Chain:
     """One task under way: ranges of a source through the steps, in order, partials growing."""
 
-    def __init__(self, worker: Worker, rundir: RunDir, task: Task, frozen: Frozen) -> None:
+    def __init__(self, worker: Worker, rundir: RunDir, task: Task, frozen: Frozen, expected: str = "") -> None:
+        self.expected = expected
         self.worker, self.rundir, self.task = worker, rundir, task
-        self.frozen = {at: thawed(*frozen[at]) for s in task.steps for at in s.frozen}
+        self.frozen = {at: thawed(*frozen[at]) for s in task.steps for at in s.frozen if at in frozen}
+        self.options = {s.stage: fresh(worker.job.stages[s.stage].options) for s in task.steps}
         self.partials: dict[str, Partial] = {}
         self.rows: Counter[str] = Counter()
         self.events = 0
@@ -99,7 +102,7 @@ class Chain:
         if self.task.artefact is not None:
             reader = ColumnsReader(self.rundir.partial(self.task.artefact, "columns"))
             stack.callback(reader.close)
-            yield from reader
+            yield from reader.verified(self.expected)
             return
         source = self.worker.open(self.task)
         stack.callback(source.close)
@@ -197,7 +200,7 @@ class Chain:
             metadata=step.source.metadata,
             variation=step.variation,
             weight=WEIGHT,
-            options=self.worker.job.stages[step.stage].options,
+            options=self.options[step.stage],
             frozen={at[0]: self.frozen[at] for at in step.frozen},
             servers=servers or self.worker.servers,
         )
@@ -234,6 +237,7 @@ class Chain:
 
 
 _DONE = object()
+_READER = Path(uproot.__file__).parent
 
 
 class MissingBranch(StageError):
@@ -244,7 +248,7 @@ def explain(error: Exception, stage: str, where: str, url: str) -> CampaignError
     """Whose fault an exception inside a stage is: the file's, or the stage's; with the user's part of the traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     text = (str(error).strip().splitlines() or [""])[0]
-    if any("/uproot/" in f.filename for f in frames):
+    if any(Path(f.filename).is_relative_to(_READER) for f in frames):
         # Branches are read when they are touched, so a torn basket shows inside the stage.
         return InputError(
             f"cannot be read: {type(error).__name__}: {text[:300]}", where=url, remedy="check or replace it"
@@ -312,4 +316,11 @@ def thawed(path: str, sha256: str) -> Any:
     at = (path, sha256, stat.st_mtime_ns, stat.st_size)
     if at not in _THAWED:
         _THAWED[at] = thaw(Path(path), sha256)
-    return _THAWED[at]
+    return fresh(_THAWED[at])
+
+
+def fresh(value: Any) -> Any:
+    """New containers around the same values, so that what one task does to them no other task sees."""
+    if isinstance(value, Mapping):
+        return {key: fresh(inner) for key, inner in value.items()}
+    return [fresh(inner) for inner in value] if isinstance(value, list) else value

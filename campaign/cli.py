@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CampaignError as error:
         print(f"campaign: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # `campaign report DIR | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("campaign: interrupted", file=sys.stderr)
         return 130

@@ -124,9 +124,10 @@ class Pending:
         parts = [self._servers._settle(r) for r in self._requests]
         if not parts:
             return {o.name: np.empty([0, *o.shape[1:]], o.dtype) for o in self._model.outputs}
-        if len(parts) == 1:
-            return parts[0]
-        return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+        whole = parts[0] if len(parts) == 1 else {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
+        for array in whole.values():
+            array.setflags(write=False)  # several variations may be given the same answer
+        return whole
 
 
 class Servers:
@@ -146,6 +147,7 @@ class Servers:
         self._models: dict[str, ModelInfo] = {}
         self._free = threading.Condition()
         self._looked = 0.0
+        self._random = random.Random()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("Servers holds open channels and does not travel; send its .address and connect() there")
@@ -211,15 +213,24 @@ class Servers:
 
     # Finding servers.
     def _ask(self, name: str) -> ModelInfo:
-        link = self._wait_for_link(set())
-        try:
-            return model_info(link.client, name, self.address.batches.get(name), link.headers)
-        except InferenceServerException as error:
-            raise InferenceError(
-                f"cannot be asked for its metadata: {error.message()}",
-                where=f"model {name} on {link.name}",
-                permanent=True,
-            ) from error
+        """Ask one server after the other, each once."""
+        tried: set[str] = set()
+        while True:
+            link = self._wait_for_link(tried)
+            try:
+                return model_info(link.client, name, self.address.batches.get(name), link.headers)
+            except InferenceServerException as error:
+                tried.add(link.name)
+                link.down_until = time.monotonic() + 2.0
+                self._looked = 0.0
+                self._look(time.monotonic())
+                if not permanent(error) and set(self._links) - tried:
+                    continue
+                raise InferenceError(
+                    f"cannot be asked for its metadata: {error.message()}",
+                    where=f"model {name} on {link.name}",
+                    permanent=permanent(error),
+                ) from error
 
     def _look(self, now: float) -> None:
         """See which servers there are; at most ten times a second."""
@@ -258,7 +269,7 @@ class Servers:
             if usable:
                 up = [x for x in usable if x.down_until <= now] or usable
                 least = min(x.outstanding for x in up)
-                return random.choice([x for x in up if x.outstanding == least])
+                return self._random.choice([x for x in up if x.outstanding == least])
             records = self.address.servers()
             # A record may have become "ready" since the look above: that, too, is worth waiting for.
             coming = not records or any(r["state"] != "ended" for r in records)

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +181,7 @@ class _Run:
             self.report.errors.append(_ASKED if asked else str(error))
         finally:
             self.receipts.close()
+            self.rundir.job.unlink(missing_ok=True)
         account.fill(self.report, self.plan, self.state, self.rundir, self.checked.kind, self.pool, len(self.todo))
         self.report.wall_s = round(time.monotonic() - start, 3)
         self.report.save()
@@ -189,25 +190,33 @@ class _Run:
 
     def _remember(self) -> None:
         """What earlier runs of this directory have left, as far as it is still what this plan wants."""
+        self.rundir.sweep()
         self.receipts.read()
         mine = {s.key for t in self.plan.tasks for s in t.steps}
         have = self.receipts.have
         self.state.have = {k: have[k] for k in mine if k in have and self.rundir.has(have[k])}
         for reduce in self.plan.reduces:
-            old = have.get(reduce.key)
+            old = self.receipts.frozen.get((reduce.stage, reduce.variation))
             path = self.rundir.frozen(reduce.stage, reduce.variation)
-            if old is not None and path.exists():
+            if old is not None and old.key == reduce.key and path.exists():
                 thaw(path, old.sha256)  # an altered one is refused now, not when half the work is done
                 self.state.frozen[reduce.stage, reduce.variation] = (str(path), old.sha256)
         self.todo = list(group((s for t in self.plan.tasks for s in t.steps), self.state.have))
 
     def _prepare(self) -> None:
         reader = registry.get(registry.STAGES, "read")
-        self.job = Job(self.plan.code, f"{reader.__module__}:{reader.__qualname__}", None, self.campaign.read_rows)
+        self.job = Job(
+            self.plan.code,
+            f"{reader.__module__}:{reader.__qualname__}",
+            None,
+            self.campaign.read_rows,
+            self.campaign.task_deadline_s,
+        )
         if self.todo:
             preflight(self.plan, self.todo, work.save_job(self.job, self.rundir.job))
         total = Counter(s.stage for t in self.plan.tasks for s in t.steps if s.emit)
-        write_json(self.rundir.root / "plan.json", {"plan": self.plan.digest, "partials": dict(total)})
+        files = {name: [f.url for f in found] for name, found in self.plan.files.items()}
+        write_json(self.rundir.root / "plan.json", {"plan": self.plan.digest, "partials": dict(total), "files": files})
 
     def _start(self, stack: ExitStack) -> Scheduler:
         waiting = [r for r in self.plan.reduces if (r.stage, r.variation) not in self.state.frozen]
@@ -215,7 +224,7 @@ class _Run:
         self.rundir.logs.mkdir(parents=True, exist_ok=True)
         provider = stack.enter_context(self.checked.provider(self.checked.options, self.rundir.logs))
         address = self._start_pool(stack, provider) if self._needs_servers(waiting) else None
-        job = Job(self.job.stages, self.job.reader, address, self.job.read_rows)
+        job = replace(self.job, servers=address)
         return Scheduler(
             self.plan, self.todo, self.state, self.rundir, self.receipts, provider, campaign_workers(self.campaign),
             self.campaign.retries, work.save_job(job, self.rundir.job), self.shown,
@@ -238,7 +247,7 @@ class _Run:
         )
         stack.enter_context(self.pool)
         if self.pool.kind.managed:
-            self.shown.say(f"servers   starting {spec.wanted} of kind {spec.kind}")
+            self.shown.say(f"servers   starting {spec.count} of kind {spec.kind}")
         return self.pool.address
 
     def _expect(self, waiting: list[Reduce]) -> None:
@@ -264,12 +273,12 @@ class _Run:
         failure = self.pool.failure() if self.pool else None
         if failure is not None:
             raise failure
-        if self.pool and not self.told_ready:
+        if self.pool and self.pool.kind.managed and not self.told_ready:
             self._tell_ready(self.pool)
 
     def _tell_ready(self, pool: ServerPool) -> None:
         records = pool.records()
-        if len(records) == pool.spec.wanted and all(r["state"] == "ready" for r in records):
+        if len(records) == pool.spec.count and all(r["state"] == "ready" for r in records):
             self.told_ready = True
             slowest = max(float(r["ready_s"]) for r in records)
             self.shown.say(f"servers   {len(records)} ready, known answers given, after {slowest:.1f} s")

@@ -103,5 +103,7 @@ def _decode(value: Any) -> Any:
         data = found["data"]
         if np.dtype(found["dtype"]).kind == "f":
             data = [float(x) for x in data]
-        return np.array(data, dtype=found["dtype"]).reshape(found["shape"])
+        array = np.array(data, dtype=found["dtype"]).reshape(found["shape"])
+        array.setflags(write=False)  # frozen in memory too: a worker hands the same array to many tasks
+        return array
     return {key: _decode(inner) for key, inner in value.items()}

@@ -97,7 +97,7 @@ def as_output(value: Any, stage: str) -> Output:
     if isinstance(value, (Histograms, Counts)):
         return value
     if isinstance(value, ak.Array) and ak.fields(value):
-        return Columns({name: value[name] for name in ak.fields(value)})
+        return as_columns(value)
     if isinstance(value, Mapping) and value:
         if all(isinstance(v, (Histogram, hist.BaseHist)) for v in value.values()):
             return Histograms(value)
@@ -115,6 +115,11 @@ def as_output(value: Any, stage: str) -> Output:
 
 
 _RETURN = "return a dict of equal-length arrays, Histograms or Counts"
+
+
+def as_columns(array: ak.Array) -> Columns:
+    """The fields of a record array."""
+    return Columns({name: array[name] for name in ak.fields(array)})
 
 
 class Partial(Protocol):
@@ -307,6 +312,17 @@ def read_counts(path: Path) -> CountsPartial:
     return counts
 
 
+_COLUMNS_FORMAT = b"campaign-columns-1"
+
+
+def _add_range(content: Any, array: ak.Array) -> None:
+    """Add one range's entries, in canonical layout, to a hash."""
+    form, length, buffers = ak.to_buffers(array)
+    content.update(f"{form.to_json()} {length}".encode())
+    for name in sorted(buffers):
+        content.update(np.ascontiguousarray(buffers[name]).tobytes())
+
+
 class ColumnsPartial:
     """Columns streamed to Parquet, one row group per range. The digest is over the arrays, not over the file."""
 
@@ -316,7 +332,7 @@ class ColumnsPartial:
         self.aside = path.with_name(f".{path.name}.{os.getpid()}")
         self.rows = 0
         self.notes: list[str] = []
-        self._content = hashlib.sha256(b"campaign-columns-1")
+        self._content = hashlib.sha256(_COLUMNS_FORMAT)
         self._writer: pq.ParquetWriter | None = None
         self._schema: pa.Schema | None = None
 
@@ -339,10 +355,7 @@ class ColumnsPartial:
             self._writer.write_table(table, row_group_size=max(1, len(array)))
         except pa.ArrowException as error:
             raise _cannot_hold(table.schema, error) from error
-        form, length, buffers = ak.to_buffers(array)
-        self._content.update(f"{form.to_json()} {length}".encode())
-        for name in sorted(buffers):
-            self._content.update(np.ascontiguousarray(buffers[name]).tobytes())
+        _add_range(self._content, array)
         self.rows += len(array)
 
     def write(self, path: Path) -> str:
@@ -398,6 +411,7 @@ class ColumnsReader:
     """An artefact read back range by range, as it was written."""
 
     def __init__(self, path: Path) -> None:
+        self._name = str(path)
         try:
             self._file = pq.ParquetFile(path)
         except (OSError, pa.ArrowException) as error:
@@ -406,6 +420,19 @@ class ColumnsReader:
     def __iter__(self) -> Iterator[ak.Array]:
         for i in range(self._file.num_row_groups):
             yield ak.from_arrow(self._file.read_row_group(i))
+
+    def verified(self, sha256: str) -> Iterator[ak.Array]:
+        """The ranges; at their end, what was read is held against the digest of what was written.
+
+        Raises:
+            PartialError: It is not the same.
+        """
+        content = hashlib.sha256(_COLUMNS_FORMAT)
+        for array in self:
+            _add_range(content, _canonical(as_columns(array)))
+            yield array
+        if content.hexdigest() != sha256:
+            raise PartialError("is not what was written", where=self._name, remedy="delete it and run again")
 
     @property
     def rows(self) -> int:

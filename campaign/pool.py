@@ -22,6 +22,7 @@ from campaign.rundir import read_json, write_aside, write_json
 from campaign.spec import ServerSpec
 from campaign.userfile import reference
 
+_OWN_FILES = ("pilot.json", "lease", "stop", "job", "claim-*", "server-*.json", "server-*.log", "pilot-*.log")
 STOP_S = 12.0  # a busy server has 6 s of grace; after that and some more the machine's owner is asked
 
 
@@ -112,10 +113,11 @@ class ServerPool:
             self.folder = Path(tempfile.mkdtemp(prefix="campaign-pool-"))
             self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for old in self.folder.iterdir():  # of an earlier run of the same directory
-            old.unlink() if old.is_file() else shutil.rmtree(old)
+        for name in _OWN_FILES:  # of an earlier run of the same directory; whatever else lies there is not ours
+            for old in self.folder.glob(name):
+                old.unlink()
         cls = type(self.kind)
-        count = self.spec.wanted
+        count = self.spec.count
         write_json(
             self.folder / "pilot.json",
             {
@@ -212,7 +214,7 @@ class ServerPool:
         """
         if not self.kind.managed:
             return
-        wanted = self.spec.wanted if count is None else count
+        wanted = self.spec.count if count is None else count
         end = time.monotonic() + self.spec.start_deadline_s + 10
         while sum(r["state"] == "ready" for r in self.records()) < wanted:
             failure = self.failure()
@@ -239,8 +241,12 @@ class ServerPool:
 
     def _stop(self) -> None:
         """Tell the pilots, wait for them, and see that nothing of theirs is left on this node."""
-        with write_aside(self.folder / "stop", "w") as stream:
-            stream.write("idle")  # tasks have ended or were ended: no request of ours is worth waiting for
+        try:
+            with write_aside(self.folder / "stop", "w") as stream:
+                stream.write("idle")  # tasks have ended or were ended: no request of ours is worth waiting for
+        except OSError as error:  # a full disk: the lease is let go of, and the machine's owner asked
+            self.say(f"the request to stop cannot be written: {error.strerror}")
+            self._over.set()
         end = time.monotonic() + STOP_S
         while time.monotonic() < end and any(c.poll() is None for c in self._carried):
             if self._carried and not any(r["state"] != "ended" for r in self.records()) and self._claims_settled():
@@ -255,7 +261,7 @@ class ServerPool:
 
     def _claims_settled(self) -> bool:
         # A carrier that only knows "running" may poll None for long: the records say more.
-        return len(self.records()) >= self.spec.wanted
+        return len(self.records()) >= self.spec.count
 
     def _sweep(self) -> None:
         import socket

@@ -183,12 +183,14 @@ class Job:
         reader: ``module:Class`` of the source.
         servers: Where the pool is found (`campaign.client.PoolAddress`), None without one.
         read_rows: Rows of one range.
+        deadline_s: Of one task.
     """
 
     stages: Mapping[str, Any]
     reader: str
     servers: Any
     read_rows: int
+    deadline_s: float
 
 
 def campaign_workers(campaign: Campaign) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -101,7 +101,7 @@ class Report:
         return f"<pre>{html.escape(self.text())}</pre><table>{head}{rows}</table>"
 
 
-def versions(server: Mapping[str, Any] | None = None) -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Versions of what the outputs depend on."""
     found = {"python": platform.python_version(), "machine": platform.machine(), "executable": sys.executable}
     for name in ("inference-campaign", "numpy", "awkward", "uproot", "hist", "pyarrow", "tritonclient", "parsl"):
@@ -109,6 +109,4 @@ def versions(server: Mapping[str, Any] | None = None) -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
-    if server:
-        found["server"] = ", ".join(server.get("server", [])) if isinstance(server.get("server"), list) else "attached"
     return found

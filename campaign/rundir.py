@@ -93,6 +93,7 @@ class Receipts:
 
     path: Path
     have: dict[str, Receipt] = field(default_factory=dict)
+    frozen: dict[tuple[str, str], Receipt] = field(default_factory=dict)  # the latest by (stage, variation)
     _stream: IO[str] | None = None
 
     def read(self) -> None:
@@ -102,7 +103,7 @@ class Receipts:
         for line in self.path.read_text(errors="replace").splitlines():
             receipt = _parse(line)
             if receipt is not None:
-                self.have[receipt.key] = receipt
+                self._keep(receipt)
 
     def add(self, receipt: Receipt) -> None:
         """Record one; it is in the kernel's hands when this returns."""
@@ -112,7 +113,12 @@ class Receipts:
         text = canonical_json({**asdict(receipt), "notes": list(receipt.notes)})
         self._stream.write(f"{hashlib.sha256(text.encode()).hexdigest()[:16]} {text}\n")
         self._stream.flush()
+        self._keep(receipt)
+
+    def _keep(self, receipt: Receipt) -> None:
         self.have[receipt.key] = receipt
+        if receipt.kind == "frozen":
+            self.frozen[receipt.stage, receipt.variation] = receipt
 
     def close(self) -> None:
         """Close the log."""
@@ -191,6 +197,11 @@ class RunDir:
         """Where a merged output lies; columns are a folder of Parquet files."""
         suffix = "" if kind == "columns" else SUFFIX[kind]
         return self.root / "outputs" / stage / dataset / f"{variation}{suffix}"
+
+    def sweep(self) -> None:
+        """Remove what writers that were killed have left unfinished. Only the owner may."""
+        for aside in (self.root / "partials").glob("*/.*"):
+            aside.unlink(missing_ok=True)
 
     def has(self, receipt: Receipt) -> bool:
         """Whether the partial of a receipt is there, whole by its size."""

@@ -27,8 +27,8 @@ from campaign.protocols import Provider
 from campaign.rundir import Receipt, Receipts, RunDir
 
 AHEAD = 3  # tasks waiting per worker: enough that none idles, few enough that the driver's memory stays small
-LOSSES = 3  # workers a task may lose before it is held to be the cause
-EXECUTORS = 5  # executors that may break in one run before the machine is held to be the cause
+LOSSES = 2  # workers a call may lose while it runs alone before it is held to be the cause
+EXECUTORS = 6  # executors that may break, with no call answered in between, before the machine is held to be the cause
 
 
 @dataclass
@@ -55,7 +55,7 @@ class State:
 
     def note(self, error: CampaignError) -> None:
         """Keep an error for the report."""
-        if isinstance(error, InputError):  # one file, one error, however many variations read it
+        if isinstance(error, (InputError, ProviderError)):  # one file, one error, however many variations read it
             self.errors.setdefault(error.where, [str(error)])
             return
         # A wrong shape fails on every file alike: one error, and how many more there are.
@@ -71,6 +71,26 @@ class State:
         """Whether something it needs will not be there."""
         needs = [o.name for o in reduce.inputs.values()] + [f"{s}/{v}" for s, v in reduce.frozen]
         return any(n in self.failed for n in needs)
+
+
+@dataclass
+class Call:
+    """Something a worker is to do.
+
+    Attributes:
+        what: The file, output or reduce stage it is about.
+        then: Takes its answer.
+        lost: Takes the error if it is held to have killed its workers.
+        function, args: The call.
+        losses: Workers that died while they did it and nothing else.
+    """
+
+    what: str
+    then: Callable[[Any], None]
+    lost: Callable[[CampaignError], None]
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    losses: int = 0
 
 
 class Scheduler:
@@ -105,7 +125,7 @@ class Scheduler:
         self.unexported: deque[str] = deque()
         self.under_way: dict[Future[Any], Callable[[Future[Any]], None]] = {}
         self.tries: Counter[str] = Counter()
-        self.losses: Counter[str] = Counter()
+        self.suspects: deque[Call] = deque()
         self.executors = 0
         self.executor = self._new_executor()
 
@@ -146,14 +166,40 @@ class Scheduler:
         while self.unexported and room > 0:
             self._export(self.unexported.popleft())
             room -= 1
+        if self.suspects and not self.under_way:
+            self._call(self.suspects.popleft(), alone=True)
 
-    def _call(self, then: Callable[[Future[Any]], None], function: Callable[..., Any], *args: Any) -> None:
+    def _call(self, call: Call, *, alone: bool = False) -> None:
         try:
-            future: Future[Any] = self.executor.submit(function, *args)
+            future: Future[Any] = self.executor.submit(call.function, *call.args)
         except BrokenExecutor:
             self.executor = self._new_executor()
-            future = self.executor.submit(function, *args)
-        self.under_way[future] = then
+            future = self.executor.submit(call.function, *call.args)
+        self.under_way[future] = lambda f: self._answered(call, f, alone)
+
+    def _answered(self, call: Call, future: Future[Any], alone: bool) -> None:
+        """Pass an answer on, or do the call again: a lost worker is not the fault of what it did, until it is.
+
+        When a worker dies, everything under way with it is lost too. All of it is done again, one call at a time and
+        with nothing beside it, so that the one that kills its worker, and only that one, is found and named.
+        """
+        error = future.exception()
+        if error is None:
+            self.executors = 0
+            call.then(future.result())
+            return
+        call.losses += alone
+        if call.losses < LOSSES:
+            self.suspects.append(call)
+            return
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        call.lost(
+            ProviderError(
+                f"{LOSSES} workers were lost while they did nothing else ({said})",
+                where=call.what,
+                remedy="does a stage crash on it, or need more memory than there is?",
+            )
+        )
 
     def _new_executor(self) -> Executor:
         self.executors += 1
@@ -177,14 +223,18 @@ class Scheduler:
 
     def _submit(self, task: Task) -> None:
         frozen = {at: self.state.frozen[at] for s in task.steps for at in s.frozen}
-        self._call(lambda f: self._arrived(task, f), work.run_task, self.job, self.root, task, frozen)
+        expected = self.state.have[task.artefact].sha256 if task.artefact else ""
+        self._call(
+            Call(
+                task.source.file.url,
+                lambda result: self._arrived(task, result),
+                lambda error: self._task_failed(task, error),
+                work.run_task,
+                (self.job, self.root, task, frozen, expected),
+            )
+        )
 
-    def _arrived(self, task: Task, future: Future[Any]) -> None:
-        error = future.exception()
-        if error is not None:
-            self._worker_lost(task, error)
-            return
-        result: work.Result = future.result()
+    def _arrived(self, task: Task, result: work.Result) -> None:
         self.state.rungs += result.rungs
         if result.error is not None:
             self._task_failed(task, result.error)
@@ -195,22 +245,6 @@ class Scheduler:
         self.state.counts["done"] += 1
         for stage, count in Counter(s.stage for s in task.steps).items():
             self.shown.add(stage, count, rows=result.rows[stage])
-
-    def _worker_lost(self, task: Task, error: BaseException) -> None:
-        """Not the file's fault at first: the task is done again by another worker."""
-        self.losses[task.id] += 1
-        if self.losses[task.id] < LOSSES:
-            self.queue.appendleft(task)
-            return
-        said = f"{type(error).__name__}: {error}".splitlines()[0]
-        self._task_failed(
-            task,
-            ProviderError(
-                f"{LOSSES} workers were lost while they did it ({said})",
-                where=task.source.file.url,
-                remedy="does a stage crash on this file, or need more memory than there is?",
-            ),
-        )
 
     def _task_failed(self, task: Task, error: CampaignError) -> None:
         if isinstance(error, FrozenChanged):
@@ -235,11 +269,14 @@ class Scheduler:
         if not all(k in self.state.have for k in output.keys):
             return False
         receipts = [self.state.have[k] for k in output.keys]
-        self._call(lambda f: self._merged(output, f), work.run_merge, self.root, output, receipts)
+
+        def then(found: Any) -> None:
+            self._merged(output, found)
+
+        self._call(Call(output.name, then, then, work.run_merge, (self.root, output, receipts)))
         return True
 
-    def _merged(self, output: Output, future: Future[Any]) -> None:
-        found = _answer(future)
+    def _merged(self, output: Output, found: Merged | CampaignError) -> None:
         if isinstance(found, CampaignError):
             self.state.note(found)
             self.state.failed.add(output.name)
@@ -250,10 +287,13 @@ class Scheduler:
 
     def _export(self, name: str) -> None:
         """Write the ROOT file of an output; of all that is ready this comes last, for nothing waits for it."""
-        self._call(lambda f: self._exported(name, f), work.run_export, self.state.merged[name])
 
-    def _exported(self, name: str, future: Future[Any]) -> None:
-        found = _answer(future)
+        def then(found: Any) -> None:
+            self._exported(name, found)
+
+        self._call(Call(name, then, then, work.run_export, (self.state.merged[name],)))
+
+    def _exported(self, name: str, found: Merged | CampaignError) -> None:
         if isinstance(found, CampaignError):
             self.state.note(found)
             self.state.failed.add(name)
@@ -270,19 +310,24 @@ class Scheduler:
             return False
         merged = {d: self.state.merged[o.name] for d, o in reduce.inputs.items()}
         frozen = {at: self.state.frozen[at] for at in reduce.frozen}
-        metadata = {d: {"is_mc": self.plan.campaign.datasets[d].is_mc} for d in reduce.inputs}
-        self._call(
-            lambda f: self._reduced(reduce, f),
-            work.run_reduce, self.job, self.root, reduce, merged, frozen, metadata,
-        )  # fmt: skip
+        metadata = {d: self._metadata(d) for d in reduce.inputs}
+
+        def then(found: Any) -> None:
+            self._reduced(reduce, found)
+
+        args = (self.job, self.root, reduce, merged, frozen, metadata)
+        self._call(Call(f"{reduce.stage}/{reduce.variation}", then, then, work.run_reduce, args))
         return True
+
+    def _metadata(self, dataset: str) -> dict[str, Any]:
+        given = self.plan.campaign.datasets[dataset]
+        return {"is_mc": given.is_mc, **(given.metadata if isinstance(given.metadata, dict) else {})}
 
     def _reduce_failed(self, reduce: Reduce) -> None:
         self.state.failed.add(f"{reduce.stage}/{reduce.variation}")
         self.shown.add(reduce.stage, 0, failed=1)
 
-    def _reduced(self, reduce: Reduce, future: Future[Any]) -> None:
-        found = _answer(future)
+    def _reduced(self, reduce: Reduce, found: work.Reduced | CampaignError) -> None:
         if isinstance(found, FrozenChanged):
             raise found
         if isinstance(found, CampaignError):
@@ -295,11 +340,6 @@ class Scheduler:
         )
         self.state.frozen[reduce.stage, reduce.variation] = (found.path, found.sha256)
         self.shown.add(reduce.stage)
-
-
-def _answer(future: Future[Any]) -> Any:
-    error = future.exception()
-    return ProviderError(f"a worker was lost: {error}") if error is not None else future.result()
 
 
 def can_heal(error: CampaignError) -> bool:

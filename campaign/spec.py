@@ -107,13 +107,6 @@ class ModelSpec(_Frozen):
     instances: int | None = Field(default=None, ge=1, le=1024)
 
 
-class Scale(_Frozen):
-    """How many servers, between two bounds."""
-
-    min: int = Field(default=0, ge=0)
-    max: int = Field(default=1, ge=1)
-
-
 def _models(value: Any) -> Any:
     if isinstance(value, str):
         value = [value]
@@ -137,16 +130,11 @@ class ServerSpec(_Open):
 
     kind: str = "triton"
     models: Annotated[dict[Name, ModelSpec], BeforeValidator(_models)] = Field(min_length=1)
-    count: Annotated[int, Field(ge=1, le=4096)] | Scale = 1
+    count: int = Field(default=1, ge=1, le=4096)
     window: int = Field(default=8, ge=1, le=1024)
     start_deadline_s: Seconds = 120.0
     request_deadline_s: Seconds = 60.0
     lease_s: Seconds = 10.0
-
-    @property
-    def wanted(self) -> int:
-        """Servers to start with."""
-        return self.count if isinstance(self.count, int) else max(1, self.count.min)
 
 
 class ProviderSpec(_Open):
@@ -333,12 +321,6 @@ def check_references(c: Campaign) -> None:
             raise SpecError(
                 "changes nothing", key=("variations", name), remedy="name a tree, branches, weight or files"
             )
-    if (
-        isinstance(c.servers, ServerSpec)
-        and isinstance(c.servers.count, Scale)
-        and c.servers.count.min > c.servers.count.max
-    ):
-        raise SpecError("min is larger than max", key=("servers", "count"))
     _refuse_circles(c)
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
+import signal
+import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from campaign.chain import Chain, Frozen, MissingBranch, Worker, explain, thawed
-from campaign.errors import CampaignError, InputError, OutputError, PartialError
+from campaign.chain import Chain, Frozen, MissingBranch, Worker, explain, fresh, thawed
+from campaign.errors import CampaignError, InputError, OutputError, PartialError, StageError
 from campaign.frozenvalue import freeze
 from campaign.merge import LazyMerged, Merged, export, merge
 from campaign.outputs import Columns, as_output
@@ -56,11 +60,12 @@ def save_job(job: Job, path: Path) -> tuple[str, str]:
     from campaign.rundir import file_digest, write_aside
 
     with write_aside(path) as stream:
+        os.fchmod(stream.fileno(), 0o600)  # it may hold the headers of attached servers
         pickle.dump(job, stream)
     return str(path), file_digest(path)
 
 
-def run_task(job: tuple[str, str], root: str, task: Task, frozen: Frozen) -> Result:
+def run_task(job: tuple[str, str], root: str, task: Task, frozen: Frozen, expected: str = "") -> Result:
     """Do one task.
 
     Args:
@@ -68,6 +73,7 @@ def run_task(job: tuple[str, str], root: str, task: Task, frozen: Frozen) -> Res
         root: The run directory.
         task: The task.
         frozen: Where the frozen values lie that its steps need.
+        expected: SHA-256 of the content of the artefact it reads.
 
     Returns:
         Receipts, or the error; it does not raise.
@@ -79,9 +85,10 @@ def run_task(job: tuple[str, str], root: str, task: Task, frozen: Frozen) -> Res
     try:
         worker = _worker(*job)
         rungs = Counter(worker.servers.rows) if worker.servers else Counter()
-        chain = Chain(worker, RunDir(Path(root)), task, frozen)
+        chain = Chain(worker, RunDir(Path(root)), task, frozen, expected)
         try:
-            result.receipts = chain.run()
+            with _deadline(worker.job.deadline_s):
+                result.receipts = chain.run()
         finally:
             result.rows = chain.rows
     except CampaignError as error:
@@ -92,6 +99,25 @@ def run_task(job: tuple[str, str], root: str, task: Task, frozen: Frozen) -> Res
         result.rungs = Counter(worker._servers.rows) - rungs
     result.wall_s = time.monotonic() - start
     return result
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """Raise in the main thread when a task takes too long; Python code that hangs is ended so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(_signum: int, _frame: object) -> None:
+        raise StageError(f"ran longer than {seconds:g} s", remedy="raise 'task_deadline_s', or see where it hangs")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _placed(error: CampaignError, task: Task) -> CampaignError:
@@ -138,14 +164,15 @@ def run_reduce(
     try:
         worker = _worker(*job)
         folder = rundir.artefacts(reduce.stage, reduce.variation)
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # what an earlier version of the stage has left is not its work
+        folder.mkdir(parents=True)
         stage = worker.stage(reduce.stage)
         ctx = Context(
             dataset="",
             metadata=metadata,
             variation=reduce.variation,
             weight=WEIGHT,
-            options=worker.job.stages[reduce.stage].options,
+            options=fresh(worker.job.stages[reduce.stage].options),
             frozen={at[0]: thawed(*frozen[at]) for at in reduce.frozen},
             servers=worker.servers,
             artefacts=folder,
@@ -204,7 +231,12 @@ def _try_steps(chain: Chain, batch: Any) -> CampaignError | None:
     for step in chain.task.steps:
         known = step.parent is None or isinstance(values.get(step.parent), Columns)
         stage = chain.worker.stage(step.stage)
-        if not known or isinstance(stage, TwoStepStage) or chain.worker.job.stages[step.stage].uses_servers:
+        if (
+            not known
+            or step.frozen
+            or isinstance(stage, TwoStepStage)
+            or chain.worker.job.stages[step.stage].uses_servers
+        ):
             continue
         given, ctx = chain.given(step, batch, values), chain.context(step, None)
         value = as_output(chain.guard(step, stage, given, ctx), step.stage)

@@ -9,9 +9,10 @@ from typing import Any
 import awkward as ak
 import numpy as np
 
-from campaign.errors import InferenceError
+from campaign.errors import InferenceError, OutputError
 from campaign.outputs import Columns
 from campaign.protocols import Context
+from campaign.registry import unknown
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,27 @@ class Infer:
     @staticmethod
     def _stack(batch: Any, columns: str | Sequence[str], dtype: np.dtype[Any], ndim: int) -> np.ndarray[Any, Any]:
         if isinstance(columns, str):
-            array = np.asarray(ak.to_numpy(batch[columns]), dtype=dtype)
+            array = flat(batch, columns).astype(dtype, copy=False)
             return array[:, None] if array.ndim == 1 and ndim == 2 else array
         stacked = np.empty((len(batch), len(columns)), dtype=dtype)
         for i, column in enumerate(columns):
-            stacked[:, i] = ak.to_numpy(batch[column])
+            stacked[:, i] = flat(batch, column)
         return stacked
+
+
+def flat(batch: Any, column: str) -> np.ndarray[Any, Any]:
+    """A column as a numpy array; entries that are missing are refused rather than made up.
+
+    Raises:
+        OutputError: There is no such column, or it has missing or jagged entries.
+    """
+    if column not in ak.fields(batch):
+        raise OutputError(unknown(column, ak.fields(batch), "columns of the batch"))
+    try:
+        array: np.ndarray[Any, Any] = ak.to_numpy(batch[column], allow_missing=False)
+    except ValueError as error:
+        text = str(error).strip().splitlines()[0]
+        raise OutputError(
+            f"the column '{column}' cannot be sent: {text}", remedy="fill or drop such entries"
+        ) from error
+    return array

@@ -202,6 +202,7 @@ def test_a_model_without_a_canary_is_served_with_a_warning(long_lived_pool: Serv
     assert all("no_canary has no canary.npz" in "".join(r["warnings"]) for r in long_lived_pool.records())
 
 
+@pytest.mark.faults
 def test_a_dead_stub_is_an_error_not_an_answer(servers: Servers) -> None:
     """After the Python process behind a model has died, requests fail by name within seconds."""
     x = np.full((8, 1), 666, np.float32)

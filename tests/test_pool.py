@@ -190,6 +190,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("signum", [signal.SIGSTOP, signal.SIGKILL])
 def test_without_its_submitter_a_server_ends_by_its_lease(tmp_path: Path, signum: int) -> None:
     """Stopped or killed, the submitter says nothing any more; pilots that are nobody's children end by themselves."""

@@ -63,9 +63,6 @@ REFUSED = {
         {"variations": {"v": {"datasets": ["md"], "tree": "u"}}}, ("variations", "v", "datasets"), "'md'.*mc, data"
     ),
     "a variation of nothing": ({"variations": {"v": {"datasets": ["mc"]}}}, ("variations", "v"), "changes nothing"),
-    "more servers at least than at most": (
-        {"servers": {"models": ["m"], "count": {"min": 3, "max": 2}}}, ("servers", "count"), "min is larger"
-    ),
     "two stages that wait for each other": (
         {"stages": {"a": {"use": "u", "from": "b"}, "b": {"use": "u", "from": "a"}}}, ("stages", "a"), "a -> b -> a"
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,7 +63,10 @@ class Attach:
         self.options = Options.model_validate(spec.given)
 
     def check(self) -> None:
-        """The TLS files must be there."""
+        """The TLS files must be there, and so must the headers' environment variables."""
+        for name, value in self.options.headers.items():
+            if value.startswith("$") and not os.environ.get(value[1:]):
+                raise SpecError(f"the environment variable {value[1:]} is not set", key=("servers", "headers", name))
         for name, path in (self.options.tls.model_dump() if self.options.tls else {}).items():
             if path is not None and not (self.base / path).is_file():
                 raise SpecError(f"there is no file {self.base / path}", key=("servers", "tls", name))
@@ -78,8 +82,6 @@ class Attach:
 
     def addresses(self) -> list[Mapping[str, Any]]:
         """One record per URL."""
-        import os
-
         tls = {k: str(self.base / v) for k, v in self.options.tls.model_dump().items() if v} if self.options.tls else {}
         headers = {k: os.environ.get(v[1:], "") if v.startswith("$") else v for k, v in self.options.headers.items()}
         return [

@@ -146,6 +146,7 @@ def prepare(requirements: Iterable[str], python: str | None, say: Callable[[str]
         if not done.exists():
             say(f"server environment: making it in {env.path} (once, some 300 MB)")
             _make(env, requirements, find_python(python)[0], say, lock.fileno())
+            (env.path / "versions.txt").write_text(_frozen(env))
             done.touch()
             say("server environment: ready")
     return env
@@ -186,6 +187,12 @@ def _make(env: Environment, requirements: Iterable[str], python: str, say: Calla
         triton / "python_backend_stubs" / env.version / "triton_python_backend_stub",
     ):
         shutil.copy2(source, target)
+
+
+def _frozen(env: Environment) -> str:
+    """What was installed, to the last digit: the answers of models depend on it."""
+    pip = [str(env.path / "bin" / "python"), "-I", "-m", "pip", "freeze", "--all", "--disable-pip-version-check"]
+    return subprocess.run(pip, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout
 
 
 def _run(argv: list[str], remedy: str, lock: int) -> None:

@@ -19,6 +19,7 @@ from campaign.rundir import file_digest
 from campaign.servers import environment
 from campaign.spec import ModelSpec, ServerSpec
 
+CONFIG = "embedded"  # name of the configuration for this server, beside the one for a stock container
 SOCKET_LIMIT = 107  # bytes of a Unix socket's path; Triton says "already in use" for a longer one
 
 
@@ -146,7 +147,7 @@ class Triton:
             SpecError: There is none, or it does not parse.
         """
         folder = self.folder(model)
-        path = next((p for p in (folder / "configs/embedded.pbtxt", folder / "config.pbtxt") if p.is_file()), None)
+        path = next((p for p in (folder / f"configs/{CONFIG}.pbtxt", folder / "config.pbtxt") if p.is_file()), None)
         if path is None:
             raise SpecError(
                 f"{folder} has neither configs/embedded.pbtxt nor config.pbtxt", key=("servers", "models", model)
@@ -175,6 +176,8 @@ class Triton:
         files |= {name: file_digest(self._path(path)) for name, path in spec.files.items()}
         config = self.config(model)
         config.ClearField("instance_group")
+        labels = [self.folder(model) / o.label_filename for o in config.output if o.label_filename]
+        files |= {f"../{p.name}": file_digest(p) for p in labels if p.is_file()}
         own = self._own_backends().get(config.backend)
         return {
             "batch": spec.batch or config.max_batch_size,
@@ -205,6 +208,11 @@ class Triton:
             "backends": {name: str(path) for name, path in self._own_backends().items() if name != "python"},
         }
 
+    def versions(self) -> str:
+        """What is installed in the server environment, to the last digit; empty before it is made."""
+        path = environment.environment(self.options.requirements, self.options.python).path / "versions.txt"
+        return ", ".join(path.read_text().split()) if path.is_file() else ""
+
     def addresses(self) -> list[Mapping[str, Any]]:
         """None: its servers are started."""
         return []
@@ -229,6 +237,7 @@ class Triton:
             f"--id={name}",
             f"--model-repository={repository}",
             f"--backend-directory={backends}",
+            f"--model-config-name={CONFIG}",
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in recipe["models"]),
             f"--grpc-address=unix://{socket}",
@@ -282,7 +291,11 @@ def render(config: Any, model: ModelSpec) -> Any:
 def _lay_out(target: Path, what: Mapping[str, Any]) -> None:
     version = target / str(what["version"])
     version.mkdir(parents=True)
-    (target / "config.pbtxt").write_text(what["config"])
+    (target / "configs").mkdir()
+    (target / "configs" / f"{CONFIG}.pbtxt").write_text(what["config"])
+    for path in Path(what["folder"]).iterdir():  # labels, warm-up data, what a user's own backend looks for
+        if path.name not in ("config.pbtxt", "configs", "canary.npz") and not path.name.isdigit():
+            (target / path.name).symlink_to(path)
     source = Path(what["folder"]) / str(what["version"])
     for path in source.iterdir() if source.is_dir() else ():
         if path.name not in what["files"] and path.name != "__pycache__":

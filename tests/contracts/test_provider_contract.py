@@ -126,6 +126,21 @@ def test_leaving_it_ends_everything_at_once(name: str, tmp_path: Path) -> None:
     assert wait_until(lambda: not children() - before, 5), [psutil.Process(p).cmdline() for p in children() - before]
 
 
+def test_parsl_takes_a_users_own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ``parsl.Config`` in Python: its executor's provider and address carry tasks and pilots; it stays untouched."""
+    import parsl
+    from parsl.executors import HighThroughputExecutor
+    from parsl.providers import LocalProvider as Local
+
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    theirs = Local(worker_init="export OF_THEIR_CONFIG=1", init_blocks=1)
+    config = parsl.Config(executors=[HighThroughputExecutor(address="127.0.0.1", provider=theirs)])
+    cls = registry.get(registry.PROVIDERS, "parsl")
+    with cls(cls.Options(config=config), tmp_path) as made:
+        assert made.tasks(1).submit(os.getenv, "OF_THEIR_CONFIG").result(timeout=60) == "1"
+    assert theirs.resources == {}
+
+
 def test_options_refuse_what_they_do_not_know() -> None:
     """Every provider publishes its options as a model that forbids others."""
     for name in PROVIDERS:

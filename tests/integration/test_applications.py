@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -186,7 +187,6 @@ def test_servers_elsewhere_are_reached_through_tls(tmp_path: Path, monkeypatch: 
             ):
                 pool.servers().infer("batch_sensitive", {"X": x})
     finally:
-        import os
         import signal
 
         os.killpg(server.pid, signal.SIGKILL)
@@ -207,41 +207,40 @@ def free_port() -> int:
 
 
 PARSL_SCRIPT = """
-import sys
 import numpy as np
 import parsl
-from parsl.providers import LocalProvider
 from parsl.executors import HighThroughputExecutor
+from parsl.providers import LocalProvider
 from campaign import ServerPool
 
-@parsl.python_app
-def score(x, address):
-    from campaign import connect
-    return connect(address).infer("qg_tagger", {"X": x})["SCORE"]
-
 htex = HighThroughputExecutor(address="127.0.0.1", provider=LocalProvider())
-config = parsl.Config(run_dir="runinfo", executors=[htex])
-x = np.random.default_rng(0).uniform(0, 1, (3000, 4)).astype(np.float32)
-models = {"qg_tagger": {"batch": 512}}
-with parsl.load(config), ServerPool(sys.argv[1], models=models, provider=LocalProvider()) as pool:
-    answers = [f.result() for f in [score(x, pool.address) for _ in range(3)]]
-assert all((a == answers[0]).all() for a in answers)
-print("scored", answers[0].shape)
+parsl.load(parsl.Config(run_dir="RUN_DIR", executors=[htex]))
+inputs = [np.random.default_rng(0).uniform(0, 1, (3000, 4)).astype(np.float32)] * 3
+BLOCK
+assert all((s == scores[0]).all() for s in scores)
+print("scored", scores[0].shape)
+parsl.dfk().cleanup()
 """
 
 
-def test_someones_own_parsl_script_takes_only_the_pool(tmp_path: Path) -> None:
-    """`ServerPool` beside a user's own `parsl.load`, carried by the user's own kind of provider."""
-    (tmp_path / "s.py").write_text(PARSL_SCRIPT)
-    path = f"{Path(sys.executable).parent}:{__import__('os').environ['PATH']}"
+def test_the_readmes_pool_in_someones_own_parsl_script(tmp_path: Path) -> None:
+    """README's block, to the letter and under ten lines, beside a user's own `parsl.load`."""
+    text = (PROJECT / "README.md").read_text()
+    section = text[text.index("## Only the pool") :]
+    block = section[section.index("```python\n") + 10 :]
+    block = block[: block.index("```")]
+    assert len([line for line in block.splitlines() if line.strip()]) < 10
+    (tmp_path / "s.py").write_text(PARSL_SCRIPT.replace("BLOCK", block).replace("RUN_DIR", str(tmp_path / "runinfo")))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
-        [sys.executable, "s.py", str(MODELS)], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
-        env={**__import__("os").environ, "PATH": path},
+        [sys.executable, str(tmp_path / "s.py")], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, "PATH": path},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == "scored (3000, 1)\n"
 
 
+@pytest.mark.slow
 def test_files_over_http_are_read_like_any_others(small: Path) -> None:
     """A campaign over a local HTTP server gives the histograms it gives over local paths."""
     import functools

@@ -14,7 +14,8 @@ from campaign.engine import run
 from tests.conftest import change, command, hashes, report_of, yaml_of
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
 def test_shuffled_submission_changes_no_byte(small: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Whatever the order in which tasks are submitted and arrive, every output has the same sha256."""
     change(small, read_rows=300)
@@ -65,6 +66,7 @@ def test_with_parsl_the_workers_belong_to_its_executor(small: Path) -> None:
     assert report_of(small / "r")["status"] == "complete"
 
 
+@pytest.mark.slow
 def test_dynamic_batching_is_said_to_be_irreproducible(small: Path) -> None:
     """A model whose server may mix requests: the campaign runs, and its report says what that means."""
     text = (small / "c.yaml").read_text().replace("batch_sensitive", "batch_sensitive_dynamic")

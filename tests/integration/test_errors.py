@@ -187,7 +187,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("model", ["crashes_at_load", *(pytest.param(m, marks=SLOW) for m in list(MODELS)[1:])])
+@pytest.mark.parametrize("model", [pytest.param(m, marks=SLOW) for m in MODELS])
 def test_a_model_that_does_not_come_up_fails_the_campaign_with_its_log(small: Path, model: str) -> None:
     """Exit 1 with one error that names the model or the server and shows the end of the server's log."""
     made = campaign_dict(model)

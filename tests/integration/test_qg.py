@@ -16,6 +16,8 @@ from campaign.engine import check
 from tests.conftest import PROJECT, command, hashes, report_of
 from tests.physics import laws
 
+pytestmark = pytest.mark.slow  # the whole example, at its default size: a minute
+
 EXAMPLE = PROJECT / "examples" / "qg_calibration"
 
 
@@ -94,7 +96,6 @@ def test_a_weight_only_variation_sends_no_request(calibrated: Path) -> None:
     assert sum(n for n, _ in told) == 8192 * sum(e for _, e in told)
 
 
-@pytest.mark.slow
 def test_without_a_change_every_scale_factor_is_one(calibrated: Path) -> None:
     """Closure, on data without the change; only what depends on the data is done again."""
     plain = make_data(calibrated / "plain", "--no-change")
