@@ -65,7 +65,7 @@ WRONG = {
     "unknown key of a model": (
         "batch: 64", "batsh: 64", 8, "servers.models.tagger.batsh", "did you mean 'batch'? (allowed: batch, version,"
     ),
-    "unknown key of the count": ("count: 1", "count: {mini: 1}", 9, "servers.count.mini", "did you mean 'min'?"),
+    "a range for the count": ("count: 1", "count: {min: 1, max: 4}", 9, "servers.count", "valid integer"),
     "unknown key of a variation": (
         "tree: JES", "three: JES", 17, "variations.jes_up.three", "did you mean 'tree'? (allowed: datasets, tree,"
     ),
@@ -246,7 +246,7 @@ variations = st.fixed_dictionaries({"weight": texts}, optional={"tree": texts, "
 servers = st.fixed_dictionaries(
     {"models": st.dictionaries(names, st.fixed_dictionaries({}, optional={"batch": st.integers(1, 9)}), min_size=1)},
     optional={
-        "count": st.integers(1, 9) | st.just({"min": 1, "max": 4}),
+        "count": st.integers(1, 9),
         "lease_s": st.floats(0.5, 60),
         "urls": values,
     },
