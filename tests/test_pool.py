@@ -60,6 +60,7 @@ def in_thread(do: Callable[[], Any]) -> Any:
 
 
 # What records say.
+@pytest.mark.faults
 def test_a_server_is_starting_then_ready_then_ended(tmp_path: Path) -> None:
     """Its record goes through these states in this order, names the processes and the socket, and says why it ended."""
     seen: list[str] = []
@@ -88,6 +89,7 @@ def test_a_server_is_starting_then_ready_then_ended(tmp_path: Path) -> None:
     assert not Path(record["place"]).exists()
 
 
+@pytest.mark.faults
 def test_each_end_has_its_reason(tmp_path: Path) -> None:
     """A signal to the pilot, the death of the server, a request to stop: records tell them apart."""
     with ServerPool(REPOSITORY, models=MODELS, count=3, folder=tmp_path / "pool") as pool:
@@ -145,6 +147,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[ServerEr
 
 
 @pytest.mark.parametrize("model", BAD)
+@pytest.mark.faults
 def test_a_bad_model_is_named_and_its_server_is_stopped(model: str, failed: dict[str, Any]) -> None:
     """Wrong answer, crash, hang: never called ready; the error has the name and the log's end."""
     error, (record,) = failed[model]

@@ -159,6 +159,7 @@ def vandal(merged, ctx):
     assert not any(name.startswith("second/") for name in hashes(small / "r"))
 
 
+@pytest.mark.slow
 def test_an_altered_frozen_value_is_not_taken_up_again(small: Path, undisturbed: dict[str, str]) -> None:
     """Run again on a run directory whose frozen value was altered: refused, until the file is deleted."""
     path = small / "one" / "frozen" / "mean" / "nominal.json"

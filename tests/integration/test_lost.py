@@ -111,6 +111,7 @@ def test_a_file_that_kills_its_workers_is_named_and_no_other(plain: Path) -> Non
     assert "fill/b/nominal" in report["outputs"]
 
 
+@pytest.mark.faults
 def test_a_frozen_value_cannot_be_changed_by_a_stage(plain: Path) -> None:
     """Its arrays are read-only, and what a stage does to a mapping or list no other task sees."""
     options(plain, "second", in_place=True)
@@ -169,6 +170,7 @@ def test_an_artefact_that_was_touched_is_not_read_as_if_it_were_whole(small: Pat
     assert receipt.name in done.stdout or "parquet" in done.stdout.lower()
 
 
+@pytest.mark.faults
 def test_missing_values_are_not_made_up_for_a_model(small: Path) -> None:
     """A column with missing entries is refused by name, not sent as NaN."""
     text = (small / "stages.py").read_text()

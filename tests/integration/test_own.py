@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import change, command, report_of, yaml_of
 
 OWN = '''
@@ -29,6 +31,7 @@ class Served(Triton):
 '''
 
 
+@pytest.mark.slow
 def test_ones_own_provider_and_server_kind_by_file(small: Path) -> None:
     """`provider: own.py:Mine` and `servers.kind: own.py:Served` are used, in the driver and in the pilot."""
     (small / "own.py").write_text(OWN)
