@@ -17,6 +17,11 @@ import numpy as np
 import pytest
 import uproot
 import yaml
+from hypothesis import HealthCheck, settings
+
+# The same examples each time, and no example fails because the machine is busy.
+settings.register_profile("campaign", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("campaign")
 
 PROJECT = Path(__file__).resolve().parent.parent
 SHARED = PROJECT.parent / "shared" / "data"
