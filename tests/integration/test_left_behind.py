@@ -24,7 +24,8 @@ def slow(small: Path) -> Path:
     """The small campaign with a model that takes its time, so that there is a middle to interrupt."""
     made = campaign_dict("slow")
     made["servers"]["window"] = 2
-    made["servers"]["models"]["slow"]["parameters"] = {"delay_s": 0.1}
+    made["servers"]["models"]["slow"]["parameters"] = {"delay_s": 0.1, "mark": str(small / "in-flight")}
+    (small / "in-flight").mkdir()
     (small / "c.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
     return small
 
@@ -41,10 +42,13 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def in_the_middle(run_dir: Path, servers: int = 1) -> bool:
-    """Every server is ready, and requests are being answered right now."""
+    """Every server is ready, has answered, and has a request in flight at this moment: its model says so."""
     found = records(run_dir)
     return len(found) == servers and all(
-        r["state"] == "ready" and sum(n for _, n in r["statistics"].values()) for r in found
+        r["state"] == "ready"
+        and sum(n for _, n in r["statistics"].values())
+        and (run_dir.parent / "in-flight" / str(r["server_pid"])).exists()
+        for r in found
     )
 
 

@@ -1,9 +1,14 @@
-"""The identity, after sleeping the parameter delay_s (seconds) per request."""
+"""The identity, after sleeping the parameter delay_s (seconds) per request.
+
+In the folder that the parameter mark names, a file with the server's pid stands as long as a request is in flight.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +25,8 @@ class TritonPythonModel:
         """Read the delay from the model's configuration."""
         parameters = json.loads(args["model_config"]).get("parameters", {})
         self.delay_s = float(parameters.get("delay_s", {}).get("string_value", "0.2"))
+        mark = parameters.get("mark", {}).get("string_value")
+        self.mark = Path(mark) / str(os.getppid()) if mark else None
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with its own input, late."""
@@ -27,5 +34,9 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> Any:
         x = pb_utils.get_input_tensor_by_name(request, "X").as_numpy()
+        if self.mark:
+            self.mark.touch()
         time.sleep(self.delay_s)
+        if self.mark:
+            self.mark.unlink()
         return pb_utils.InferenceResponse([pb_utils.Tensor("Y", x)])
