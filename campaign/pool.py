@@ -272,7 +272,7 @@ class ServerPool:
 
     def report(self) -> list[dict[str, Any]]:
         """One entry per server for the report."""
-        keep = ("name", "host", "state", "why", "warnings", "statistics", "log")
+        keep = ("name", "host", "state", "why", "warnings", "statistics", "times", "ready_s", "log")
         return [{k: r[k] for k in keep if k in r} for r in self.records()]
 
 

@@ -12,14 +12,22 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
+from campaign import registry
 from campaign.pilot import die_with_parent
 
 
 def context() -> ForkServerContext:
     """The fork server, which imports the worker's modules once; nothing in them opens a channel when imported."""
     made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["campaign.work"])
+    made.set_forkserver_preload(["campaign.work", *registry.modules(registry.STAGES)])
     return made
+
+
+def start_fork_server() -> None:
+    """Let the fork server begin its imports, on another core, while this process goes on with its own."""
+    context()
+    with no_main():
+        forkserver.ensure_running()
 
 
 @contextlib.contextmanager
@@ -61,6 +69,9 @@ def stop_fork_server() -> None:
     """
     if multiprocessing.active_children():
         return
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    if pid is not None:
+        os.kill(pid, signal.SIGKILL)  # it has no children any more; its imports need not be waited for
     for server in (forkserver._forkserver, resource_tracker._resource_tracker):
         stop = getattr(server, "_stop", None)  # private, but the only way before the process ends
         if stop is not None:
