@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
@@ -122,7 +122,8 @@ class ServerSpec(_Open):
         kind: A registered server kind: ``triton`` (started for the campaign) or ``attach`` (already running).
         models: ``{name: ModelSpec}``, or a list of names.
         count: Servers in the pool.
-        window: Requests in flight per server and client process.
+        window: Requests in flight per server and client process; ``auto``: as many as keep the server busy, found by
+            measuring. No result depends on it.
         start_deadline_s: A server that has not proved itself ready by then is stopped and reported.
         request_deadline_s: Deadline of one request.
         lease_s: A pilot whose submitter has been silent for so long stops its server.
@@ -131,7 +132,7 @@ class ServerSpec(_Open):
     kind: str = "triton"
     models: Annotated[dict[Name, ModelSpec], BeforeValidator(_models)] = Field(min_length=1)
     count: int = Field(default=1, ge=1, le=4096)
-    window: int = Field(default=8, ge=1, le=1024)
+    window: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     start_deadline_s: Seconds = 120.0
     request_deadline_s: Seconds = 60.0
     lease_s: Seconds = 10.0

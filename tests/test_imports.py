@@ -33,7 +33,7 @@ FLOORS = [
     ["errors", "exact", "userfile"],
     ["registry", "axes", "histogram", "spec", "rundir"],
     ["outputs", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile", "datasets"],
-    ["kserve", "client", "plan", "canary", "rootfile", "servers"],
+    ["kserve", "wire", "window", "roster", "flight", "ragged", "client", "plan", "canary", "rootfile", "servers"],
     ["merge", "report", "progress"],
     ["pilot", "processes", "chain", "work", "preflight"],
     ["pool", "scheduler"],
