@@ -43,7 +43,9 @@ servers:
 workers: 1
 stages:
   select: {{use: "stages.py:select"}}
-  predict: {{use: infer, from: select, model: qg_tagger, inputs: {{X: [pt, ntrk, width, c1]}}, outputs: {{score: SCORE}}, keep: true}}
+  predict:
+    {{use: infer, from: select, model: qg_tagger, inputs: {{X: [pt, ntrk, width, c1]}}, outputs: {{score: SCORE}},
+      keep: true}}
   fill: {{use: fill, from: predict, histograms: {{score: {{score: {{bins: 50, range: [0, 1]}}}}}}}}
 """
 
@@ -91,7 +93,9 @@ def main() -> None:
             events = write(path, size)
             megabytes, wall = peak(folder, path.name)
             first = first or megabytes
-            print(f"{path.stat().st_size / 1e6:10.0f} {events:12,} {megabytes:10.0f} {megabytes / first:7.2f} {wall:8.1f}")
+            print(
+                f"{path.stat().st_size / 1e6:10.0f} {events:12,} {megabytes:10.0f} {megabytes / first:7.2f} {wall:8.1f}"
+            )
             path.unlink()
 
 

@@ -44,12 +44,19 @@ def write_data(folder: Path) -> None:
                 "pt": rng.uniform(500, 2000, EVENTS), "ntrk": rng.poisson(20, EVENTS).astype(float),
                 "width": rng.uniform(0, 0.3, EVENTS), "c1": rng.uniform(0, 0.4, EVENTS),
             }  # fmt: skip
-            tree = file.mktree("events", {name: "float32" for name in columns})
+            tree = file.mktree("events", dict.fromkeys(columns, "float32"))
             tree.extend({name: column.astype(np.float32) for name, column in columns.items()})
 
 
 def run_once(folder: Path, number: int) -> dict[str, float]:
-    command = [str(Path(sys.executable).with_name("campaign")), "run", "c.yaml", "--run-dir", f"run-{number}", "--quiet"]
+    command = [
+        str(Path(sys.executable).with_name("campaign")),
+        "run",
+        "c.yaml",
+        "--run-dir",
+        f"run-{number}",
+        "--quiet",
+    ]
     began = time.time()
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     prompt = time.time()

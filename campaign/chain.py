@@ -77,14 +77,17 @@ class Worker:
         module, _, cls = self.job.reader.partition(":")
         s = task.source
         source = getattr(import_module(module), cls)(s.file.url, s.tree, dict(s.branches))
-        used = self._touched.setdefault((s.dataset, s.tree, s.branches, *(x.stage for x in task.steps)), set())
-        source.touched |= used
+        source.touched |= self._touched.get(_reading(task), set())
         return source
 
     def remember(self, task: Task, source: Source) -> None:
         """What a task has used of its file, the next one with the same steps will use too."""
-        s = task.source
-        self._touched[(s.dataset, s.tree, s.branches, *(x.stage for x in task.steps))] |= source.touched
+        self._touched.setdefault(_reading(task), set()).update(source.touched)
+
+
+def _reading(task: Task) -> tuple[Any, ...]:
+    """What two tasks have in common that read the same branches."""
+    return (task.source.dataset, task.source.tree, task.source.branches, tuple(s.stage for s in task.steps))
 
 
 class Chain:
@@ -105,10 +108,10 @@ class Chain:
 
     def run(self) -> list[Receipt]:
         """All ranges, then the receipts; on an error nothing unfinished stays behind."""
+        flight: deque[tuple[Iterator[None], RangeServers]] = deque()
         try:
             # What is read from stays open until the last range is done: its columns may be read when they are touched.
             with ExitStack() as stack:
-                flight: deque[tuple[Iterator[None], RangeServers]] = deque()
                 for batch in self.ranges(stack):
                     servers = RangeServers(self.worker.connected, self.streams)
                     steps = self.steps(batch, servers)
@@ -116,7 +119,7 @@ class Chain:
                     if next(steps, _DONE) is not _DONE:
                         flight.append((steps, servers))
                     # Rows that do not fill a request wait for those of the next ranges.
-                    while len(flight) > (DEPTH if flight[0][1].sent else MOST):
+                    while len(flight) > DEPTH and (flight[0][1].sent or len(flight) > MOST):
                         deque(flight.popleft()[0], maxlen=0)
                 for stream in self.streams.values():
                     stream.end()
@@ -124,6 +127,8 @@ class Chain:
                     deque(flight.popleft()[0], maxlen=0)
             return [self._receipt(s) for s in self.task.steps if s.emit]
         finally:
+            for _, servers in flight:  # after an error
+                servers.cancel()
             for partial in self.partials.values():
                 partial.discard()
 

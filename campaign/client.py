@@ -113,6 +113,11 @@ class Servers:
     def __reduce__(self) -> NoReturn:
         raise TypeError("Servers holds open channels and does not travel; send its .address and connect() there")
 
+    @property
+    def waited_s(self) -> float:
+        """Seconds callers have waited: for answers, for room, for the first server."""
+        return self._flight.waited_s
+
     def infer(self, model: str, inputs: Arrays) -> dict[str, Any]:
         """Infer rows.
 
@@ -221,7 +226,8 @@ class Servers:
         """Ask one server after the other, each once."""
         tried: set[str] = set()
         while True:
-            link = self._roster.wait(tried)
+            with self._flight.waiting():
+                link = self._roster.wait(tried)
             try:
                 return self._ask_one(link, name)
             except InferenceServerException as error:
@@ -284,11 +290,15 @@ class Stream:
         self._flush(self._rows // info.batch)
         return pending
 
+    def flush(self) -> None:
+        """Send the rows that wait, padded; more may come."""
+        self._flush(1 if self._rows else 0)
+
     def end(self) -> None:
         """No more rows: the last request is padded and sent. Asked for again, it does nothing."""
         if not self._over:
             self._over = True
-            self._flush(1 if self._rows else 0)
+            self.flush()
 
     def _flush(self, batches: int) -> None:
         requests = [self._next_batch() for _ in range(batches)]

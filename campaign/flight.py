@@ -12,7 +12,8 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +78,7 @@ class Flight:
         self._keeper: threading.Thread | None = None
         self._closed = False
         self._sending = threading.local()
+        self.waited_s = 0.0
 
     def check_process(self) -> None:
         """Refuse a handle that was carried through a fork.
@@ -86,6 +88,15 @@ class Flight:
         """
         if os.getpid() != self._pid:
             raise ServerError("this handle was made in another process", remedy="call connect(address) here")
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the seconds inside as waited for servers."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.waited_s += time.perf_counter() - start
 
     # What callers do.
     def submit(self, requests: Sequence[Request]) -> None:
@@ -116,7 +127,8 @@ class Flight:
             ServerError: Nobody is left to ask.
         """
         self.check_process()
-        request.done.wait()
+        with self.waiting():
+            request.done.wait()
         if request.error is not None:
             raise request.error
         with self._taking:

@@ -70,8 +70,8 @@ class Profile:
 
     def lines(self) -> Iterator[str]:
         """A table for a terminal."""
-        span = self.workers * self.span_s
-        yield f"  profile  {self.workers} workers x {self.span_s:.1f} s = {span:.1f} worker seconds; bound by: {self.bound_by}"
+        whole = f"{self.workers} workers x {self.span_s:.1f} s = {self.workers * self.span_s:.1f} worker seconds"
+        yield f"  profile  {whole}; bound by: {self.bound_by}"
         columns = (RUN, WAIT, WRITE, AHEAD)
         yield f"    {'stage':<16}" + "".join(f"{name:>9}" for name in ("at work", "waiting", "writing", "ahead"))
         for stage, spent in self.stages.items():

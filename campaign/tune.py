@@ -82,7 +82,10 @@ def tune(checked: Checked, say: Callable[[str], None]) -> tuple[Measured, list[P
         root = Path(name)
         provider = checked.provider(checked.options, root)
         spec = campaign.servers.model_copy(update={"count": 1})
-        with provider, ServerPool(spec, provider=provider, folder=root / "servers", base=campaign.base, say=say) as pool:
+        with (
+            provider,
+            ServerPool(spec, provider=provider, folder=root / "servers", base=campaign.base, say=say) as pool,
+        ):
             pool.wait_ready()
             reader = registry.get(registry.STAGES, "read")
             job = Job(
@@ -130,7 +133,9 @@ def _in_child(job: tuple[str, str], tasks: list[Task], root: Path) -> Measured:
         found = ours.recv()
     except EOFError:
         child.join(5)
-        raise ServerError(f"the process that tried the sample ended (exit code {child.exitcode})", where="tune") from None
+        raise ServerError(
+            f"the process that tried the sample ended (exit code {child.exitcode})", where="tune"
+        ) from None
     finally:
         child.kill()
         child.join()
@@ -229,7 +234,10 @@ def _rate(servers: Servers, model: str, rows: Mapping[str, Any]) -> float:
 
 def _repeated(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
     have = len(next(iter(inputs.values())))
-    return {name: np.resize(array, (count, *array.shape[1:])) if have < count else array[:count] for name, array in inputs.items()}
+    return {
+        name: np.resize(array, (count, *array.shape[1:])) if have < count else array[:count]
+        for name, array in inputs.items()
+    }
 
 
 def _first(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
@@ -239,8 +247,8 @@ def _first(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
 def lines(campaign: Campaign, found: Measured, proposals: Sequence[Proposal]) -> Iterator[str]:
     """For a terminal: the table of rates, and the keys to set."""
     assert campaign.servers is not None
-    total = found.worker_s + found.waited_s
-    yield f"sample: {found.files} files, {found.events:,} events; a worker had {found.worker_s:.2f} s of work and waited {found.waited_s:.2f} s of {total:.2f} s"
+    yield f"sample: {found.files} files, {found.events:,} events"
+    yield f"a worker had {found.worker_s:.2f} s of work of its own and waited {found.waited_s:.2f} s for the server"
     for p in proposals:
         rates = found.rates[p.model]
         windows = sorted({w for _, w in rates})

@@ -77,7 +77,7 @@ class RootSource:
         """Entries at which the baskets (TTree) or the pages' clusters (RNTuple) of all branches begin, ascending."""
         try:
             if isinstance(self._tree, uproot.TTree):
-                return self._tree.common_entry_offsets()
+                return [int(entry) for entry in self._tree.common_entry_offsets()]
             return [int(c.num_first_entry) for c in self._tree.cluster_summaries]
         except Exception as error:
             raise InputError.unreadable(self.url, error) from error

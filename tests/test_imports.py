@@ -30,14 +30,27 @@ HEAVY = (
 
 # Each room imports only from rooms on floors below its own, or a neighbour that comes before it on its line.
 FLOORS = [
-    ["errors", "exact", "userfile"],
+    ["errors", "exact", "spent", "userfile"],
     ["registry", "axes", "histogram", "spec", "rundir"],
     ["outputs", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile", "datasets"],
-    ["kserve", "wire", "window", "roster", "flight", "ragged", "client", "plan", "canary", "rootfile", "servers"],
-    ["merge", "report", "progress"],
+    [
+        "kserve",
+        "wire",
+        "window",
+        "roster",
+        "flight",
+        "ragged",
+        "client",
+        "plan",
+        "stepservers",
+        "canary",
+        "rootfile",
+        "servers",
+    ],
+    ["merge", "profile", "report", "progress"],
     ["pilot", "processes", "chain", "work", "preflight"],
     ["pool", "scheduler"],
-    ["account", "engine"],
+    ["account", "engine", "tune"],
     ["cli"],
 ]
 
