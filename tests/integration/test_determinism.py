@@ -31,6 +31,16 @@ def test_shuffled_submission_changes_no_byte(small: Path, monkeypatch: pytest.Mo
     assert {n: o["sha256"] for n, o in second.outputs.items()} == {n: o["sha256"] for n, o in first.outputs.items()}
 
 
+def test_predictions_do_not_depend_on_the_ranges_a_file_is_read_in(small: Path) -> None:
+    """A model whose answers depend on the batch gives every row the same one, read in ranges of 130 rows or at once."""
+    found = []
+    for rows in (130, 100_000):
+        report = run(load(small / "c.yaml", [f"read_rows={rows}"]), run_dir=small / str(rows), progress=False)
+        found.append({n: o["sha256"] for n, o in report.outputs.items() if o["kind"] != "columns"})
+    assert found[0] == found[1]
+    assert any(name.startswith("first/") for name in found[0])
+
+
 WHO = '''
 
 def who(batch, ctx):
