@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from campaign import report
-from campaign.plan import Plan, group
+from campaign.plan import Plan
 from campaign.pool import ServerPool
 from campaign.report import Report
-from campaign.rundir import Receipt, RunDir
+from campaign.rundir import RunDir
 from campaign.scheduler import State
 
 
@@ -37,17 +36,15 @@ def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool
         made.warnings.append(
             f"the server batches requests of {', '.join(dynamic)} dynamically: predictions depend on their neighbours"
         )
-    total = sum(1 for _ in group(s for t in plan.tasks for s in t.steps))
     made.tasks = {
-        "total": total,
+        "total": plan.total,
         "done": state.counts["done"],
-        "reused": max(0, total - todo),
+        "reused": max(0, plan.total - todo - state.counts["again"]),
         "failed": state.counts["failed"],
     }
     made.rows.update(state.rungs)
-    events = _events(state.have)
     for name, files in plan.files.items():
-        made.datasets[name] = {"files": len(files), "events": sum(events.get((name, f.url), 0) for f in files)}
+        made.datasets[name] = {"files": len(files), "events": int(state.ledger.events[name].sum())}
     for name, merged in sorted(state.merged.items()):
         made.outputs[name] = {"path": str(merged.path), "kind": merged.kind, "sha256": merged.sha256}
         if merged.root:
@@ -67,15 +64,6 @@ def _dynamic(plan: Plan, kind: Any) -> list[str]:
     if servers is None or not hasattr(kind, "config"):
         return []
     return [name for name in servers.models if kind.config(name).HasField("dynamic_batching")]
-
-
-def _events(have: Mapping[str, Receipt]) -> dict[tuple[str, str], int]:
-    found: dict[tuple[str, str], int] = {}
-    for receipt in have.values():
-        if receipt.variation == "nominal":
-            at = (receipt.dataset, receipt.file)
-            found[at] = max(found.get(at, 0), receipt.events)
-    return found
 
 
 def _artefacts(plan: Plan, rundir: RunDir) -> dict[str, str]:

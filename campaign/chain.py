@@ -7,7 +7,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,12 @@ import uproot
 from campaign.client import Pending, Servers, connect
 from campaign.errors import CampaignError, InputError, OutputError, StageError
 from campaign.frozenvalue import thaw
-from campaign.outputs import Columns, ColumnsReader, Output, Partial, as_output, start_partial
-from campaign.plan import Step, Task
+from campaign.outputs import Columns, ColumnsPartial, ColumnsReader, Output, Partial, as_output, start_partial
+from campaign.pack import PackWriter
 from campaign.protocols import WEIGHT, Context, Job, TwoStepStage
-from campaign.rundir import Receipt, RunDir
+from campaign.receipts import Receipt
+from campaign.rundir import RunDir
+from campaign.task import Step, Task
 
 Frozen = Mapping[tuple[str, str], tuple[str, str]]
 """``(reduce stage, variation)`` -> ``(path, sha256)``."""
@@ -35,6 +36,7 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self.job = job
         self._stages: dict[str, Any] = {}
+        self._readers: dict[str, Any] = {}
         self._servers: Servers | None = None
 
     def stage(self, name: str) -> Callable[..., Any]:
@@ -58,16 +60,20 @@ class Worker:
 
     def open(self, task: Task) -> Any:
         """The source of a task's events."""
-        module, _, cls = self.job.reader.partition(":")
         source = task.source
-        return getattr(import_module(module), cls)(source.file.url, source.tree, dict(source.branches))
+        if source.dataset not in self._readers:
+            self._readers[source.dataset] = self.job.readers[source.dataset].thing()
+        return self._readers[source.dataset](source.file.url, source.tree, dict(source.branches))
 
 
 class Chain:
     """One task under way: ranges of a source through the steps, in order, partials growing."""
 
-    def __init__(self, worker: Worker, rundir: RunDir, task: Task, frozen: Frozen, expected: str = "") -> None:
-        self.expected = expected
+    def __init__(
+        self, worker: Worker, rundir: RunDir, task: Task, frozen: Frozen, expected: str = "",
+        pack: PackWriter | None = None,
+    ) -> None:  # fmt: skip
+        self.expected, self.pack = expected, pack
         self.worker, self.rundir, self.task = worker, rundir, task
         self.frozen = {at: thawed(*frozen[at]) for s in task.steps for at in s.frozen if at in frozen}
         self.options = {s.stage: fresh(worker.job.stages[s.stage].options) for s in task.steps}
@@ -100,7 +106,7 @@ class Chain:
     def ranges(self, stack: ExitStack) -> Iterator[Any]:
         """Row ranges of the file, or of the artefact as they were written; at least one, perhaps of no rows."""
         if self.task.artefact is not None:
-            reader = ColumnsReader(self.rundir.partial(self.task.artefact, "columns"))
+            reader = ColumnsReader(self.rundir.columns(self.task.artefact))
             stack.callback(reader.close)
             yield from reader.verified(self.expected)
             return
@@ -181,17 +187,13 @@ class Chain:
         if not step.emit:
             return
         if step.key not in self.partials:
-            self.partials[step.key] = start_partial(output, self._path(step, output))
+            self.partials[step.key] = start_partial(output, lambda: self.rundir.columns(step.key))
         partial = self.partials[step.key]
         try:
             partial.add(output)
         except CampaignError as error:
             error.where = error.where or f"stage {step.stage}"
             raise
-
-    def _path(self, step: Step, output: Output) -> Path:
-        kind = "columns" if isinstance(output, Columns) else type(output).__name__.lower()
-        return self.rundir.partial(step.key, kind)
 
     def context(self, step: Step, servers: Any) -> Context:
         """What the stage may know."""
@@ -219,8 +221,14 @@ class Chain:
 
     def _receipt(self, step: Step) -> Receipt:
         partial = self.partials.pop(step.key)
-        path = self.rundir.partial(step.key, partial.kind)
-        sha256 = partial.write(path)
+        pack, offset = "", 0
+        if isinstance(partial, ColumnsPartial):
+            path = self.rundir.columns(step.key)
+            sha256, size = partial.write(path), path.stat().st_size
+        else:
+            assert self.pack is not None
+            content = partial.content()
+            (offset, sha256), size, pack = self.pack.add(content), len(content), self.pack.name
         return Receipt(
             key=step.key,
             stage=step.stage,
@@ -229,9 +237,11 @@ class Chain:
             file=step.source.file.url,
             kind=partial.kind,
             sha256=sha256,
-            size=path.stat().st_size,
+            size=size,
             rows=partial.rows,
             events=self.events if self.task.artefact is None else 0,
+            pack=pack,
+            offset=offset,
             notes=tuple(partial.notes),
         )
 

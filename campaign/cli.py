@@ -118,7 +118,7 @@ def _check(args: argparse.Namespace) -> int:
     checked = engine.check(_load(args))
     files = {name: len(found) for name, found in checked.plan.files.items()}
     print(
-        f"{args.file}: right. {len(checked.plan.tasks)} tasks over "
+        f"{args.file}: right. {checked.plan.total} tasks over "
         + ", ".join(f"{n} files of {name}" for name, n in files.items())
         + f"; {len(checked.plan.outputs)} outputs, {len(checked.plan.reduces)} frozen values"
     )
@@ -127,25 +127,27 @@ def _check(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     from campaign import engine
-    from campaign.plan import group, reasons
-    from campaign.rundir import Receipts, RunDir
+    from campaign.ledger import Ledger
+    from campaign.plan import reasons
+    from campaign.receipts import Receipts
+    from campaign.rundir import RunDir
 
     campaign = _load(args)
     plan = engine.check(campaign).plan
-    rundir = RunDir(args.run_dir.resolve() if args.run_dir else engine.default_run_dir(campaign))
-    receipts = Receipts(rundir.receipts)
-    receipts.read()
-    have = {k: r for k, r in receipts.have.items() if r.kind == "frozen" or rundir.has(r)}
-    todo = list(group((s for t in plan.tasks for s in t.steps), have))
     if args.json:
         print(json.dumps({"plan": plan.digest, "tasks": [[s.key for s in t.steps] for t in plan.tasks],
                           "outputs": {o.name: list(o.files) for o in plan.outputs}}, indent=1))  # fmt: skip
         return 0
-    print(f"plan {plan.digest[:16]}: {len(todo)} tasks to do")
-    for task in todo:
-        print(f"  {reasons(plan, task, have)}")
+    rundir = RunDir(args.run_dir.resolve() if args.run_dir else engine.default_run_dir(campaign))
+    ledger = Ledger(plan, Receipts(rundir.receipts))
+    ledger.read(rundir)
+    todo = plan.todo(ledger.missing())
+    print(f"plan {plan.digest[:16]}: {sum(len(some.places) for some in todo)} tasks to do")
+    for text in (reasons(some, i) for some in todo for i in some.places.tolist()):
+        print(f"  {text}")
     for reduce in plan.reduces:
-        state = "done" if reduce.key in have else "to do"
+        frozen = ledger.frozen.get((reduce.stage, reduce.variation))
+        state = "done" if frozen is not None and frozen.key == reduce.key else "to do"
         print(f"  {reduce.stage}/{reduce.variation}: {state}, from {', '.join(o.name for o in reduce.inputs.values())}")
     return 0
 
@@ -158,8 +160,9 @@ def _existing(args: argparse.Namespace) -> Path:
 
 
 def _status(args: argparse.Namespace) -> int:
+    from campaign.receipts import FROZEN, MERGED, Receipts
     from campaign.report import Report
-    from campaign.rundir import Receipts, RunDir, read_json
+    from campaign.rundir import RunDir, read_json
 
     rundir = RunDir(_existing(args))
     owner = rundir.owner()
@@ -167,13 +170,14 @@ def _status(args: argparse.Namespace) -> int:
         report = Report.load(rundir.root)
         print(report.text() if report else "not running, and never came to its end; run it again to resume")
         return 0
-    receipts = Receipts(rundir.receipts)
-    receipts.read()
     total = dict((read_json(rundir.root / "plan.json") or {}).get("partials", {}))
-    done = {stage: sum(r.stage == stage for r in receipts.have.values()) for stage in total}
+    done: dict[str, set[str]] = {stage: set() for stage in total}
+    for receipt in Receipts(rundir.receipts):
+        if receipt.stage in done and receipt.kind not in (FROZEN, MERGED):
+            done[receipt.stage].add(receipt.key)
     print(f"running on {owner}")
     for stage, n in total.items():
-        print(f"  {stage:<16} {min(done[stage], n)}/{n}")
+        print(f"  {stage:<16} {min(len(done[stage]), n)}/{n}")
     for path in sorted(rundir.servers.glob("server-*.json")):
         record = read_json(path)
         if record:

@@ -32,11 +32,12 @@ HEAVY = (
 FLOORS = [
     ["errors", "exact", "userfile"],
     ["registry", "axes", "histogram", "spec", "rundir"],
-    ["outputs", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile", "datasets"],
-    ["kserve", "client", "plan", "canary", "rootfile", "servers"],
-    ["merge", "report", "progress"],
+    ["frame", "receipts", "pack", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile"],
+    ["outputs", "datasets", "task"],
+    ["kserve", "client", "plan", "planner", "canary", "rootfile", "servers"],
+    ["ledger", "merge", "report", "progress"],
     ["pilot", "processes", "chain", "work", "preflight"],
-    ["pool", "scheduler"],
+    ["pool", "batches", "lost", "trees", "scheduler"],
     ["account", "engine"],
     ["cli"],
 ]
