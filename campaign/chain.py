@@ -9,7 +9,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,14 @@ import uproot
 from campaign.client import Servers, Stream, connect
 from campaign.errors import CampaignError, InputError, OutputError, StageError
 from campaign.frozenvalue import thaw
-from campaign.outputs import Columns, ColumnsReader, Output, Partial, as_output, start_partial
-from campaign.plan import Step, Task
+from campaign.outputs import Columns, ColumnsPartial, ColumnsReader, Output, Partial, as_output, start_partial
+from campaign.pack import PackWriter
 from campaign.protocols import WEIGHT, Context, Job, Source, TwoStepStage
-from campaign.rundir import Receipt, RunDir
+from campaign.receipts import Receipt
+from campaign.rundir import RunDir
 from campaign.spent import AHEAD, RUN, WAIT, WRITE, Spent
 from campaign.stepservers import RangeServers
+from campaign.task import Step, Task
 
 Frozen = Mapping[tuple[str, str], tuple[str, str]]
 """``(reduce stage, variation)`` -> ``(path, sha256)``."""
@@ -40,6 +41,7 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self.job = job
         self._stages: dict[str, Any] = {}
+        self._readers: dict[str, Any] = {}
         self._servers: Servers | None = None
         self._touched: dict[tuple[Any, ...], set[str]] = {}
 
@@ -74,15 +76,18 @@ class Worker:
 
     def open(self, task: Task) -> Any:
         """The source of a task's events; what the same steps used of other files is known to it from the start."""
-        module, _, cls = self.job.reader.partition(":")
         s = task.source
-        source = getattr(import_module(module), cls)(s.file.url, s.tree, dict(s.branches))
-        source.touched |= self._touched.get(_reading(task), set())
+        if s.dataset not in self._readers:
+            self._readers[s.dataset] = self.job.readers[s.dataset].thing()
+        source = self._readers[s.dataset](s.file.url, s.tree, dict(s.branches))
+        if hasattr(source, "touched"):
+            source.touched |= self._touched.get(_reading(task), set())
         return source
 
     def remember(self, task: Task, source: Source) -> None:
         """What a task has used of its file, the next one with the same steps will use too."""
-        self._touched.setdefault(_reading(task), set()).update(source.touched)
+        if hasattr(source, "touched"):
+            self._touched.setdefault(_reading(task), set()).update(source.touched)
 
 
 def _reading(task: Task) -> tuple[Any, ...]:
@@ -93,8 +98,11 @@ def _reading(task: Task) -> tuple[Any, ...]:
 class Chain:
     """One task under way: ranges of a source through the steps, in order, partials growing."""
 
-    def __init__(self, worker: Worker, rundir: RunDir, task: Task, frozen: Frozen, expected: str = "") -> None:
-        self.expected = expected
+    def __init__(
+        self, worker: Worker, rundir: RunDir, task: Task, frozen: Frozen, expected: str = "",
+        pack: PackWriter | None = None,
+    ) -> None:  # fmt: skip
+        self.expected, self.pack = expected, pack
         self.worker, self.rundir, self.task = worker, rundir, task
         self.frozen = {at: thawed(*frozen[at]) for s in task.steps for at in s.frozen if at in frozen}
         self.options = {s.stage: fresh(worker.job.stages[s.stage].options) for s in task.steps}
@@ -102,6 +110,7 @@ class Chain:
         self.rows: Counter[str] = Counter()
         self.events = 0
         self.spent = Spent()
+        self.answered = 0.0  # when the first prediction was there, seconds since the epoch
         self.streams: dict[tuple[str, str], Stream] = {}
         # A range's events are let go when the last step that takes them has them.
         self.last_reader = max((i for i, s in enumerate(task.steps) if s.parent in (None, task.artefact)), default=0)
@@ -136,7 +145,7 @@ class Chain:
     def ranges(self, stack: ExitStack) -> Iterator[Any]:
         """Row ranges of the file, or of the artefact as they were written; at least one, perhaps of no rows."""
         if self.task.artefact is not None:
-            reader = ColumnsReader(self.rundir.partial(self.task.artefact, "columns"))
+            reader = ColumnsReader(self.rundir.columns(self.task.artefact))
             stack.callback(reader.close)
             yield from reader.verified(self.expected)
             return
@@ -218,7 +227,9 @@ class Chain:
 
     def _finish(self, key: str, waiting: dict[str, tuple[Step, Any, Any]], values: dict[str, Any]) -> None:
         step, stage, pending = waiting.pop(key)
-        self._keep(step, self.guard(step, stage.finish, pending), values)
+        value = self.guard(step, stage.finish, pending)
+        self.answered = self.answered or time.time()
+        self._keep(step, value, values)
 
     def _keep(self, step: Step, value: Any, values: dict[str, Any]) -> None:
         output: Output = as_output(value, step.stage)
@@ -227,7 +238,7 @@ class Chain:
         if not step.emit:
             return
         if step.key not in self.partials:
-            self.partials[step.key] = start_partial(output, self._path(step, output))
+            self.partials[step.key] = start_partial(output, lambda: self.rundir.columns(step.key))
         partial = self.partials[step.key]
         try:
             with self.spent.on(step.stage, WRITE):
@@ -235,10 +246,6 @@ class Chain:
         except CampaignError as error:
             error.where = error.where or f"stage {step.stage}"
             raise
-
-    def _path(self, step: Step, output: Output) -> Path:
-        kind = "columns" if isinstance(output, Columns) else type(output).__name__.lower()
-        return self.rundir.partial(step.key, kind)
 
     def context(self, step: Step, servers: RangeServers | None) -> Context:
         """What the stage may know."""
@@ -272,8 +279,14 @@ class Chain:
 
     def _receipt(self, step: Step) -> Receipt:
         partial = self.partials.pop(step.key)
-        path = self.rundir.partial(step.key, partial.kind)
-        sha256 = partial.write(path)
+        pack, offset = "", 0
+        if isinstance(partial, ColumnsPartial):
+            path = self.rundir.columns(step.key)
+            sha256, size = partial.write(path), path.stat().st_size
+        else:
+            assert self.pack is not None
+            content = partial.content()
+            (offset, sha256), size, pack = self.pack.add(content), len(content), self.pack.name
         return Receipt(
             key=step.key,
             stage=step.stage,
@@ -282,9 +295,11 @@ class Chain:
             file=step.source.file.url,
             kind=partial.kind,
             sha256=sha256,
-            size=path.stat().st_size,
+            size=size,
             rows=partial.rows,
             events=self.events if self.task.artefact is None else 0,
+            pack=pack,
+            offset=offset,
             notes=tuple(partial.notes),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from campaign.spent import AHEAD, RUN, WAIT, WRITE
@@ -23,6 +23,7 @@ class Profile:
         workers: Worker processes.
         stages: ``{stage: {run, wait, write, ahead}}``, summed over workers; ``read`` is a stage here.
         tasks_s: Time in tasks, summed over workers; what no stage accounts for is the engine's.
+        worker_peak_mb: The most memory a worker has had, in MiB.
         computing: Part of the time from ready to the last task in which a server computed, by server.
     """
 
@@ -31,6 +32,7 @@ class Profile:
     workers: int = 0
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     tasks_s: float = 0.0
+    worker_peak_mb: float = 0.0
     computing: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -39,8 +41,17 @@ class Profile:
         t = self.timeline
         return max(0.0, t.get("tasks", 0.0) - t.get("checked", 0.0))
 
+    @property
+    def start_up_s(self) -> float:
+        """From when workers could begin to the first server's readiness."""
+        t = self.timeline
+        return max(0.0, min(t.get("ready", 0.0) - t.get("checked", 0.0), self.span_s))
+
     def sums(self) -> dict[str, float]:
-        """Worker seconds by what was done: ``reading``, ``CPU``, ``servers``, ``writing``, ``engine``, ``idle``."""
+        """Worker seconds: ``reading``, ``CPU``, ``servers``, ``start-up``, ``writing``, ``engine``, ``idle``.
+
+        Waiting for the first server to be ready counts as ``start-up``, for its answers as ``servers``.
+        """
         total = {"reading": 0.0, "CPU": 0.0, "servers": 0.0, "writing": 0.0}
         for stage, spent in self.stages.items():
             total["writing"] += spent.get(WRITE, 0.0)
@@ -49,6 +60,8 @@ class Profile:
             else:
                 total["CPU"] += spent.get(RUN, 0.0)
                 total["servers"] += spent.get(WAIT, 0.0)
+        total["start-up"] = min(total["servers"], self.workers * self.start_up_s)
+        total["servers"] -= total["start-up"]
         total["engine"] = max(0.0, self.tasks_s - sum(total.values()))
         total["idle"] = max(0.0, self.workers * self.span_s - self.tasks_s)
         return total
@@ -61,7 +74,7 @@ class Profile:
         sums = self.sums()
         work = {name: sums[name] for name in ("reading", "CPU", "servers")}
         work["CPU"] += sums["writing"] + sums["engine"]
-        if sums["idle"] > self.workers * self.span_s / 2:
+        if sums["idle"] + sums["start-up"] > self.workers * self.span_s / 2:
             return "start-up"
         busy = sum(self.computing.values()) / len(self.computing) if self.computing else 0.0
         if busy > BUSY and work["servers"] > 0:
@@ -79,11 +92,18 @@ class Profile:
         sums = self.sums()
         yield f"    {'engine':<16}{sums['engine']:>9.2f}"
         yield f"    {'idle':<16}{'':>9}{sums['idle']:>9.2f}"
+        if sums["start-up"]:
+            yield f"    of the waiting {sums['start-up']:.2f} s were for the first server to be ready"
         if self.computing:
             each = ", ".join(f"{name} {part:.0%}" for name, part in self.computing.items())
             yield f"    servers computing: {each}"
         steps = ", ".join(f"{name} {at:.2f}" for name, at in self.timeline.items())
         yield f"    seconds from the start: {steps}"
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Profile:
+        """The profile that gave `to_json`."""
+        return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
 
     def to_json(self) -> dict[str, Any]:
         """For the report."""

@@ -71,10 +71,15 @@ class TwoStepStage(Protocol):
 
 
 class Source(Protocol):
-    """An open file of a dataset, read in row ranges. Registered under the stage name ``read``."""
+    """An open file of a dataset, read in row ranges; called with ``(url, tree, branches)``.
+
+    ``read`` (ROOT) where a dataset names no ``reader`` of its own.
+
+    Attributes:
+        entries: Rows there are.
+    """
 
     entries: int
-    touched: set[str]
 
     def read(self, start: int, stop: int) -> Any:
         """The rows ``start <= i < stop`` as an awkward record array; branches are read when a stage touches them."""
@@ -180,14 +185,14 @@ class Job:
 
     Attributes:
         stages: `campaign.stagecode.StageCode` by stage name.
-        reader: ``module:Class`` of the source.
+        readers: What opens the files (`campaign.stagecode.StageCode` of a `Source`), by dataset.
         servers: Where the pool is found (`campaign.client.PoolAddress`), None without one.
         read_rows: Rows of one range.
         deadline_s: Of one task.
     """
 
     stages: Mapping[str, Any]
-    reader: str
+    readers: Mapping[str, Any]
     servers: Any
     read_rows: int
     deadline_s: float

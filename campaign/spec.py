@@ -78,6 +78,8 @@ class Dataset(_Frozen):
         is_mc: Simulation or data; reaches the stages as ``ctx.metadata["is_mc"]``.
         metadata: A mapping for all files, or the path of a YAML side file ``{file pattern: mapping}``.
         branches: Branch to read in place of a name, ``{name the stage uses: branch in the file}``.
+        reader: What opens a file: ``read`` (ROOT), ``package.module:Class``, ``file.py:Class`` (relative to the
+            campaign file), or in Python the class itself; see `campaign.protocols.Source`.
     """
 
     files: Files
@@ -85,6 +87,7 @@ class Dataset(_Frozen):
     is_mc: bool = False
     metadata: dict[str, Any] | str | None = None
     branches: dict[str, str] = Field(default_factory=dict)
+    reader: str | Callable[..., Any] = "read"
 
 
 class ModelSpec(_Frozen):

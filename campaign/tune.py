@@ -14,18 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from campaign import registry, work
+from campaign import work
 from campaign.chain import Chain, Worker
 from campaign.client import PoolAddress, Servers, connect
 from campaign.engine import Checked
 from campaign.errors import CampaignError, ServerError
-from campaign.plan import Task
+from campaign.pack import PackWriter
+from campaign.plan import Plan, longest_first
 from campaign.pool import ServerPool
 from campaign.processes import child_setup, context, no_main
 from campaign.protocols import Job
 from campaign.rundir import RunDir
-from campaign.spec import Campaign
+from campaign.spec import NOMINAL, Campaign
 from campaign.spent import AHEAD, RUN, WAIT, WRITE
+from campaign.task import Task
 
 ROWS = 131_072  # of a model's input that are kept to be sent again
 EACH_S = 0.4  # one measurement; three times each, the best counts
@@ -77,7 +79,7 @@ def tune(checked: Checked, say: Callable[[str], None]) -> tuple[Measured, list[P
     campaign = checked.campaign
     if campaign.servers is None:
         raise CampaignError("has no servers: there is nothing to tune", where=campaign.campaign)
-    tasks = sample(checked.plan.at(0))
+    tasks = sample(checked.plan)
     with tempfile.TemporaryDirectory(prefix="campaign-tune-") as name:
         root = Path(name)
         provider = checked.provider(checked.options, root)
@@ -87,27 +89,25 @@ def tune(checked: Checked, say: Callable[[str], None]) -> tuple[Measured, list[P
             ServerPool(spec, provider=provider, folder=root / "servers", base=campaign.base, say=say) as pool,
         ):
             pool.wait_ready()
-            reader = registry.get(registry.STAGES, "read")
             job = Job(
-                checked.plan.code, f"{reader.__module__}:{reader.__qualname__}", pool.address, campaign.read_rows,
-                campaign.task_deadline_s,
-            )  # fmt: skip
+                checked.plan.code, checked.plan.readers, pool.address, campaign.read_rows, campaign.task_deadline_s
+            )
             say(f"reading {len(tasks)} files as the campaign does, then asking the server again and again")
             found = _in_child(work.save_job(job, root / "job"), tasks, root)
     return found, [propose(model, rates, found) for model, rates in sorted(found.rates.items())]
 
 
-def sample(tasks: Sequence[Task]) -> list[Task]:
-    """Per dataset the file of middle size among those that are not small: with its nominal steps."""
-    by_dataset: dict[str, list[Task]] = {}
-    for task in tasks:
-        if any(s.variation == "nominal" for s in task.steps):
-            by_dataset.setdefault(task.source.dataset, []).append(task)
-    chosen = []
-    for found in by_dataset.values():
-        large = sorted(found, key=lambda t: t.source.file.size)[len(found) // 2 :]
-        chosen.append(large[len(large) // 2])
-    return chosen
+def sample(plan: Plan) -> list[Task]:
+    """Per dataset a file of middle size among the larger half: with its nominal steps before any barrier."""
+    chosen: dict[str, Task] = {}
+    for some in plan.todo():
+        if some.shape.artefact is None and any(line.variation == NOMINAL for line in some.shape.lines):
+            sizes = np.frombuffer(some.shape.events.files.sizes, np.int64)
+            larger = longest_first(some.places, sizes)[: (len(some.places) + 1) // 2]
+            task = some.shape.tasks([int(larger[len(larger) // 2])]).task(0)
+            if not any(step.frozen for step in task.steps):
+                chosen.setdefault(task.source.dataset, task)
+    return list(chosen.values())
 
 
 def propose(model: str, rates: Mapping[tuple[int, int], float], found: Measured) -> Proposal:
@@ -190,8 +190,9 @@ def _measure(job: tuple[str, str], tasks: list[Task], root: Path) -> Measured:
     worker._servers = keeping  # type: ignore[assignment]
     found = Measured()
     for task in tasks:
-        chain = Chain(worker, RunDir(root), task, {})
-        chain.run()
+        with PackWriter(RunDir(root)) as pack:
+            chain = Chain(worker, RunDir(root), task, {}, pack=pack)
+            chain.run()
         found.files += 1
         found.events += chain.events
         for (_, what), seconds in chain.spent.items():

@@ -8,9 +8,9 @@ from campaign.profile import Profile, by_stage
 from campaign.spent import AHEAD, RUN, WAIT, WRITE, Spent
 
 
-def profile(computing=0.1, tasks_s=18.0, **stages):
-    timeline = {"checked": 1.0, "tasks": 11.0}
-    return Profile(0.0, timeline, 2, stages, tasks_s, {"server-0": computing})
+def profile(computing=0.1, tasks_s=18.0, ready=1.0, **stages):
+    timeline = {"checked": 1.0, "ready": ready, "tasks": 11.0}
+    return Profile(0.0, timeline, 2, stages, tasks_s, computing={"server-0": computing})
 
 
 def test_worker_seconds_add_up():
@@ -18,7 +18,7 @@ def test_worker_seconds_add_up():
     told = profile(read={RUN: 4.0, WAIT: 1.0, AHEAD: 3.0}, select={RUN: 6.0}, infer={RUN: 1.0, WAIT: 2.0, WRITE: 0.5})
     sums = told.sums()
     assert sums == pytest.approx(
-        {"reading": 5.0, "CPU": 7.0, "servers": 2.0, "writing": 0.5, "engine": 3.5, "idle": 2.0}
+        {"reading": 5.0, "CPU": 7.0, "servers": 2.0, "start-up": 0.0, "writing": 0.5, "engine": 3.5, "idle": 2.0}
     )
     assert sum(sums.values()) == pytest.approx(2 * told.span_s)
 
@@ -31,6 +31,7 @@ def test_worker_seconds_add_up():
         (profile(read={RUN: 3.0}, infer={WAIT: 15.0}), "servers"),
         (profile(computing=0.95, read={RUN: 9.0}, infer={RUN: 5.0, WAIT: 4.0}), "servers"),
         (profile(tasks_s=2.0, read={RUN: 2.0}), "start-up"),
+        (profile(ready=9.0, read={RUN: 2.0}, infer={WAIT: 15.0}), "start-up"),
         (profile(tasks_s=0.0), "nothing: all of it was done before"),
     ],
 )

@@ -46,7 +46,7 @@ def test_any_worker_and_server_count_and_provider_gives_the_same_bytes(
 
 
 def test_executions_times_batch_cover_exactly_the_rows(small: Path) -> None:
-    """The servers' own counters: requests hold a file's rows without gaps, and none is sent for the weight variation."""
+    """The servers' own counters: a file's rows go without gaps, and the weight variation sends none."""
     report = run(load(small / "c.yaml"), run_dir=small / "r", servers=2, progress=False)
     rows = 0
     batches = 0
