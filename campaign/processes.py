@@ -15,7 +15,6 @@ from typing import Any
 from campaign import registry
 from campaign.pilot import die_with_parent
 
-
 _tracker = {"ours": False}
 
 
@@ -76,7 +75,7 @@ def stop_fork_server() -> None:
     """
     if multiprocessing.active_children():
         return
-    ours = [(forkserver._forkserver, "_forkserver_pid")]
+    ours: list[tuple[Any, str]] = [(forkserver._forkserver, "_forkserver_pid")]
     if _tracker["ours"]:
         ours.append((resource_tracker._resource_tracker, "_pid"))
     for server, name in ours:
