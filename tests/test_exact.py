@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from campaign.errors import OutputError
-from campaign.exact import BLOCK, ExactSum, add_block_and_squares, add_together
+from campaign.exact import BLOCK, ExactSum, add_block, add_together
 
 SIZE = 3
 ANY_FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -213,7 +213,7 @@ def test_squares_rounded_once_per_entry(weights):
     """Squares are float64 squares, summed exactly."""
     array = np.array(weights, np.float64)
     sums, squares = ExactSum(1), ExactSum(1)
-    add_block_and_squares(sums, squares, np.zeros(len(array), np.intp), array)
+    add_block([(sums, squares, np.zeros(len(array), np.intp))], array)
     assert squares.round()[0] == math.fsum(weight * weight for weight in weights)
     assert sums.round()[0] == math.fsum(weights)
 

@@ -30,8 +30,8 @@ HEAVY = (
 
 # Each room imports only from rooms on floors below its own, or a neighbour that comes before it on its line.
 FLOORS = [
-    ["errors", "exact", "userfile"],
-    ["registry", "axes", "histogram", "spec", "rundir"],
+    ["errors", "limbs", "slices", "exact", "userfile"],
+    ["registry", "axes", "binning", "histogram", "spec", "rundir"],
     ["outputs", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile", "datasets"],
     ["kserve", "client", "plan", "canary", "rootfile", "servers"],
     ["merge", "report", "progress"],
