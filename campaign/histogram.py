@@ -307,6 +307,8 @@ def fill_together(
         names = [axis.name for axis in histogram._layout.axes]
         chosen = {name: columns[name] for name in names if name in columns}
         taken.append((histogram, *histogram._layout.columns((), chosen, ready)))
+    if not taken:
+        return
     lengths = {entries for *_, entries in taken if entries is not None}
     if len(lengths) > 1:
         raise OutputError(f"the columns of these histograms differ in length: {sorted(lengths)}")

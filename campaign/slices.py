@@ -26,7 +26,6 @@ _BITS = 53  # float64 counts exactly up to 2**53
 _SLACK, _MORE_SLACK = 2, 8  # 2**this many blocks fit into an accumulator: at least, and more if there is room
 _GRID = 4  # positions are multiples of this where there is room: blocks of like weights then share accumulators
 _MANTISSA = (1 << 52) - 1
-_ONE_THREAD = 1 << 13  # from 10,000 numbers on, OpenBLAS would wake a thread per core for a dot product
 _PLAIN = 900  # sums of squares between 2**-900 and 2**900 have lost nothing to underflow or overflow
 
 
@@ -79,13 +78,10 @@ def extents(weight: Floats, square: Floats) -> tuple[Extent, Extent] | None:
         weight: Weights, at most BLOCK.
         square: Their squares, rounded.
     """
-    total = 0.0
-    for start in range(0, len(weight), _ONE_THREAD):
-        part = weight[start : start + _ONE_THREAD]
-        total += float(np.dot(part, part))
+    total = float(np.add.reduce(square))
     if not 2.0**-_PLAIN < total < 2.0**_PLAIN:
         return None
-    total *= 1 + 2.0**-20  # far more than the rounding errors of the dot product
+    total *= 1 + 2.0**-20  # far more than what was lost to rounding
     smallest = float(np.minimum.reduce(square))
     if smallest >= 2.0**-_PLAIN:
         exponent = math.frexp(smallest)[1]
