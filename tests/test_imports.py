@@ -30,8 +30,8 @@ HEAVY = (
 
 # Each room imports only from rooms on floors below its own, or a neighbour that comes before it on its line.
 FLOORS = [
-    ["errors", "exact", "spent", "userfile"],
-    ["registry", "axes", "histogram", "spec", "rundir"],
+    ["errors", "limbs", "slices", "exact", "spent", "userfile"],
+    ["registry", "axes", "binning", "histogram", "spec", "rundir"],
     ["frame", "receipts", "pack", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile"],
     ["outputs", "datasets", "task"],
     ["kserve", "wire", "window", "roster", "flight", "ragged", "client", "stepservers", "canary", "rootfile"],
