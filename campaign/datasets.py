@@ -65,32 +65,31 @@ class Files(Sequence[File]):
     """Files in canonical order, packed: some 20 bytes each besides its name.
 
     Args:
-        urls: Absolute paths or URLs, sorted.
-        told: ``(size, stamp, metadata_json)`` of each, in the same order.
+        told: ``(url, size, stamp, metadata_json)`` of each, sorted by URL.
     """
 
-    def __init__(self, urls: Sequence[str], told: Iterable[tuple[int, str, str]]) -> None:
-        self._names = bytearray()
+    def __init__(self, told: Iterable[tuple[str, int, str, str]]) -> None:
+        names = bytearray()
         self._ends, self.sizes, self._stamps, self._meta = array("q"), array("q"), array("q"), array("l")
         self._texts: dict[str, int] = {}  # of metadata, few; and stamps that are no number, as a server gives them
         self._odd: dict[int, str] = {}
-        for i, (url, (size, stamp, metadata)) in enumerate(zip(urls, told, strict=True)):
-            self._names += os.fsencode(url)
-            self._ends.append(len(self._names))
+        for i, (url, size, stamp, metadata) in enumerate(told):
+            names += url.encode(errors="surrogateescape")
+            self._ends.append(len(names))
             self.sizes.append(size)
             plain = stamp.isascii() and stamp.isdigit() and len(stamp) < 19 + (stamp < "9") and stamp[:1] != "0"
             self._stamps.append(int(stamp) if plain else -1)
             if not plain:
                 self._odd[i] = stamp
             self._meta.append(self._texts.setdefault(metadata, len(self._texts)))
-        self._known = list(self._texts)
+        self._names, self._known = bytes(names), list(self._texts)
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def url(self, i: int) -> str:
         """Path or URL of one."""
-        return os.fsdecode(bytes(self._names[self._ends[i - 1] if i else 0 : self._ends[i]]))
+        return self._names[self._ends[i - 1] if i else 0 : self._ends[i]].decode(errors="surrogateescape")
 
     def one(self, i: int) -> File:
         """One of them."""
@@ -134,7 +133,10 @@ def expand(c: Campaign, patterns: Iterable[str], metadata: Any, key: tuple[str, 
         if twice is not None:
             raise SpecError(f"{twice} stands twice: its events would count twice", key=key, remedy="name it once")
         told = _Metadata(c, metadata, (*key[:-1], "metadata"))
-        return Files(names, ((*_identity(name, key), told.of(name)) for name in names))
+        names.reverse()  # each is let go when it is packed
+        return Files(
+            (name, *_identity(name, key), told.of(name)) for name in iter(lambda: names.pop() if names else "", "")
+        )
     except SpecError as error:
         raise c.locate(error) from error.__cause__
 

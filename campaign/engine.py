@@ -252,8 +252,14 @@ class _Run:
         for line in self.plan.lines:
             total[line.stage] += len(line.keys) if line.emit else 0
         head = json.dumps({"plan": self.plan.digest, "partials": dict(+total)}, indent=1)
-        with write_aside(self.rundir.root / "plan.json", "w") as stream:
-            stream.write(head.removesuffix("\n}") + ',\n "files": {')
+        head = head.removesuffix("\n}") + ',\n "files": {'
+        path = self.rundir.root / "plan.json"
+        if path.exists():
+            with path.open() as old:
+                if old.read(len(head)) == head:
+                    return  # the digest says that it is the same plan
+        with write_aside(path, "w") as stream:
+            stream.write(head)
             for i, (name, files) in enumerate(self.plan.files.items()):
                 stream.write(f"{',' if i else ''}\n  {json.dumps(name)}: [")
                 for j, url in enumerate(files.urls()):

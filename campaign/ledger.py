@@ -132,11 +132,11 @@ class Ledger:
 
     def raw(self, line: Line, start: int, stop: int) -> list[bytes]:
         """Receipts of consecutive files, as they stand in the log."""
-        return [self.receipts.line(at) for at in self._at[line][start:stop].tolist()]
+        return self.receipts.lines(self._at[line][start:stop].tolist())
 
-    def receipt(self, line: Line, i: int) -> bytes:
-        """One of them."""
-        return self.receipts.line(int(self._at[line][i]))
+    def of(self, line: Line, places: Places) -> list[bytes]:
+        """Receipts of some files."""
+        return self.receipts.lines(self._at[line][places].tolist())
 
     def missing(self) -> dict[Events, dict[frozenset[Line], Places]]:
         """For each events, its files by the lines whose partials are there."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel
 
@@ -59,15 +60,24 @@ class Stage(Protocol):
         """
 
 
-@runtime_checkable
-class TwoStepStage(Protocol):
-    """A per-file stage that waits for a server: begun for one range while others are being read and filled."""
+class TwoStepStage(ABC):
+    """A per-file stage that waits for a server: begun for one range while others are being read and filled.
 
+    Any class with these two methods is one.
+    """
+
+    @abstractmethod
     def start(self, batch: Any, ctx: Context) -> Any:
         """Send what is needed; return at once with what `finish` will ask for."""
 
+    @abstractmethod
     def finish(self, pending: Any) -> Any:
         """Wait for the answers; return what a stage returns."""
+
+    @classmethod
+    def __subclasshook__(cls, other: type) -> bool:
+        # Asked for every range: this answer is remembered by class, that of a runtime-checkable Protocol is not.
+        return all(any(name in vars(c) for c in other.__mro__) for name in ("start", "finish"))
 
 
 class Source(Protocol):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 CHECK = 16  # characters of each line's own digest
+BLOCK = 1 << 16  # bytes of the log that are read at once
 FROZEN, MERGED = "frozen", "merged"  # kinds beside those of partials
 
 
@@ -55,6 +56,7 @@ class Receipt:
 
 
 _NAMES = tuple(f.name for f in fields(Receipt))
+_DECODE = json.JSONDecoder().raw_decode
 _NOTES = _NAMES.index("notes")
 _ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
@@ -65,7 +67,7 @@ def parse(line: bytes) -> Receipt | None:
     if len(check) != CHECK or hashlib.sha256(text).hexdigest()[:CHECK].encode() != check:
         return None
     try:
-        given = json.loads(text)
+        given, _ = _DECODE(text.decode())
         if not isinstance(given, list) or len(given) != len(_NAMES):
             return None
         given[_NOTES] = tuple(given[_NOTES])
@@ -115,15 +117,20 @@ class Receipts:
         """Record one."""
         return self.append(receipt.line())
 
-    def line(self, at: int) -> bytes:
-        """The line at a place of the log."""
-        fd, found = self._open().fileno(), b""
-        while b"\n" not in found:
-            more = os.pread(fd, 1024, at + len(found))
-            if not more:
-                break
-            found += more
-        return found[: found.find(b"\n") + 1]
+    def lines(self, places: Sequence[int]) -> list[bytes]:
+        """The lines at places of the log; neighbours are read together."""
+        fd, found, start, block = self._open().fileno(), [], 0, b""
+        for at in places:
+            end = block.find(b"\n", at - start) + 1 if start <= at < start + len(block) else 0
+            while not end:
+                size = max(BLOCK, 2 * len(block)) if start == at else BLOCK  # a line may be longer
+                start, block = at, os.pread(fd, size, at)
+                end = block.find(b"\n") + 1
+                if not end and len(block) < size:
+                    end = len(block)  # the log is not what it was; who parses the line will see
+                    break
+            found.append(block[at - start : end])
+        return found
 
     def _open(self) -> FileIO:
         if self._stream is None:

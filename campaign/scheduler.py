@@ -195,7 +195,7 @@ class Scheduler:
         """SHA-256 of the artefacts that tasks read."""
         if shape.artefact is None:
             return ()
-        receipts = [parse(self.state.ledger.receipt(shape.artefact, i)) for i in places.tolist()]
+        receipts = map(parse, self.state.ledger.of(shape.artefact, places))
         return tuple(r.sha256 if r is not None else "" for r in receipts)
 
     def _arrived(self, shape: Shape, places: Places, answer: work.Answer) -> None:

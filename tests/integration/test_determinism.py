@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from campaign import load, scheduler
+from campaign import batches, load
 from campaign.engine import run
 from tests.conftest import change, command, hashes, report_of, yaml_of
 
@@ -21,12 +21,11 @@ def test_shuffled_submission_changes_no_byte(small: Path, monkeypatch: pytest.Mo
     change(small, read_rows=300)
     first = run(load(small / "c.yaml"), run_dir=small / "in-order", progress=False)
 
-    def shuffled(tasks: Any) -> list[Any]:
-        mixed = list(tasks)
-        random.Random(seed).shuffle(mixed)
-        return mixed
+    def shuffled(places: Any, _sizes: Any) -> Any:
+        return np.random.default_rng(seed).permutation(places)
 
-    monkeypatch.setattr(scheduler, "longest_first", shuffled)
+    monkeypatch.setattr(batches, "longest_first", shuffled)
+    monkeypatch.setattr(batches, "BATCH_S", 0.01)
     second = run(load(small / "c.yaml"), run_dir=small / "shuffled", workers=2, servers=2, progress=False)
     assert {n: o["sha256"] for n, o in second.outputs.items()} == {n: o["sha256"] for n, o in first.outputs.items()}
 
