@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -243,7 +243,8 @@ class Servers:
 
     def _ask_one(self, link: Link, name: str) -> ModelInfo:
         with closing(open_client(link.record)) as client:
-            return model_info(client, name, self.address.batches.get(name), link.headers)
+            info = model_info(client, name, self.address.batches.get(name), link.headers)
+            return replace(info, tails=tuple(t for t in self.address.tails.get(name, ()) if t < info.batch))
 
 
 class Stream:

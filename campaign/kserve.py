@@ -47,6 +47,7 @@ class ModelInfo:
 
     Attributes:
         batch: Rows of one request, 0 for a model that does not batch.
+        tails: Sizes that the last request may have instead, ascending.
         max_batch: The model's ``max_batch_size``.
         dynamic: Whether the server may mix requests of several callers into one execution.
     """
@@ -57,6 +58,7 @@ class ModelInfo:
     batch: int
     max_batch: int
     dynamic: bool
+    tails: tuple[int, ...] = ()
 
 
 def open_client(record: Mapping[str, Any]) -> grpcclient.InferenceServerClient:

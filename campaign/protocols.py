@@ -209,7 +209,10 @@ class Job:
 
 
 def campaign_workers(campaign: Campaign) -> int:
-    """Worker processes asked for, or one per core this process may run on."""
+    """Worker processes asked for; else one per core this process may use, two where there are servers.
+
+    While one waits for answers, the other reads.
+    """
     import os
 
-    return campaign.workers or len(os.sched_getaffinity(0))
+    return campaign.workers or len(os.sched_getaffinity(0)) * (1 if campaign.servers is None else 2)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ class PoolAddress:
     Attributes:
         folder: Where pilots leave the records of their servers; empty for servers given by ``records``.
         batches: Rows per request by model; None: the model's ``max_batch_size``.
+        tails: Sizes that the last request of a file may have instead, by model, ascending.
         window: Requests in flight per server and process; "auto": as many as keep the server busy, by measurement.
         start_deadline_s: How long to wait for the first server.
         request_deadline_s: Deadline of one request, from when it is sent.
@@ -38,6 +39,7 @@ class PoolAddress:
 
     folder: str
     batches: Mapping[str, int | None]
+    tails: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     window: int | Literal["auto"] = "auto"
     start_deadline_s: float = 120.0
     request_deadline_s: float = 60.0

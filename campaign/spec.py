@@ -95,6 +95,9 @@ class ModelSpec(_Frozen):
 
     Args:
         batch: Rows per request; every request is padded to it. None: the model's ``max_batch_size``.
+        tails: Sizes the last request of a file may have in place of ``batch``: the smallest that holds its rows. Where
+            files are short, fewer rows are padding. Part of the results' identity, as ``batch`` is: each size is a
+            shape of its own to the model. Empty: the last request is padded to ``batch``.
         version: Version folder in the repository.
         parameters: Entries put into the model configuration's ``parameters``.
         files: Files placed into the version folder, ``{name there: path here}`` (weights, for example).
@@ -103,6 +106,7 @@ class ModelSpec(_Frozen):
     """
 
     batch: int | None = Field(default=None, ge=1)
+    tails: tuple[Annotated[int, Field(ge=1)], ...] = ()
     version: int = Field(default=1, ge=1)
     parameters: dict[str, str | int | float | bool] = Field(default_factory=dict)
     files: dict[Name, str] = Field(default_factory=dict)
@@ -235,7 +239,8 @@ class Campaign(_Frozen):
         servers: The pool; None where no stage infers.
         provider: A registered provider's name, or ``{kind: name, option: ...}``.
         variations: ``{name: Variation}``.
-        workers: Worker processes; None: one per core this process may use.
+        workers: Worker processes; None: one per core this process may use, two where there are servers: while one waits
+            for answers the other reads.
         read_rows: Events of one row range. Part of the result's identity: requests are cut within it.
         task_deadline_s: A task that runs longer is given up.
         retries: How often a task is tried again after an error that can heal.

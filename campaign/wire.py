@@ -68,7 +68,7 @@ def as_bytes(tensor: Tensor, array: Array) -> Piece:
 
 
 def cut(info: ModelInfo, arrays: Mapping[str, Array]) -> Iterator[Part]:
-    """Requests of ``info.batch`` rows each; the last one is filled up by repeating its last row."""
+    """Requests of ``info.batch`` rows each; the last one is filled up (see `batch_of`)."""
     if not info.batch:
         yield whole(info, arrays)
         return
@@ -84,15 +84,19 @@ def whole(info: ModelInfo, arrays: Mapping[str, Array]) -> Part:
 
 
 def batch_of(info: ModelInfo, chunks: Sequence[Mapping[str, Array]]) -> Part:
-    """One request of ``info.batch`` rows from consecutive chunks of at most so many rows together."""
+    """One request from consecutive chunks of at most ``info.batch`` rows together.
+
+    It is filled up, by repeating its last row, to the smallest of ``info.tails`` that holds it, or to ``info.batch``.
+    """
     rows = sum(len(chunk[info.inputs[0].name]) for chunk in chunks)
-    pad = info.batch - rows
+    size = next((tail for tail in info.tails if tail >= rows), info.batch)
+    pad = size - rows
     shapes, pieces = [], []
     for tensor in info.inputs:
         found = [as_bytes(tensor, chunk[tensor.name]) for chunk in chunks]
         if pad:
             found.append(bytes(as_bytes(tensor, chunks[-1][tensor.name][-1:])) * pad)
-        shapes.append((info.batch, *chunks[0][tensor.name].shape[1:]))
+        shapes.append((size, *chunks[0][tensor.name].shape[1:]))
         pieces.append(tuple(found))
     return Part(tuple(shapes), tuple(pieces), rows, pad)
 
