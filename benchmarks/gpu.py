@@ -142,9 +142,10 @@ def main() -> None:
         with ServerPool(repository, models=models, say=print, **options) as pool:
             pool.wait_ready()
             python = environment.environment([TORCH]).path / "bin" / "python"
-            print(
-                f"{'':14}{'rows':>9} {'direct':>12} {'served':>12}  rows/s {'ratio':>7} {'GPU busy':>9} {'differs by':>11}"
+            titles = (
+                f"{'rows':>9} {'direct':>12} {'served':>12}  rows/s {'ratio':>7} {'GPU busy':>9} {'differs by':>11}"
             )
+            print(f"{'':14}{titles}")
             for case in cases:
                 report(case, pool, repository / case.name / "1", device, python)
 
