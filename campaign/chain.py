@@ -21,6 +21,8 @@ from campaign.frozenvalue import thaw
 from campaign.outputs import Columns, ColumnsReader, Output, Partial, as_output, start_partial
 from campaign.plan import Step, Task
 from campaign.protocols import WEIGHT, Context, Job, TwoStepStage
+from campaign.ragged import Ragged
+from campaign.ragged import events as as_events
 from campaign.rundir import Receipt, RunDir
 
 Frozen = Mapping[tuple[str, str], tuple[str, str]]
@@ -293,12 +295,18 @@ class _Shared:
         pending = [self.start(model, event) for event in events]
         return [p.result() for p in pending]
 
+    def infer_ragged(self, model: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Like `Servers.infer_ragged`."""
+        return self.infer(model, as_events(self.model(model), inputs))
+
     def model(self, name: str) -> Any:
         """Like `Servers.model`."""
         return self._worker.servers.model(name)  # type: ignore[union-attr]
 
 
 def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Ragged):
+        return one.same(other)
     a, b = np.asarray(one), np.asarray(other)
     # Bytes, not values: NaN inputs are as good as any others.
     return a.dtype == b.dtype and a.shape == b.shape and (a is b or a.tobytes() == b.tobytes())
