@@ -79,7 +79,7 @@ class RangeServers:
     def start(self, step: str, model: str, inputs: Mapping[str, Any]) -> Asked:
         """See `StepServers.start`."""
         for name, given, asked in self._asked:
-            if name == model and given.keys() == inputs.keys() and all(_same(given[k], inputs[k]) for k in inputs):
+            if name == model and given.keys() == inputs.keys() and all(same(given[k], inputs[k]) for k in inputs):
                 return asked
         made = self._start(step, model, inputs)
         self._asked.append((model, inputs, made))
@@ -126,9 +126,9 @@ class StepServers:
         return self._range.handle.model(name)
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
+    """Whether two inputs are the same bytes: NaN is as good as any other number."""
     if isinstance(one, Ragged) or isinstance(other, Ragged):
         return isinstance(one, Ragged) and one.same(other)
     a, b = np.asarray(one), np.asarray(other)
-    # Bytes, not values: NaN inputs are as good as any others.
     return a.dtype == b.dtype and a.shape == b.shape and (a is b or a.tobytes() == b.tobytes())

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from campaign import InferenceError, ServerPool, connect
-from campaign.chain import _same
 from campaign.client import Servers
 from campaign.errors import OutputError
 from campaign.kserve import Tensor
@@ -211,9 +210,9 @@ def test_equal_events_are_known_to_be_equal() -> None:
     """Variations of the weight alone share an answer; the same elements cut elsewhere are other events."""
     flat = np.array([1, np.nan, 3], np.float32)
     one, same = (Ragged(flat.copy(), np.array([1, 2]), (-1,)) for _ in range(2))
-    assert _same(one, same)
-    assert not _same(one, Ragged(flat, np.array([2, 1]), (-1,)))
-    assert not _same(one, flat)
+    assert same(one, same)
+    assert not same(one, Ragged(flat, np.array([2, 1]), (-1,)))
+    assert not same(one, flat)
 
 
 def test_text_is_sent_and_read(servers: Servers) -> None:

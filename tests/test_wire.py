@@ -61,6 +61,20 @@ def test_what_was_sent_can_be_read(datatype):
         assert np.array_equal(back["T"], array)
 
 
+@given(st.integers(0, 40), st.lists(st.integers(1, 8), max_size=3, unique=True))
+def test_the_last_request_takes_the_smallest_size_that_holds_it(rows, tails):
+    """Sizes allowed for the last request are taken where they do, whatever else there is; all others are full."""
+    model = dataclasses.replace(MODEL, batch=9, tails=tuple(sorted(tails)))
+    x = np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)
+    parts = list(cut(model, {"X": x}))
+    sizes = [p.shapes[0][0] for p in parts]
+    assert sizes[:-1] == [9] * (len(parts) - 1)
+    assert sum(p.rows for p in parts) == rows
+    if parts:
+        assert sizes[-1] == min(n for n in (9, *tails) if n >= parts[-1].rows)
+        assert b"".join(bytes(piece) for p in parts for piece in p.pieces[0])[: x.nbytes] == x.tobytes()
+
+
 @given(st.integers(0, 40), st.integers(1, 9), st.integers(0, 5))
 def test_requests_together_are_the_rows_padded_with_the_last_one(rows, batch, seed):
     """Whatever the number of rows: full requests of the batch, in order, the last row repeated to the end."""
