@@ -209,8 +209,8 @@ class _Context:
 def test_equal_events_are_known_to_be_equal() -> None:
     """Variations of the weight alone share an answer; the same elements cut elsewhere are other events."""
     flat = np.array([1, np.nan, 3], np.float32)
-    one, same = (Ragged(flat.copy(), np.array([1, 2]), (-1,)) for _ in range(2))
-    assert same(one, same)
+    one, other = (Ragged(flat.copy(), np.array([1, 2]), (-1,)) for _ in range(2))
+    assert same(one, other)
     assert not same(one, Ragged(flat, np.array([2, 1]), (-1,)))
     assert not same(one, flat)
 
