@@ -32,7 +32,7 @@ HEAVY = (
 FLOORS = [
     ["errors", "exact", "userfile"],
     ["registry", "axes", "histogram", "spec", "rundir"],
-    ["frame", "receipts", "pack", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile"],
+    ["frame", "counts", "receipts", "pack", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile"],
     ["outputs", "datasets", "task"],
     ["kserve", "client", "plan", "planner", "canary", "rootfile", "servers"],
     ["ledger", "merge", "report", "progress"],
