@@ -19,6 +19,7 @@ from campaign.errors import OutputError
 from campaign.kserve import Tensor
 from campaign.ragged import Ragged
 from campaign.spec import ServerSpec
+from campaign.stepservers import same
 from tests.conftest import PROJECT, left, lying_about, ours, wait_until
 
 F, E, W = Tensor("F", "FP32", (-1, 3)), Tensor("E", "INT64", (2, -1)), Tensor("W", "FP32", (1,))
