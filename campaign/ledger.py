@@ -123,10 +123,6 @@ class Ledger:
         """Which will not be."""
         return np.equal(self._at[line][places], LOST)
 
-    def done(self, line: Line) -> int:
-        """How many are there."""
-        return self._done[line]
-
     def newest(self, line: Line) -> int:
         """Place in the log of the last receipt."""
         return int(self._at[line].max(initial=NOT_YET))
@@ -154,13 +150,6 @@ class Ledger:
             frozenset(line for line, has in zip(lines, kinds[:, k], strict=True) if has): np.flatnonzero(which == k)
             for k in range(kinds.shape[1])
         }
-
-    def missing_of(self, events: Events, places: Places) -> dict[Events, dict[frozenset[Line], Places]]:
-        """Like `missing`, of some files alone."""
-        found: dict[Events, dict[frozenset[Line], Places]] = {e: {} for e in self.plan.events}
-        for have, all_places in self._groups(events).items():
-            found[events][have] = np.intersect1d(all_places, places)
-        return found
 
 
 class _Finder:
