@@ -62,18 +62,15 @@ class Ledger:
                     partials.append((at, receipt))
             found = find([r.key for _, r in partials])
             for (at, receipt), (line, i) in zip(partials, found, strict=True):
-                if line is not None and there.has(receipt):
-                    self._at[line][i] = at
-                    self._count_events(line, i, receipt.events)
-                elif line is not None:
-                    self._at[line][i] = NOT_YET
+                if line is None:
+                    continue
+                has = there.has(receipt)
+                self._at[line][i] = at if has else NOT_YET
+                if has and receipt.events and line.variation == NOMINAL:
+                    counted = self.events[line.events.dataset]
+                    counted[i] = max(int(counted[i]), receipt.events)
         for line, places in self._at.items():
             self._done[line] = int(np.count_nonzero(places >= 0))
-
-    def _count_events(self, line: Line, places: int | Places, events: int | Places) -> None:
-        if line.variation == NOMINAL:
-            counted = self.events[line.events.dataset]
-            counted[places] = np.maximum(counted[places], events)
 
     # What comes.
     def record(self, lines: Sequence[Line], places: Places, at: NDArray[np.int64], events: Places) -> None:
@@ -90,7 +87,9 @@ class Ledger:
             self._done[line] += int(np.count_nonzero(before < 0))
             self._lost[line] -= int(np.count_nonzero(before == LOST))
             self._at[line][places] = at[:, i]
-            self._count_events(line, places, events)
+            if line.variation == NOMINAL:
+                counted = self.events[line.events.dataset]
+                counted[places] = np.maximum(counted[places], events)
 
     def lose(self, lines: Iterable[Line], places: Places) -> None:
         """These partials will not be there."""
@@ -124,10 +123,6 @@ class Ledger:
         """Which will not be."""
         return np.equal(self._at[line][places], LOST)
 
-    def done(self, line: Line) -> int:
-        """How many are there."""
-        return self._done[line]
-
     def newest(self, line: Line) -> int:
         """Place in the log of the last receipt."""
         return int(self._at[line].max(initial=NOT_YET))
@@ -155,13 +150,6 @@ class Ledger:
             frozenset(line for line, has in zip(lines, kinds[:, k], strict=True) if has): np.flatnonzero(which == k)
             for k in range(kinds.shape[1])
         }
-
-    def missing_of(self, events: Events, places: Places) -> dict[Events, dict[frozenset[Line], Places]]:
-        """Like `missing`, of some files alone."""
-        found: dict[Events, dict[frozenset[Line], Places]] = {e: {} for e in self.plan.events}
-        for have, all_places in self._groups(events).items():
-            found[events][have] = np.intersect1d(all_places, places)
-        return found
 
 
 class _Finder:

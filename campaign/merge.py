@@ -34,6 +34,7 @@ class Merged:
         sha256: Over the content in canonical form, never over a file's timestamp.
         root: The same as a ROOT file (histograms), or None.
         notes: What ROOT cannot hold, weights that are no numbers.
+        files: Digest of its files (`fingerprint`), once all of them are written.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Merged:
     sha256: str
     root: Path | None = None
     notes: tuple[str, ...] = ()
+    files: str = ""
 
     def load(self) -> Any:
         """What a reduce stage gets: ``{name: hist.Hist}``, an awkward array, or ``{name: number}``."""
@@ -280,7 +282,8 @@ def _link(partial: Path, name: Path) -> None:
 def _finish(rundir: RunDir, target: Target, total: _Total, count: int) -> Merged:
     path = target.path(rundir, total.kind)
     sha256 = total.save(path, count)
-    return Merged(target.name, total.kind, path, sha256, None, _once(total.notes))
+    made = Merged(target.name, total.kind, path, sha256, None, _once(total.notes))
+    return made if made.kind == HISTOGRAMS else replace(made, files=fingerprint(made))  # those have a file to come
 
 
 def _numbered(i: int) -> str:
@@ -298,7 +301,8 @@ def _kinds(target: Target, kinds: set[str]) -> OutputError:
 def export(merged: Merged) -> Merged:
     """Write the ROOT file of merged histograms. Apart from the merge, because no later stage waits for it."""
     root, left_out = write_root(merged.load(), merged.path)
-    return replace(merged, root=root, notes=(*merged.notes, *left_out))
+    made = replace(merged, root=root, notes=(*merged.notes, *left_out))
+    return replace(made, files=fingerprint(made))
 
 
 # Merged outputs of an earlier run.
@@ -312,7 +316,7 @@ def merge_key(output: Output) -> str:
 def receipt_of(rundir: RunDir, output: Output, merged: Merged) -> Receipt:
     """What is remembered of a merged output."""
     root = str(merged.root.relative_to(rundir.root)) if merged.root else ""
-    more = canonical_json({"kind": merged.kind, "root": root, "files": fingerprint(merged)})
+    more = canonical_json({"kind": merged.kind, "root": root, "files": merged.files})
     return Receipt(
         merge_key(output), output.stage, output.dataset, output.variation, "", MERGED, merged.sha256, 0,
         notes=merged.notes, more=more,
@@ -326,9 +330,9 @@ def restored(rundir: RunDir, output: Output, receipt: Receipt) -> Merged | None:
     more = json.loads(receipt.more)
     path = rundir.output(output.stage, output.dataset, output.variation, more["kind"])
     root = rundir.root / more["root"] if more["root"] else None
-    merged = Merged(output.name, more["kind"], path, receipt.sha256, root, receipt.notes)
+    merged = Merged(output.name, more["kind"], path, receipt.sha256, root, receipt.notes, more["files"])
     try:
-        return merged if fingerprint(merged) == more["files"] else None
+        return merged if fingerprint(merged) == merged.files else None
     except OSError:
         return None
 

@@ -26,15 +26,13 @@ class PackWriter:
         self.name = secrets.token_hex(12)
         self._rundir, self._stack = rundir, ExitStack()
         self._stream: IO[bytes] | None = None
-        self._size = 0
 
     def add(self, content: bytes) -> tuple[int, str]:
         """Append a partial; returns its offset and SHA-256 (hex)."""
         if self._stream is None:
             self._stream = self._stack.enter_context(write_aside(self._rundir.pack(self.name)))
-        at = self._size
+        at = self._stream.tell()  # asked, not counted: a deadline may have cut the write before
         self._stream.write(content)
-        self._size += len(content)
         return at, hashlib.sha256(content).hexdigest()
 
     def __enter__(self) -> PackWriter:

@@ -14,7 +14,7 @@ from campaign.datasets import Files
 from campaign.rundir import digest
 from campaign.spec import NOMINAL, Campaign
 from campaign.stagecode import StageCode
-from campaign.task import Batch, Common, Keys, SourceSpec, Task
+from campaign.task import Batch, Common, Keys, Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class Events:
     Attributes:
         dataset, variation: Whose; ``nominal`` for all variations that read the same.
         files: The files.
-        tree, branches, is_mc: See `SourceSpec`.
+        tree, branches, is_mc: See `campaign.task.SourceSpec`.
     """
 
     dataset: str
@@ -33,10 +33,6 @@ class Events:
     tree: str
     branches: tuple[tuple[str, str], ...]
     is_mc: bool
-
-    def source(self, i: int) -> SourceSpec:
-        """Of one file."""
-        return SourceSpec(self.dataset, self.files.one(i), self.tree, self.branches, self.is_mc)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +44,7 @@ class Line:
         events: What it is made from, through its parents.
         parent: The line whose results it takes; None: the events themselves.
         keys: Of its steps, one per file.
-        stage, variation, weight, frozen, emit, level: See `Step`.
+        stage, variation, weight, frozen, emit, level: See `campaign.task.Step`.
     """
 
     number: int
