@@ -69,7 +69,7 @@ def run_once(folder: Path, number: int) -> dict[str, float]:
         "the server's own start": server,
         "first prediction": at["answer"],
         "command to first prediction, less the server's start": at["answer"] - server,
-        "end of last task to prompt": prompt - at["tasks"],
+        "end of last task to prompt": prompt - began - at["tasks"],
         "whole": prompt - began,
     }
 
