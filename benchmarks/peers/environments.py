@@ -13,20 +13,10 @@ from pathlib import Path
 
 from data import folder
 
-SHARED = ("numpy", "awkward", "uproot", "hist", "tritonclient", "grpcio", "parsl", "onnxruntime")
-
 
 def pinned(*names: str) -> list[str]:
-    """Requirements at the very versions that our own environment has; whoever is compared runs the same physics."""
-    return [f"{name}=={importlib.metadata.version(name)}" for name in names if _have(name)]
-
-
-def _have(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+    """Requirements (``name`` or ``name[extra]``) at the versions our own environment has."""
+    return [f"{name}=={importlib.metadata.version(name.partition('[')[0])}" for name in names]
 
 
 def make(name: str, requirements: list[str]) -> Path:
@@ -61,6 +51,6 @@ def compile_ours() -> None:
     import campaign
 
     here = Path(__file__).resolve().parent
-    packages = {Path(p) for p in sys.path if p.endswith("site-packages")} | {here}
-    for place in sorted(packages | {Path(p) for p in campaign.__path__}):
+    places = {Path(p) for p in sys.path if p.endswith("site-packages")} | {Path(p) for p in campaign.__path__}
+    for place in sorted(places | {here, here.parents[1] / "examples"}):
         compileall.compile_dir(place, quiet=2)

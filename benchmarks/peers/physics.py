@@ -16,9 +16,10 @@ _JET = {"pt": "jet_pt", "eta": "jet_eta", "ntrk": "jet_nTracks", "width": "jet_t
 
 def select(events: ak.Array) -> dict[str, np.ndarray]:
     """Jets that can be tagged, one row each: flat arrays of shape (jets,), pt in GeV, with their event's weight."""
-    jets = {name: events[branch] for name, branch in _JET.items()}
-    good = (jets["pt"] > 44_800) & (np.abs(jets["eta"]) < 2.1) & (jets["ntrk"] > 1)
-    columns = {name: ak.to_numpy(ak.flatten(jet[good])) for name, jet in jets.items()}
+    jets = ak.zip({name: events[branch] for name, branch in _JET.items()})
+    good = (jets.pt > 44_800) & (np.abs(jets.eta) < 2.1) & (jets.ntrk > 1)
+    selected = ak.flatten(jets[good])
+    columns = {name: ak.to_numpy(selected[name]) for name in _JET}
     columns["pt"] = columns["pt"] / np.float32(1000)
     columns["weight"] = np.repeat(ak.to_numpy(events["weight"]), ak.to_numpy(ak.sum(good, axis=1)))
     return columns
@@ -51,5 +52,5 @@ def fill(columns: Mapping[str, np.ndarray], score: np.ndarray, histogram: Callab
 
 
 def weighted(*axes: Any) -> hist.Hist:
-    """hist's own histogram of sums of weights and of squared weights."""
+    """Make hist's own histogram of sums of weights and of squared weights."""
     return hist.Hist(*axes, storage=hist.storage.Weight())

@@ -9,10 +9,10 @@ import physics
 from campaign import Histogram, Histograms
 
 
-def select(events: Any, ctx: Any) -> dict[str, Any]:
+def select(events: Any, _ctx: Any) -> dict[str, Any]:
     columns = physics.select(events)
     return columns | {"x": physics.features(columns)}
 
 
-def fill(jets: Any, ctx: Any) -> Histograms:
+def fill(jets: Any, _ctx: Any) -> Histograms:
     return Histograms(physics.fill({name: jets[name] for name in jets.fields}, jets.score, Histogram))
