@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from campaign.client import connect
     from campaign.engine import run
     from campaign.errors import CampaignError, InferenceError, SpecError
-    from campaign.histogram import Histogram
+    from campaign.histogram import Histogram, fill_together
     from campaign.outputs import Columns, Counts, Histograms
     from campaign.pool import ServerPool
     from campaign.spec import Campaign, Dataset, ModelSpec, ProviderSpec, ServerSpec, StageSpec, Variation
@@ -36,6 +36,7 @@ _WHERE = {
     "StageSpec": "spec",
     "Variation": "spec",
     "connect": "client",
+    "fill_together": "histogram",
     "load": "specfile",
     "run": "engine",
 }
@@ -57,6 +58,7 @@ __all__ = [
     "StageSpec",
     "Variation",
     "connect",
+    "fill_together",
     "load",
     "run",
 ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from campaign import report
-from campaign.plan import Plan, group
+from campaign.plan import Plan
 from campaign.pool import ServerPool
+from campaign.profile import Profile, by_stage
 from campaign.report import Report
-from campaign.rundir import Receipt, RunDir
+from campaign.rundir import RunDir
 from campaign.scheduler import State
 
 
@@ -37,17 +37,15 @@ def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool
         made.warnings.append(
             f"the server batches requests of {', '.join(dynamic)} dynamically: predictions depend on their neighbours"
         )
-    total = sum(1 for _ in group(s for t in plan.tasks for s in t.steps))
     made.tasks = {
-        "total": total,
+        "total": plan.total,
         "done": state.counts["done"],
-        "reused": max(0, total - todo),
+        "reused": max(0, plan.total - todo - state.counts["again"]),
         "failed": state.counts["failed"],
     }
     made.rows.update(state.rungs)
-    events = _events(state.have)
     for name, files in plan.files.items():
-        made.datasets[name] = {"files": len(files), "events": sum(events.get((name, f.url), 0) for f in files)}
+        made.datasets[name] = {"files": len(files), "events": int(state.ledger.events[name].sum())}
     for name, merged in sorted(state.merged.items()):
         made.outputs[name] = {"path": str(merged.path), "kind": merged.kind, "sha256": merged.sha256}
         if merged.root:
@@ -62,20 +60,29 @@ def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool
         made.versions["server"] = kind.versions()
 
 
+def profiled(profile: Profile, plan: Plan, state: State, pool: ServerPool | None) -> Profile:
+    """Add what the workers and the servers say of their time."""
+    profile.stages = by_stage(state.spent, list(plan.campaign.stages))
+    profile.tasks_s, profile.worker_peak_mb = state.tasks_s, state.peak_mb
+    if state.answered:
+        profile.timeline["answer"] = state.answered - profile.began
+    end = profile.began + profile.timeline.get("tasks", 0.0)
+    for record in pool.records() if pool is not None else ():
+        if record.get("ready_s") is None or "started" not in record:
+            continue
+        ready = float(record["started"]) + float(record["ready_s"])
+        profile.timeline["ready"] = min(profile.timeline.get("ready", ready), ready - profile.began)
+        computing = sum(t["computing_s"] for t in record.get("times", {}).values())
+        profile.computing[str(record["name"])] = computing / max(end - ready, 1e-3)
+    profile.timeline = dict(sorted(profile.timeline.items(), key=lambda item: item[1]))
+    return profile
+
+
 def _dynamic(plan: Plan, kind: Any) -> list[str]:
     servers = plan.campaign.servers
     if servers is None or not hasattr(kind, "config"):
         return []
     return [name for name in servers.models if kind.config(name).HasField("dynamic_batching")]
-
-
-def _events(have: Mapping[str, Receipt]) -> dict[tuple[str, str], int]:
-    found: dict[tuple[str, str], int] = {}
-    for receipt in have.values():
-        if receipt.variation == "nominal":
-            at = (receipt.dataset, receipt.file)
-            found[at] = max(found.get(at, 0), receipt.events)
-    return found
 
 
 def _artefacts(plan: Plan, rundir: RunDir) -> dict[str, str]:

@@ -132,18 +132,33 @@ def counted(client: grpcclient.InferenceServerClient, models: Iterable[str]) -> 
     told: dict[str, list[int]] = {}
     for _ in range(15):
         told = statistics(client, tries=20)
-        if all(told.get(model, [0, 0])[1] for model in models):
+        if all(told.get(model, NOTHING)[1] for model in models):
             break
         time.sleep(0.05)
     return told
 
 
 def statistics(client: grpcclient.InferenceServerClient, tries: int = 2) -> dict[str, list[int]]:
-    """``{model: [rows inferred, executions]}`` since the server started; empty if it does not answer."""
+    """``{model: [rows inferred, executions, ns computing, ns queueing]}`` since the server started.
+
+    Computing includes the copies in and out. Empty if the server does not answer.
+    """
     for _ in range(tries):
         try:
             told = client.get_inference_statistics(client_timeout=1)
-            return {m.name: [int(m.inference_count), int(m.execution_count)] for m in told.model_stats}
+            return {m.name: [m.inference_count, m.execution_count, *_times(m)] for m in told.model_stats}
         except InferenceServerException:
             time.sleep(0.05)
     return {}
+
+
+NOTHING = [0, 0, 0, 0]
+
+
+def _times(model: Any) -> list[int]:
+    s = model.inference_stats
+    # A batch computes once for all of its requests: the requests' own times would count it as often as it has members.
+    once = [
+        getattr(b, part).ns for b in model.batch_stats for part in ("compute_input", "compute_infer", "compute_output")
+    ]
+    return [sum(once), s.queue.ns]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 import traceback
+from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,23 @@ import awkward as ak
 import numpy as np
 import uproot
 
-from campaign.client import Pending, Servers, connect
+from campaign.client import Servers, Stream, connect
 from campaign.errors import CampaignError, InputError, OutputError, StageError
 from campaign.frozenvalue import thaw
-from campaign.outputs import Columns, ColumnsReader, Output, Partial, as_output, start_partial
-from campaign.plan import Step, Task
-from campaign.protocols import WEIGHT, Context, Job, TwoStepStage
-from campaign.rundir import Receipt, RunDir
+from campaign.outputs import Columns, ColumnsPartial, ColumnsReader, Output, Partial, as_output, start_partial
+from campaign.pack import PackWriter
+from campaign.protocols import WEIGHT, Context, Job, Source, TwoStepStage
+from campaign.receipts import Receipt
+from campaign.rundir import RunDir
+from campaign.spent import AHEAD, RUN, WAIT, WRITE, Spent
+from campaign.stepservers import RangeServers
+from campaign.task import Step, Task
 
 Frozen = Mapping[tuple[str, str], tuple[str, str]]
 """``(reduce stage, variation)`` -> ``(path, sha256)``."""
 
 DEPTH = 2  # ranges whose requests are out while the next one is read
+MOST = 32  # ranges whose last rows may wait for more to fill a request: bounds the memory
 
 
 class Worker:
@@ -35,7 +41,9 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self.job = job
         self._stages: dict[str, Any] = {}
+        self._readers: dict[str, Any] = {}
         self._servers: Servers | None = None
+        self._touched: dict[tuple[Any, ...], set[str]] = {}
 
     def stage(self, name: str) -> Callable[..., Any]:
         """A stage, loaded once."""
@@ -56,43 +64,80 @@ class Worker:
             self._servers = connect(self.job.servers)
         return self._servers
 
+    def connected(self) -> Servers:
+        """The pool, where the campaign has one."""
+        assert self.servers is not None
+        return self.servers
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds this process has waited for servers."""
+        return self._servers.waited_s if self._servers else 0.0
+
     def open(self, task: Task) -> Any:
-        """The source of a task's events."""
-        module, _, cls = self.job.reader.partition(":")
-        source = task.source
-        return getattr(import_module(module), cls)(source.file.url, source.tree, dict(source.branches))
+        """The source of a task's events; what the same steps used of other files is known to it from the start."""
+        s = task.source
+        if s.dataset not in self._readers:
+            self._readers[s.dataset] = self.job.readers[s.dataset].thing()
+        source = self._readers[s.dataset](s.file.url, s.tree, dict(s.branches))
+        if hasattr(source, "touched"):
+            source.touched |= self._touched.get(_reading(task), set())
+        return source
+
+    def remember(self, task: Task, source: Source) -> None:
+        """What a task has used of its file, the next one with the same steps will use too."""
+        if hasattr(source, "touched"):
+            self._touched.setdefault(_reading(task), set()).update(source.touched)
+
+
+def _reading(task: Task) -> tuple[Any, ...]:
+    """What two tasks have in common that read the same branches."""
+    return (task.source.dataset, task.source.tree, task.source.branches, tuple(s.stage for s in task.steps))
 
 
 class Chain:
     """One task under way: ranges of a source through the steps, in order, partials growing."""
 
-    def __init__(self, worker: Worker, rundir: RunDir, task: Task, frozen: Frozen, expected: str = "") -> None:
-        self.expected = expected
+    def __init__(
+        self, worker: Worker, rundir: RunDir, task: Task, frozen: Frozen, expected: str = "",
+        pack: PackWriter | None = None,
+    ) -> None:  # fmt: skip
+        self.expected, self.pack = expected, pack
         self.worker, self.rundir, self.task = worker, rundir, task
         self.frozen = {at: thawed(*frozen[at]) for s in task.steps for at in s.frozen if at in frozen}
         self.options = {s.stage: fresh(worker.job.stages[s.stage].options) for s in task.steps}
         self.partials: dict[str, Partial] = {}
         self.rows: Counter[str] = Counter()
         self.events = 0
-        several = Counter(s.stage for s in task.steps)
-        self.share = any(n > 1 for n in several.values())
+        self.spent = Spent()
+        self.answered = 0.0  # when the first prediction was there, seconds since the epoch
+        self.streams: dict[tuple[str, str], Stream] = {}
+        # A range's events are let go when the last step that takes them has them.
+        self.last_reader = max((i for i, s in enumerate(task.steps) if s.parent in (None, task.artefact)), default=0)
 
     def run(self) -> list[Receipt]:
         """All ranges, then the receipts; on an error nothing unfinished stays behind."""
+        flight: deque[tuple[Iterator[None], RangeServers]] = deque()
         try:
             # What is read from stays open until the last range is done: its columns may be read when they are touched.
             with ExitStack() as stack:
-                flight: deque[Iterator[None]] = deque()
                 for batch in self.ranges(stack):
-                    steps = self.steps(batch)
+                    servers = RangeServers(self.worker.connected, self.streams)
+                    steps = self.steps(batch, servers)
+                    del batch  # what of it is still needed, the steps keep
                     if next(steps, _DONE) is not _DONE:
-                        flight.append(steps)
-                    while len(flight) > DEPTH:
-                        deque(flight.popleft(), maxlen=0)
+                        flight.append((steps, servers))
+                    # Rows that do not fill a request wait for those of the next ranges.
+                    while len(flight) > DEPTH and (flight[0][1].sent or len(flight) > MOST):
+                        deque(flight.popleft()[0], maxlen=0)
+                for stream in self.streams.values():
+                    stream.end()
                 while flight:
-                    deque(flight.popleft(), maxlen=0)
+                    deque(flight.popleft()[0], maxlen=0)
             return [self._receipt(s) for s in self.task.steps if s.emit]
         finally:
+            for _, servers in flight:  # after an error
+                servers.cancel()
             for partial in self.partials.values():
                 partial.discard()
 
@@ -100,7 +145,7 @@ class Chain:
     def ranges(self, stack: ExitStack) -> Iterator[Any]:
         """Row ranges of the file, or of the artefact as they were written; at least one, perhaps of no rows."""
         if self.task.artefact is not None:
-            reader = ColumnsReader(self.rundir.partial(self.task.artefact, "columns"))
+            reader = ColumnsReader(self.rundir.columns(self.task.artefact))
             stack.callback(reader.close)
             yield from reader.verified(self.expected)
             return
@@ -110,14 +155,24 @@ class Chain:
         yield from self._read(source, stack.enter_context(ThreadPoolExecutor(1, "read-ahead")))
 
     def _read(self, source: Any, ahead: ThreadPoolExecutor) -> Iterator[Any]:
-        rows = self.worker.job.read_rows
-        spans = [(i, min(i + rows, source.entries)) for i in range(0, source.entries, rows)] or [(0, 0)]
-        # The first range says which branches are used; from then on the next one is read ahead.
+        spans = list(row_ranges(source.entries, self.worker.job.read_rows, getattr(source, "clusters", ())))
         coming: Future[Any] | None = None
         for i, span in enumerate(spans):
-            batch = coming.result() if coming else source.read(*span)
-            coming = ahead.submit(source.read, *spans[i + 1]) if 0 < i < len(spans) - 1 else None
+            with self.spent.on("read", WAIT if coming else RUN):
+                batch = coming.result() if coming else self._read_range(source, span)
+            # A first range says which branches are used, unless an earlier file has; then the next one is read ahead.
+            known = i > 0 or source.touched
+            coming = ahead.submit(self._read_range, source, spans[i + 1], AHEAD) if known and spans[i + 1 :] else None
             yield self.weighted(source, batch)
+        self.worker.remember(self.task, source)
+
+    def _read_range(self, source: Source, span: tuple[int, int], what: str = RUN) -> Any:
+        start = time.thread_time()
+        try:
+            return source.read(*span)
+        finally:
+            if what == AHEAD:
+                self.spent.add("read", AHEAD, time.thread_time() - start)
 
     def weighted(self, source: Any, batch: Any) -> dict[str | None, Any]:
         """The batch once per weight expression of the task's first steps."""
@@ -133,19 +188,19 @@ class Chain:
         return found
 
     # What is done with one.
-    def steps(self, batch: Any) -> Iterator[None]:
+    def steps(self, batch: Any, servers: RangeServers) -> Iterator[None]:
         """Run the steps on one range; yields once, when nothing can go on without a server's answer."""
         values: dict[str, Any] = {}
         waiting: dict[str, tuple[Step, Any, Any]] = {}
-        servers = _Shared(self.worker) if self.share else None
         yielded = False
-        for step in self.task.steps:
+        for i, step in enumerate(self.task.steps):
             if step.parent in waiting:
                 if not yielded:
                     yielded = True
                     yield
                 self._finish(step.parent or "", waiting, values)
             given = batch if step.parent == self.task.artefact and step.parent else self.given(step, batch, values)
+            batch = batch if i < self.last_reader else None
             stage, ctx = self.worker.stage(step.stage), self.context(step, servers)
             if isinstance(stage, TwoStepStage):
                 waiting[step.key] = (step, stage, self.guard(step, stage.start, given, ctx))
@@ -172,7 +227,9 @@ class Chain:
 
     def _finish(self, key: str, waiting: dict[str, tuple[Step, Any, Any]], values: dict[str, Any]) -> None:
         step, stage, pending = waiting.pop(key)
-        self._keep(step, self.guard(step, stage.finish, pending), values)
+        value = self.guard(step, stage.finish, pending)
+        self.answered = self.answered or time.time()
+        self._keep(step, value, values)
 
     def _keep(self, step: Step, value: Any, values: dict[str, Any]) -> None:
         output: Output = as_output(value, step.stage)
@@ -181,19 +238,16 @@ class Chain:
         if not step.emit:
             return
         if step.key not in self.partials:
-            self.partials[step.key] = start_partial(output, self._path(step, output))
+            self.partials[step.key] = start_partial(output, lambda: self.rundir.columns(step.key))
         partial = self.partials[step.key]
         try:
-            partial.add(output)
+            with self.spent.on(step.stage, WRITE):
+                partial.add(output)
         except CampaignError as error:
             error.where = error.where or f"stage {step.stage}"
             raise
 
-    def _path(self, step: Step, output: Output) -> Path:
-        kind = "columns" if isinstance(output, Columns) else type(output).__name__.lower()
-        return self.rundir.partial(step.key, kind)
-
-    def context(self, step: Step, servers: Any) -> Context:
+    def context(self, step: Step, servers: RangeServers | None) -> Context:
         """What the stage may know."""
         return Context(
             dataset=step.source.dataset,
@@ -202,11 +256,13 @@ class Chain:
             weight=WEIGHT,
             options=self.options[step.stage],
             frozen={at[0]: self.frozen[at] for at in step.frozen},
-            servers=servers or self.worker.servers,
+            servers=servers.of(step.key) if servers and self.worker.job.servers else None,
         )
 
     def guard(self, step: Step, call: Callable[..., Any], *args: Any) -> Any:
         """Call the user's code; what it raises is told with stage, file and traceback."""
+        waited = self.worker.waited_s
+        start = time.perf_counter()
         try:
             return call(*args)
         except CampaignError as error:
@@ -216,11 +272,21 @@ class Chain:
             raise explain(
                 error, step.stage, self.worker.job.stages[step.stage].where, self.task.source.file.url
             ) from error
+        finally:
+            waited = self.worker.waited_s - waited
+            self.spent.add(step.stage, WAIT, waited)
+            self.spent.add(step.stage, RUN, time.perf_counter() - start - waited)
 
     def _receipt(self, step: Step) -> Receipt:
         partial = self.partials.pop(step.key)
-        path = self.rundir.partial(step.key, partial.kind)
-        sha256 = partial.write(path)
+        pack, offset = "", 0
+        if isinstance(partial, ColumnsPartial):
+            path = self.rundir.columns(step.key)
+            sha256, size = partial.write(path), path.stat().st_size
+        else:
+            assert self.pack is not None
+            content = partial.content()
+            (offset, sha256), size, pack = self.pack.add(content), len(content), self.pack.name
         return Receipt(
             key=step.key,
             stage=step.stage,
@@ -229,14 +295,37 @@ class Chain:
             file=step.source.file.url,
             kind=partial.kind,
             sha256=sha256,
-            size=path.stat().st_size,
+            size=size,
             rows=partial.rows,
             events=self.events if self.task.artefact is None else 0,
+            pack=pack,
+            offset=offset,
             notes=tuple(partial.notes),
         )
 
 
 _DONE = object()
+
+
+def row_ranges(entries: int, rows: int, clusters: Sequence[int] = ()) -> Iterator[tuple[int, int]]:
+    """Ranges of about ``rows`` entries; at least one, perhaps of none.
+
+    Args:
+        entries: Entries of the file.
+        rows: The most entries of one range.
+        clusters: Where a range is best begun, ascending: cut there, no basket is decompressed twice. A range is not
+            made shorter than half of ``rows`` for it.
+    """
+    start = 0
+    while entries - start > rows:
+        at = bisect_right(clusters, start + rows)
+        best = clusters[at - 1] if at else 0
+        stop = best if best > start + rows // 2 else start + rows
+        yield start, stop
+        start = stop
+    yield start, entries
+
+
 _READER = Path(uproot.__file__).parent
 
 
@@ -266,42 +355,6 @@ def explain(error: Exception, stage: str, where: str, url: str) -> CampaignError
             remedy="correct the name, or the tree, or map it under 'branches'",
         )  # fmt: skip
     return StageError(f"raised {type(error).__name__}: {text}", where=f"stage {stage} ({where})", log=log)
-
-
-class _Shared:
-    """The pool for one range that several weight-only variations go through: equal inputs are sent once."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-        self._asked: list[tuple[str, Mapping[str, Any], Pending]] = []
-
-    def start(self, model: str, inputs: Mapping[str, Any]) -> Pending:
-        """Like `Servers.start`."""
-        for name, given, pending in self._asked:
-            if name == model and given.keys() == inputs.keys() and all(_same(given[k], inputs[k]) for k in inputs):
-                return pending
-        pending = self._worker.servers.start(model, inputs)  # type: ignore[union-attr]
-        self._asked.append((model, inputs, pending))
-        return pending
-
-    def infer(self, model: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Like `Servers.infer`."""
-        return self.start(model, inputs).result()
-
-    def infer_events(self, model: str, events: Any) -> list[dict[str, Any]]:
-        """Like `Servers.infer_events`."""
-        pending = [self.start(model, event) for event in events]
-        return [p.result() for p in pending]
-
-    def model(self, name: str) -> Any:
-        """Like `Servers.model`."""
-        return self._worker.servers.model(name)  # type: ignore[union-attr]
-
-
-def _same(one: Any, other: Any) -> bool:
-    a, b = np.asarray(one), np.asarray(other)
-    # Bytes, not values: NaN inputs are as good as any others.
-    return a.dtype == b.dtype and a.shape == b.shape and (a is b or a.tobytes() == b.tobytes())
 
 
 _THAWED: dict[tuple[str, str, int, int], Any] = {}

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from campaign import __version__
 from campaign.errors import CampaignError
 
 if TYPE_CHECKING:
     from campaign.spec import Campaign
+
+
+def command() -> NoReturn:
+    """What the installed command calls: `main`, and then the end of the process without tearing down its modules.
+
+    All that is to be done at the end has been done by then; the interpreter would free a thousand modules one by one,
+    a fifth of a second in which a user waits for the prompt.
+    """
+    try:
+        code = main()
+    except SystemExit as end:  # argparse: --help, or a wrong command line
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError):  # a reader that has gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     _file(run)
     run.add_argument("--run-dir", type=Path, metavar="DIR", help="where everything goes (default: ./runs/<campaign>)")
     run.add_argument("--quiet", action="store_true", help="show no progress")
+    run.add_argument("--profile", action="store_true", help="say at the end where each second went")
 
     check = _command(commands, "check", "say whether a campaign file is right; start nothing", _check)
     _file(check)
@@ -65,8 +85,13 @@ def _parser() -> argparse.ArgumentParser:
         ("stop", "stop a run in good order; it can be resumed", _stop),
         ("report", "show the report of a run", _report),
     ):
-        _command(commands, name, text, do).add_argument("run_dir", type=Path, metavar="RUN_DIR")
+        command = _command(commands, name, text, do)
+        command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+        if do is _report:
+            command.add_argument("--profile", action="store_true", help="say where each second went")
 
+    tune = _command(commands, "tune", "measure a sample against one server, propose batch, window, workers", _tune)
+    _file(tune)
     _file(_command(commands, "prepare", "make the server environment ahead of the first run", _prepare))
     _command(commands, "schema", "print the JSON schema of a campaign file, for editors", _schema)
     return parser
@@ -105,10 +130,20 @@ def _load(args: argparse.Namespace) -> Campaign:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from campaign.processes import start_fork_server, stop_fork_server
+
+    start_fork_server()  # its imports take as long as ours: half a second each, now at the same time
+    try:
+        return _run_loaded(args)
+    finally:
+        stop_fork_server()
+
+
+def _run_loaded(args: argparse.Namespace) -> int:
     from campaign import engine
 
     report = engine.run(_load(args), run_dir=args.run_dir, progress=not args.quiet, raises=False)
-    print(report.text())
+    print(report.text(profile=args.profile))
     return report.exit_code
 
 
@@ -118,7 +153,7 @@ def _check(args: argparse.Namespace) -> int:
     checked = engine.check(_load(args))
     files = {name: len(found) for name, found in checked.plan.files.items()}
     print(
-        f"{args.file}: right. {len(checked.plan.tasks)} tasks over "
+        f"{args.file}: right. {checked.plan.total} tasks over "
         + ", ".join(f"{n} files of {name}" for name, n in files.items())
         + f"; {len(checked.plan.outputs)} outputs, {len(checked.plan.reduces)} frozen values"
     )
@@ -127,25 +162,27 @@ def _check(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     from campaign import engine
-    from campaign.plan import group, reasons
-    from campaign.rundir import Receipts, RunDir
+    from campaign.ledger import Ledger
+    from campaign.plan import reasons
+    from campaign.receipts import Receipts
+    from campaign.rundir import RunDir
 
     campaign = _load(args)
     plan = engine.check(campaign).plan
-    rundir = RunDir(args.run_dir.resolve() if args.run_dir else engine.default_run_dir(campaign))
-    receipts = Receipts(rundir.receipts)
-    receipts.read()
-    have = {k: r for k, r in receipts.have.items() if r.kind == "frozen" or rundir.has(r)}
-    todo = list(group((s for t in plan.tasks for s in t.steps), have))
     if args.json:
         print(json.dumps({"plan": plan.digest, "tasks": [[s.key for s in t.steps] for t in plan.tasks],
                           "outputs": {o.name: list(o.files) for o in plan.outputs}}, indent=1))  # fmt: skip
         return 0
-    print(f"plan {plan.digest[:16]}: {len(todo)} tasks to do")
-    for task in todo:
-        print(f"  {reasons(plan, task, have)}")
+    rundir = RunDir(args.run_dir.resolve() if args.run_dir else engine.default_run_dir(campaign))
+    ledger = Ledger(plan, Receipts(rundir.receipts))
+    ledger.read(rundir)
+    todo = plan.todo(ledger.missing())
+    print(f"plan {plan.digest[:16]}: {sum(len(some.places) for some in todo)} tasks to do")
+    for text in (reasons(some, i) for some in todo for i in some.places.tolist()):
+        print(f"  {text}")
     for reduce in plan.reduces:
-        state = "done" if reduce.key in have else "to do"
+        frozen = ledger.frozen.get((reduce.stage, reduce.variation))
+        state = "done" if frozen is not None and frozen.key == reduce.key else "to do"
         print(f"  {reduce.stage}/{reduce.variation}: {state}, from {', '.join(o.name for o in reduce.inputs.values())}")
     return 0
 
@@ -158,8 +195,9 @@ def _existing(args: argparse.Namespace) -> Path:
 
 
 def _status(args: argparse.Namespace) -> int:
+    from campaign.receipts import FROZEN, MERGED, Receipts
     from campaign.report import Report
-    from campaign.rundir import Receipts, RunDir, read_json
+    from campaign.rundir import RunDir, read_json
 
     rundir = RunDir(_existing(args))
     owner = rundir.owner()
@@ -167,13 +205,14 @@ def _status(args: argparse.Namespace) -> int:
         report = Report.load(rundir.root)
         print(report.text() if report else "not running, and never came to its end; run it again to resume")
         return 0
-    receipts = Receipts(rundir.receipts)
-    receipts.read()
     total = dict((read_json(rundir.root / "plan.json") or {}).get("partials", {}))
-    done = {stage: sum(r.stage == stage for r in receipts.have.values()) for stage in total}
+    done: dict[str, set[str]] = {stage: set() for stage in total}
+    for receipt in Receipts(rundir.receipts):
+        if receipt.stage in done and receipt.kind not in (FROZEN, MERGED):
+            done[receipt.stage].add(receipt.key)
     print(f"running on {owner}")
     for stage, n in total.items():
-        print(f"  {stage:<16} {min(done[stage], n)}/{n}")
+        print(f"  {stage:<16} {min(len(done[stage]), n)}/{n}")
     for path in sorted(rundir.servers.glob("server-*.json")):
         record = read_json(path)
         if record:
@@ -205,7 +244,7 @@ def _report(args: argparse.Namespace) -> int:
     report = Report.load(_existing(args))
     if report is None:
         raise CampaignError("has no report yet", where=str(args.run_dir), remedy="see 'campaign status'")
-    print(report.text())
+    print(report.text(profile=args.profile))
     return 0
 
 
@@ -216,6 +255,21 @@ def _prepare(args: argparse.Namespace) -> int:
     if checked.kind is not None:
         checked.kind.prepare(lambda text: print(text, file=sys.stderr, flush=True))
     print("ready")
+    return 0
+
+
+def _tune(args: argparse.Namespace) -> int:
+    from campaign import engine
+    from campaign.processes import start_fork_server, stop_fork_server
+    from campaign.tune import lines, tune
+
+    start_fork_server()
+    try:
+        campaign = _load(args)
+        found, proposals = tune(engine.check(campaign), lambda text: print(text, file=sys.stderr, flush=True))
+    finally:
+        stop_fork_server()
+    print("\n".join(lines(campaign, found, proposals)))
     return 0
 
 

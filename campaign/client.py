@@ -1,4 +1,4 @@
-"""Calls to the pool from one process: canonical requests, a window, a deadline, another server on failure.
+"""Calls to the pool from one process: canonical requests, results in order.
 
 Requests are cut by the caller's array alone: ``batch`` rows each, the last one padded, one execution per request. So
 what the model sees does not depend on how many servers there are, which of them answers, or how often one was asked.
@@ -6,69 +6,26 @@ what the model sees does not depend on how many servers there are, which of them
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import socket
-import threading
-import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
-import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from campaign.errors import InferenceError, ServerError
-from campaign.kserve import (
-    Arrays,
-    ModelInfo,
-    Part,
-    as_input,
-    check_inputs,
-    cut,
-    is_model_error,
-    model_info,
-    open_client,
-    permanent,
-    unpack,
-)
+from campaign import ragged
+from campaign.errors import InferenceError
+from campaign.flight import Flight, Request
+from campaign.kserve import Arrays, ModelInfo, check_inputs, check_names, model_info, open_client, permanent
+from campaign.ragged import Ragged
+from campaign.roster import Link, PoolAddress, Roster
+from campaign.wire import Array, Codec, batch_of, cut
+
+__all__ = ["RUNGS", "Pending", "PoolAddress", "Ragged", "Servers", "Stream", "connect"]
 
 RUNGS = ("first", "same_server", "other_server", "restarted_server", "local_twin", "parked")
-
-
-@dataclass(frozen=True)
-class PoolAddress:
-    """Where a pool is found: a recipe that travels to workers; `connect` makes it live.
-
-    Attributes:
-        folder: Where pilots leave the records of their servers; empty for servers given by ``records``.
-        batches: Rows per request by model; None: the model's ``max_batch_size``.
-        window: Requests in flight per server and process.
-        start_deadline_s: How long to wait for the first server.
-        request_deadline_s: Deadline of one request.
-        records: Servers that already run.
-    """
-
-    folder: str
-    batches: Mapping[str, int | None]
-    window: int = 8
-    start_deadline_s: float = 120.0
-    request_deadline_s: float = 60.0
-    records: tuple[Mapping[str, Any], ...] = ()
-
-    def servers(self) -> list[Mapping[str, Any]]:
-        """Records of the pool's servers, whatever their state."""
-        found: list[Mapping[str, Any]] = [dict(r) for r in self.records]
-        if self.folder:
-            for path in sorted(Path(self.folder).glob("server-*.json")):
-                with suppress(OSError, ValueError):  # being replaced, or swept: the next look sees it
-                    found.append(json.loads(path.read_text()))
-        return found
 
 
 def connect(address: PoolAddress) -> Servers:
@@ -76,57 +33,61 @@ def connect(address: PoolAddress) -> Servers:
     return Servers(address)
 
 
-class Link:
-    """One server, seen from this process: a channel, and how many requests are out."""
+@dataclass(frozen=True)
+class Span:
+    """Rows ``start <= i < stop`` of a request's answer."""
 
-    def __init__(self, record: Mapping[str, Any]) -> None:
-        self.name, self.url = str(record["name"]), str(record["url"])
-        self.host = str(record.get("host", ""))
-        self.headers = dict(record.get("headers") or {})
-        self.outstanding = 0
-        self.down_until = 0.0
-        self.client = open_client(record)
-
-    def close(self) -> None:
-        """Close the channel."""
-        with suppress(InferenceServerException):
-            self.client.close()
-
-
-@dataclass
-class Request:
-    """One request and what has become of it."""
-
-    model: ModelInfo
-    part: Part | None
-    rows: int
-    done: threading.Event = field(default_factory=threading.Event)
-    link: Link | None = None
-    answer: Any = None
-    error: InferenceServerException | None = None
-    sent: int = 0
+    request: Request
+    start: int
+    stop: int
 
 
 class Pending:
     """Requests under way; `result` waits for all of them and puts their answers together in order."""
 
-    def __init__(self, servers: Servers, model: ModelInfo, requests: list[Request]) -> None:
-        self._servers, self._model, self._requests = servers, model, requests
-        self._whole: dict[str, np.ndarray[Any, Any]] | None = None
+    def __init__(self, flight: Flight, model: ModelInfo, spans: list[Span], *, events: bool = False) -> None:
+        self._flight, self._model, self._spans, self._events = flight, model, spans, events
+        self._whole: dict[str, Any] | None = None
 
-    def result(self) -> dict[str, np.ndarray[Any, Any]]:
-        """The outputs, one entry per row given, in the order given. May be asked for again."""
+    def result(self) -> dict[str, Any]:
+        """The outputs, one entry per row given, in the order given. May be asked for again.
+
+        Raises:
+            InferenceError: A request was refused, or could not be answered.
+            ServerError: Nobody is left to ask.
+        """
         if self._whole is None:
             self._whole = self._join()
+            self._spans = []
         return self._whole
 
-    def _join(self) -> dict[str, np.ndarray[Any, Any]]:
-        parts = [self._servers._settle(r) for r in self._requests]
-        if not parts:
-            return {o.name: np.empty([0, *o.shape[1:]], o.dtype) for o in self._model.outputs}
-        whole = parts[0] if len(parts) == 1 else {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
+    def cancel(self) -> None:
+        """Do not send what still waits for room."""
+        unwanted = InferenceError("was given up before it was sent", where=f"model {self._model.name}")
+        self._flight.drop([span.request for span in self._spans], unwanted)
+
+    def _join(self) -> dict[str, Any]:
+        try:
+            answers = [self._flight.take(span.request) for span in self._spans]
+        except Exception:
+            self.cancel()
+            raise
+        whole: dict[str, Any] = {}
+        for tensor in self._model.outputs:
+            found = [answer[tensor.name] for answer in answers]
+            if self._events:
+                whole[tensor.name] = ragged.joined(tensor, found)
+            elif not self._model.batch:
+                whole[tensor.name] = np.array(found[0])  # aligned, and without the rest of the answer
+            elif found:
+                whole[tensor.name] = np.concatenate(
+                    [a[span.start : span.stop] for a, span in zip(found, self._spans, strict=True)]
+                )
+            else:
+                whole[tensor.name] = np.empty([0, *tensor.shape[1:]], tensor.dtype)
         for array in whole.values():
-            array.setflags(write=False)  # several variations may be given the same answer
+            # Several variations may be given the same answer.
+            (array.flat if isinstance(array, Ragged) else array).setflags(write=False)
         return whole
 
 
@@ -135,35 +96,40 @@ class Servers:
 
     Args:
         address: Where the pool is.
+
+    Attributes:
+        rows: Rows answered, by rung of the ladder (see `RUNGS`).
+        requests: Requests sent, by model; one sent twice counts twice.
     """
 
     def __init__(self, address: PoolAddress) -> None:
         self.address = address
-        self.rows: Counter[str] = Counter()
-        self.requests: Counter[str] = Counter()
-        self._pid = os.getpid()
-        self._links: dict[str, Link] = {}
-        self._gone: dict[str, str] = {}
-        self._models: dict[str, ModelInfo] = {}
-        self._free = threading.Condition()
-        self._looked = 0.0
-        self._random = random.Random()
+        self._roster = Roster(address)
+        self._flight = Flight(self._roster)
+        self._codecs: dict[str, Codec] = {}
+        self.rows: Counter[str] = self._flight.rows
+        self.requests: Counter[str] = self._flight.sent
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("Servers holds open channels and does not travel; send its .address and connect() there")
 
-    # Public calls.
-    def infer(self, model: str, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+    @property
+    def waited_s(self) -> float:
+        """Seconds callers have waited: for answers, for room, for the first server."""
+        return self._flight.waited_s
+
+    def infer(self, model: str, inputs: Arrays) -> dict[str, Any]:
         """Infer rows.
 
         Args:
             model: Name of the model.
             inputs: Arrays by input name, of the model's dtypes. For a model that batches: shape (rows, ...), any
                 number of rows, cut into requests of the campaign's ``batch`` rows, the last one padded. For one that
-                does not (``max_batch_size: 0``): one request with the arrays as they are.
+                does not (``max_batch_size: 0``): one request with the arrays as they are; or, where an array is
+                `Ragged`, one request per event.
 
         Returns:
-            Arrays by output name, shape (rows, ...).
+            Arrays by output name, shape (rows, ...); for events see `infer_ragged`.
 
         Raises:
             InferenceError: Wrong name, shape or dtype (said before anything is sent), or nobody answered.
@@ -171,15 +137,19 @@ class Servers:
         return self.start(model, inputs).result()
 
     def start(self, model: str, inputs: Arrays) -> Pending:
-        """Like `infer`, but returns as soon as the requests are out (or waiting for room in the window)."""
-        info = self.model(model)
-        arrays = check_inputs(info, inputs)
-        pending = Pending(self, info, [Request(info, part, part.rows) for part in cut(info, arrays)])
-        for request in pending._requests:
-            self._send(request)
-        return pending
+        """Like `infer`, but returns as soon as the requests are queued; they are sent as servers have room for them.
 
-    def infer_events(self, model: str, events: Iterable[Arrays]) -> list[dict[str, np.ndarray[Any, Any]]]:
+        It blocks only while more than 64 MiB of requests wait for room.
+        """
+        codec = self._codec(model)
+        info = codec.info
+        if any(isinstance(given, Ragged) for given in inputs.values()):
+            return self._start_events(codec, inputs)
+        requests = [Request(codec, part) for part in cut(info, check_inputs(info, inputs))]
+        self._flight.submit(requests)
+        return Pending(self._flight, info, [Span(r, 0, r.part.rows) for r in requests])
+
+    def infer_events(self, model: str, events: Iterable[Arrays]) -> list[dict[str, Any]]:
         """One request per event, several in flight, answers in the order of the events.
 
         Args:
@@ -189,42 +159,81 @@ class Servers:
         pending = [self.start(model, event) for event in events]
         return [p.result() for p in pending]
 
+    def infer_ragged(self, model: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """One request per event for events that lie in one buffer; nothing is made or copied per event but its bytes.
+
+        Args:
+            model: Name of a model that does not batch (``max_batch_size: 0``).
+            inputs: By input name, of the model's dtypes: an awkward array of one entry per event, a pair
+                ``(flat, counts)`` of all events' elements and their lengths, an array of shape (events, ...), or
+                a `Ragged`.
+
+        Returns:
+            By output name: `Ragged` where the output has a variable axis, else an array of shape (events, ...).
+
+        Raises:
+            InferenceError: As `infer`.
+        """
+        info = self.model(model)
+        check_names(info, inputs)
+        return self.infer(model, {t.name: Ragged.of(inputs[t.name], t) for t in info.inputs})
+
+    def _start_events(self, codec: Codec, inputs: Arrays) -> Pending:
+        info = codec.info
+        if info.batch:
+            raise InferenceError(
+                "batches rows (max_batch_size > 0); events go to a model that does not",
+                where=f"model {info.name}",
+                permanent=True,
+            )
+        check_names(info, inputs)
+        requests = [
+            Request(codec, p) for p in ragged.parts(info, {t.name: Ragged.of(inputs[t.name], t) for t in info.inputs})
+        ]
+        self._flight.submit(requests)
+        return Pending(self._flight, info, [Span(r, 0, 1) for r in requests], events=True)
+
+    def stream(self, model: str) -> Stream:
+        """Rows that come in several arrays and are cut as if they came in one; see `Stream`."""
+        return Stream(self._flight, self._codec(model))
+
     def model(self, name: str) -> ModelInfo:
         """What is known of a model; asked once per process.
 
         Raises:
             InferenceError: The pool has no such model, or does not answer.
         """
-        if name not in self._models:
+        return self._codec(name).info
+
+    def close(self) -> None:
+        """Give up what is not answered, and close all channels."""
+        self._flight.close()
+        self._roster.close()
+
+    def _codec(self, name: str) -> Codec:
+        self._flight.check_process()
+        if name not in self._codecs:
             if self.address.batches and name not in self.address.batches:
                 raise InferenceError(
                     f"there is no model '{name}' in the pool (it has: {', '.join(sorted(self.address.batches))})",
                     permanent=True,
                     remedy="name it under servers.models",
                 )
-            self._models[name] = self._ask(name)
-        return self._models[name]
+            self._codecs[name] = Codec(self._ask(name))
+        return self._codecs[name]
 
-    def close(self) -> None:
-        """Close all channels."""
-        for link in self._links.values():
-            link.close()
-        self._links.clear()
-
-    # Finding servers.
     def _ask(self, name: str) -> ModelInfo:
         """Ask one server after the other, each once."""
         tried: set[str] = set()
         while True:
-            link = self._wait_for_link(tried)
+            with self._flight.waiting():
+                link = self._roster.wait(tried)
             try:
-                return model_info(link.client, name, self.address.batches.get(name), link.headers)
+                return self._ask_one(link, name)
             except InferenceServerException as error:
                 tried.add(link.name)
-                link.down_until = time.monotonic() + 2.0
-                self._looked = 0.0
-                self._look(time.monotonic())
-                if not permanent(error) and set(self._links) - tried:
+                self._roster.failed(link)
+                if not permanent(error) and set(self._roster.links) - tried:
                     continue
                 raise InferenceError(
                     f"cannot be asked for its metadata: {error.message()}",
@@ -232,158 +241,112 @@ class Servers:
                     permanent=permanent(error),
                 ) from error
 
-    def _look(self, now: float) -> None:
-        """See which servers there are; at most ten times a second."""
-        if now - self._looked < 0.1:
-            return
-        self._looked = now
-        if os.getpid() != self._pid:
-            raise ServerError("this handle was made in another process", remedy="call connect(address) here")
-        here = socket.gethostname()
-        for record in self.address.servers():
-            name = str(record["name"])
-            if record["state"] == "ready" and name not in self._links and name not in self._gone:
-                if record.get("host", here) != here and str(record["url"]).startswith("unix:"):
-                    continue  # another node's socket
-                self._links[name] = Link(record)
-            elif record["state"] == "stopping":
-                self._links.pop(name, None)  # what is under way may still be answered; its channel is not closed
-            elif record["state"] == "ended" and name not in self._gone:
-                self._gone[name] = str(record.get("why", ""))
-                link = self._links.pop(name, None)
-                if link:
-                    link.close()
+    def _ask_one(self, link: Link, name: str) -> ModelInfo:
+        with closing(open_client(link.record)) as client:
+            info = model_info(client, name, self.address.batches.get(name), link.headers)
+            return replace(info, tails=tuple(t for t in self.address.tails.get(name, ()) if t < info.batch))
 
-    def _wait_for_link(self, avoid: set[str]) -> Link:
-        """The server with the fewest requests out, none of ``avoid``; waits for the pool's first server.
+
+class Stream:
+    """Rows of one model given in several arrays: full batches are cut across them, and only the end is padded.
+
+    So what the model sees is a function of the rows alone, wherever one array ends and the next begins (the row ranges
+    a file is read in, say), and no request but the last one carries padding. Not for several threads at once::
+
+        stream = servers.stream("qg_tagger")
+        first, second = stream.add({"X": x1}), stream.add({"X": x2})
+        stream.end()
+        first.result(), second.result()
+
+    A model that does not batch gets one request per array.
+    """
+
+    def __init__(self, flight: Flight, codec: Codec) -> None:
+        self._flight, self._codec = flight, codec
+        self._rest: list[tuple[dict[str, Array], StreamPending]] = []
+        self._rows = 0
+        self._over = False
+
+    def add(self, inputs: Arrays) -> StreamPending:
+        """The next rows. What fills batches is sent; the answer to the others needs the next `add`, or `end`.
 
         Raises:
-            ServerError: No server is left, or none came up in time.
+            InferenceError: Wrong name, shape or dtype.
         """
-        end = time.monotonic() + self.address.start_deadline_s
-        while True:
-            now = time.monotonic()
-            self._look(now)
-            with self._free:
-                usable = [x for x in self._links.values() if x.name not in avoid]
-            if usable:
-                up = [x for x in usable if x.down_until <= now] or usable
-                least = min(x.outstanding for x in up)
-                return self._random.choice([x for x in up if x.outstanding == least])
-            records = self.address.servers()
-            # A record may have become "ready" since the look above: that, too, is worth waiting for.
-            coming = not records or any(r["state"] != "ended" for r in records)
-            if avoid or not coming or now > end:
-                raise self._nobody(coming)
-            time.sleep(0.02)
+        if self._over:
+            raise InferenceError("the stream has ended", where=f"model {self._codec.info.name}", permanent=True)
+        info = self._codec.info
+        arrays = check_inputs(info, inputs)
+        pending = StreamPending(self._flight, info, [])
+        if not info.batch:
+            requests = [Request(self._codec, part) for part in cut(info, arrays)]
+            pending._spans = [Span(r, 0, 1) for r in requests]
+            self._flight.submit(requests)
+            return pending
+        rows = len(arrays[info.inputs[0].name])
+        if rows:
+            self._rest.append((arrays, pending))
+            self._rows += rows
+            pending._missing = rows
+        self._flush(self._rows // info.batch)
+        return pending
 
-    def _nobody(self, late: bool) -> ServerError:
-        said = "; ".join(f"{name}: {why}" for name, why in sorted(self._gone.items()))
-        logs = [str(r.get("log", "")) for r in self.address.servers() if r.get("log")]
-        what = f"no server was ready within {self.address.start_deadline_s:g} s" if late else "no server is left"
-        return ServerError(
-            what + (f" ({said})" if said else ""),
-            where="pool",
-            remedy=f"see {logs[0]}" if logs else "",
-            log=_tail(logs),
-        )
+    def flush(self) -> None:
+        """Send the rows that wait, padded; more may come."""
+        self._flush(1 if self._rows else 0)
 
-    # Sending.
-    def _send(self, request: Request, avoid: set[str] | None = None) -> None:
-        link = self._claim(avoid or set())
-        assert request.part is not None
-        arrays = request.part.arrays
-        request.link, request.error, request.answer = link, None, None
-        request.done.clear()
-        request.sent += 1
-        self.requests[request.model.name] += 1
+    def end(self) -> None:
+        """No more rows: the last request is padded and sent. Asked for again, it does nothing."""
+        if not self._over:
+            self._over = True
+            self.flush()
 
-        def arrived(result: Any, error: InferenceServerException | None) -> None:
-            request.answer, request.error = result, error
-            with self._free:
-                link.outstanding -= 1
-                self._free.notify()
-            request.done.set()
+    def _flush(self, batches: int) -> None:
+        requests = [self._next_batch() for _ in range(batches)]
+        self._flight.submit(requests)
 
-        try:
-            link.client.async_infer(
-                request.model.name,
-                [as_input(t, arrays[t.name]) for t in request.model.inputs],
-                arrived,
-                outputs=[grpcclient.InferRequestedOutput(t.name) for t in request.model.outputs],
-                client_timeout=self.address.request_deadline_s,
-                headers=link.headers,
-            )
-        except (InferenceServerException, ValueError) as error:
-            arrived(
-                None, error if isinstance(error, InferenceServerException) else InferenceServerException(str(error))
-            )
-
-    def _claim(self, avoid: set[str]) -> Link:
-        end = time.monotonic() + self.address.request_deadline_s + self.address.start_deadline_s
-        while True:
-            link = self._wait_for_link(avoid)
-            with self._free:
-                if link.outstanding < self.address.window:
-                    link.outstanding += 1
-                    return link
-                self._free.wait(timeout=0.1)
-            if time.monotonic() > end:
-                raise ServerError(
-                    "no room in the window of any server", where="pool", remedy="the servers hang: see logs"
-                )
-
-    def _settle(self, request: Request) -> dict[str, np.ndarray[Any, Any]]:
-        """Wait for one request; move it on where another try can help: same server, then each other one, once."""
-        tried: list[str] = []
-        while True:
-            # A watchdog outside gRPC: a channel that was broken by a fork never calls back.
-            if not request.done.wait(self.address.request_deadline_s + 5):
-                request.error = InferenceServerException("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED")
-            assert request.link is not None
-            if request.error is None:
-                rung = "first" if not tried else "same_server" if tried[-1] == request.link.name else "other_server"
-                self.rows[rung] += request.rows
-                assert request.part is not None
-                answer = unpack(request.model, request.answer, request.part)
-                request.answer, request.part = None, None
-                return answer
-            link, error = request.link, request.error
-            if permanent(error) or (is_model_error(error) and len(set(tried)) > 1):
-                raise _failure(request.model.name, link, error)
-            tried.append(link.name)
-            self._again(request, link, error, tried)
-
-    def _again(self, request: Request, link: Link, error: InferenceServerException, tried: list[str]) -> None:
-        link.down_until = time.monotonic() + 2.0
-        self._looked = 0.0
-        self._look(time.monotonic())
-        alive = link.name in self._links
-        # Once more on the same server: its channel may have been reset. Not after a deadline: it hangs.
-        if alive and tried.count(link.name) < 2 and "DEADLINE" not in str(error.status()):
-            others = {name for name in self._links if name != link.name}
-            time.sleep(0.05)
-            self._send(request, avoid=others)
-            return
-        try:
-            self._send(request, avoid=set(tried))
-        except ServerError as nobody:
-            if self._links:
-                raise _failure(request.model.name, link, error) from nobody
-            raise
+    def _next_batch(self) -> Request:
+        """Take up to a batch of rows off the front."""
+        info, first = self._codec.info, self._codec.info.inputs[0].name
+        chunks: list[dict[str, Array]] = []
+        owners: list[tuple[StreamPending, int, int]] = []
+        filled = 0
+        while self._rest and filled < info.batch:
+            arrays, pending = self._rest[0]
+            n = min(len(arrays[first]), info.batch - filled)
+            chunks.append({name: a[:n] for name, a in arrays.items()})
+            owners.append((pending, filled, filled + n))
+            filled += n
+            if n == len(arrays[first]):
+                self._rest.pop(0)
+            else:
+                self._rest[0] = ({name: a[n:] for name, a in arrays.items()}, pending)
+        self._rows -= filled
+        request = Request(self._codec, batch_of(info, chunks))
+        for pending, start, stop in owners:
+            pending._spans.append(Span(request, start, stop))
+            pending._missing -= stop - start
+        return request
 
 
-def _tail(logs: Sequence[str], lines: int = 15) -> str:
-    for log in logs:
-        with suppress(OSError):
-            return "\n".join(Path(log).read_text(errors="replace").splitlines()[-lines:])
-    return ""
+class StreamPending(Pending):
+    """Like `Pending`; some of its rows may still wait for the rows that fill their batch up."""
 
+    def __init__(self, flight: Flight, model: ModelInfo, spans: list[Span]) -> None:
+        super().__init__(flight, model, spans)
+        self._missing = 0
 
-def _failure(model: str, link: Link, error: InferenceServerException) -> InferenceError:
-    return InferenceError(
-        f"{error.status()}: {error.message()}",
-        permanent=permanent(error) or is_model_error(error),
-        where=f"model {model} on {link.name}",
-        remedy="see the server's log",
-    )
+    @property
+    def sent(self) -> bool:
+        """Whether all of its rows have gone into requests, so that `result` can be asked for."""
+        return not self._missing
+
+    def result(self) -> dict[str, Any]:
+        """As `Pending.result`.
+
+        Raises:
+            RuntimeError: Rows wait for the next ``add`` or ``end`` of their stream.
+        """
+        if self._missing:
+            raise RuntimeError(f"{self._missing} rows wait for their stream's next add(), or for its end()")
+        return super().result()

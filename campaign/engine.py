@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -18,14 +19,19 @@ from campaign.checks import check_models, check_options
 from campaign.client import PoolAddress
 from campaign.errors import CampaignError, CampaignFailed, Interrupted, SpecError
 from campaign.frozenvalue import thaw
-from campaign.plan import Plan, Reduce, group, plan
+from campaign.ledger import Ledger
+from campaign.merge import restored
+from campaign.plan import Pass, Plan, Reduce
+from campaign.planner import plan
 from campaign.pool import ServerPool, make_kind
 from campaign.preflight import preflight
 from campaign.processes import stop_fork_server
+from campaign.profile import Profile
 from campaign.progress import Progress, to_terminal
 from campaign.protocols import Job, Provider, campaign_workers
+from campaign.receipts import Receipts
 from campaign.report import Report
-from campaign.rundir import Receipts, RunDir, write_json
+from campaign.rundir import RunDir, write_aside
 from campaign.scheduler import Scheduler, State
 from campaign.spec import Campaign, ProviderSpec
 
@@ -155,22 +161,27 @@ class _Run:
         self.campaign, self.plan, self.checked = checked.campaign, checked.plan, checked
         self.rundir, self.shown, self.stop = rundir, shown, stop
         self.report = Report(self.campaign.campaign, str(rundir.root))
+        self.profile = Profile(began=time.time())
         self.receipts = Receipts(rundir.receipts)
-        self.state, self.todo = State(), list(self.plan.tasks)
+        self.state = State(Ledger(self.plan, self.receipts))
+        self.todo: list[Pass] = []
         self.pool: ServerPool | None = None
         self.looked = 0.0
         self.told_ready = False
 
     def run(self) -> Report:
         """Do it and write the report, however it ends."""
-        start = time.monotonic()
         self.rundir.request_stop.unlink(missing_ok=True)
         try:
             self._remember()
             self._prepare()
-            with ExitStack() as stack:
-                self._start(stack).run(self._look_around)
-                self.shown.say("servers and workers: stopping" if self.pool else "workers: stopping")
+            self._passed("checked")
+            if not self._complete:
+                with ExitStack() as stack:
+                    self._start(stack).run(self._look_around)
+                    self._passed("tasks")
+                    self.shown.say("servers and workers: stopping" if self.pool else "workers: stopping")
+                self._passed("stopped")
             account.judge(self.report, self.plan, self.state)
         except SpecError:
             raise
@@ -182,41 +193,79 @@ class _Run:
         finally:
             self.receipts.close()
             self.rundir.job.unlink(missing_ok=True)
-        account.fill(self.report, self.plan, self.state, self.rundir, self.checked.kind, self.pool, len(self.todo))
-        self.report.wall_s = round(time.monotonic() - start, 3)
+        account.fill(self.report, self.plan, self.state, self.rundir, self.checked.kind, self.pool, self.tasks_to_do)
+        self.profile.workers = campaign_workers(self.campaign)
+        self.report.profile = account.profiled(self.profile, self.plan, self.state, self.pool).to_json()
+        self.report.wall_s = round(time.time() - self.profile.began, 3)
         self.report.save()
         self.shown.close()
         return self.report
 
+    def _passed(self, point: str) -> None:
+        self.profile.timeline[point] = time.time() - self.profile.began
+
     def _remember(self) -> None:
         """What earlier runs of this directory have left, as far as it is still what this plan wants."""
-        self.rundir.sweep()
-        self.receipts.read()
-        mine = {s.key for t in self.plan.tasks for s in t.steps}
-        have = self.receipts.have
-        self.state.have = {k: have[k] for k in mine if k in have and self.rundir.has(have[k])}
+        ledger = self.state.ledger
+        ledger.read(self.rundir)
+        self.rundir.sweep(ledger.packs)
         for reduce in self.plan.reduces:
-            old = self.receipts.frozen.get((reduce.stage, reduce.variation))
+            old = ledger.frozen.get((reduce.stage, reduce.variation))
             path = self.rundir.frozen(reduce.stage, reduce.variation)
             if old is not None and old.key == reduce.key and path.exists():
                 thaw(path, old.sha256)  # an altered one is refused now, not when half the work is done
                 self.state.frozen[reduce.stage, reduce.variation] = (str(path), old.sha256)
-        self.todo = list(group((s for t in self.plan.tasks for s in t.steps), self.state.have))
+        for output in self.plan.outputs:
+            line = output.line
+            at, receipt = ledger.merged.get(output.name, (0, None))
+            # A partial that was made anew after the merge has its receipt behind it.
+            if receipt is None or line is None or not ledger.whole(line) or ledger.newest(line) > at:
+                continue
+            merged = restored(self.rundir, output, receipt)
+            if merged is not None:
+                self.state.merged[output.name] = merged
+        self.todo = self.plan.todo(ledger.missing())
+
+    @property
+    def tasks_to_do(self) -> int:
+        """Number of tasks that were to be done when the run began."""
+        return sum(len(some.places) for some in self.todo)
+
+    @property
+    def _complete(self) -> bool:
+        """Whether everything is there already."""
+        return (
+            not self.todo
+            and all(o.name in self.state.merged for o in self.plan.outputs)
+            and all((r.stage, r.variation) in self.state.frozen for r in self.plan.reduces)
+        )
 
     def _prepare(self) -> None:
-        reader = registry.get(registry.STAGES, "read")
-        self.job = Job(
-            self.plan.code,
-            f"{reader.__module__}:{reader.__qualname__}",
-            None,
-            self.campaign.read_rows,
-            self.campaign.task_deadline_s,
-        )
+        self.job = Job(self.plan.code, self.plan.readers, None, self.campaign.read_rows, self.campaign.task_deadline_s)
         if self.todo:
             preflight(self.plan, self.todo, work.save_job(self.job, self.rundir.job))
-        total = Counter(s.stage for t in self.plan.tasks for s in t.steps if s.emit)
-        files = {name: [f.url for f in found] for name, found in self.plan.files.items()}
-        write_json(self.rundir.root / "plan.json", {"plan": self.plan.digest, "partials": dict(total), "files": files})
+        self._write_plan()
+
+    def _write_plan(self) -> None:
+        """``plan.json``, file by file: there may be 100,000."""
+        total: Counter[str] = Counter()
+        for line in self.plan.lines:
+            total[line.stage] += len(line.keys) if line.emit else 0
+        head = json.dumps({"plan": self.plan.digest, "partials": dict(+total)}, indent=1)
+        head = head.removesuffix("\n}") + ',\n "files": {'
+        path = self.rundir.root / "plan.json"
+        if path.exists():
+            with path.open() as old:
+                if old.read(len(head)) == head:
+                    return  # the digest says that it is the same plan
+        with write_aside(path, "w") as stream:
+            stream.write(head)
+            for i, (name, files) in enumerate(self.plan.files.items()):
+                stream.write(f"{',' if i else ''}\n  {json.dumps(name)}: [")
+                for j, url in enumerate(files.urls()):
+                    stream.write(f"{',' if j else ''}\n   {json.dumps(url)}")
+                stream.write("\n  ]")
+            stream.write("\n }\n}\n")
 
     def _start(self, stack: ExitStack) -> Scheduler:
         waiting = [r for r in self.plan.reduces if (r.stage, r.variation) not in self.state.frozen]
@@ -236,7 +285,7 @@ class _Run:
             code = self.plan.code[stage]
             return code.uses_servers or isinstance(code.options.get("model"), str)
 
-        stages = {s.stage for t in self.todo for s in t.steps} | {r.stage for r in waiting}
+        stages = {line.stage for some in self.todo for line in some.shape.lines} | {r.stage for r in waiting}
         return self.campaign.servers is not None and any(map(infers, stages))
 
     def _start_pool(self, stack: ExitStack, provider: Provider) -> PoolAddress:
@@ -246,12 +295,16 @@ class _Run:
             spec, provider=provider, folder=self.rundir.servers, base=self.campaign.base, say=self.shown.say
         )
         stack.enter_context(self.pool)
+        self._passed("pool")
         if self.pool.kind.managed:
             self.shown.say(f"servers   starting {spec.count} of kind {spec.kind}")
         return self.pool.address
 
     def _expect(self, waiting: list[Reduce]) -> None:
-        per_stage = Counter(s.stage for t in self.todo for s in t.steps) + Counter(r.stage for r in waiting)
+        per_stage = Counter(r.stage for r in waiting)
+        for some in self.todo:
+            for line in some.shape.lines:
+                per_stage[line.stage] += len(some.places)
         for stage in self.campaign.stages:
             self.shown.expect(stage, per_stage[stage])
 

@@ -6,27 +6,28 @@ The bins are hist's own, the sums of weights and of squared weights are :class:`
 from __future__ import annotations
 
 import copy
-import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import hist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from campaign.axes import CATEGORIES, Axis, Header, describe, difference, limits, rebuilt, without_label
+from campaign.axes import Axis, Header, describe, difference
+from campaign.binning import Known, Layout, array_of, layout
 from campaign.errors import AxesMismatch, OutputError
-from campaign.exact import BLOCK, ExactSum, add_block_and_squares
+from campaign.exact import BLOCK, ExactSum, Target, add_block
+from campaign.slices import scratch
 
-__all__ = ["Bins", "Histogram"]
+__all__ = ["Bins", "Histogram", "fill_together"]
 
-_FEW_EDGES = 64  # up to here one comparison per edge beats a binary search
 _SPARSE = 8  # this many times fewer entries than bins: no array of all bins is worth making
 _FORMAT = 1
+_QUIET = np.errstate(over="ignore", under="ignore", invalid="ignore")  # 1e300 and NaN have their bins and sums
 _SUMS, _ARRAYS = ("sumw", "sumw2"), ("limbs", "first", "nonfinite")  # a state's arrays are named sumw.limbs and so on
 
 
@@ -62,11 +63,17 @@ class Histogram:
         names = [axis.name for axis in axes if getattr(axis, "name", "")]
         if not axes or len(set(names)) < len(names):
             raise OutputError(f"a histogram has one axis or more, each with its own name; these are {names}")
-        self._start(_layout(json.dumps([describe(number, axis) for number, axis in enumerate(axes)])), name)
+        self._start(layout(json.dumps([describe(number, axis) for number, axis in enumerate(axes)])), name)
 
-    def _start(self, layout: _Layout, name: str) -> None:
+    def _start(self, layout: Layout, name: str) -> None:
         self._layout, self.name = layout, name
         self._sumw, self._sumw2 = ExactSum(layout.size), ExactSum(layout.size)
+
+    def empty(self) -> Histogram:
+        """A histogram with the same axes and name, and nothing in it."""
+        new = Histogram.__new__(Histogram)
+        new._start(self._layout, self.name)
+        return new
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -78,6 +85,7 @@ class Histogram:
         """How many weights were ``nan``, ``posinf`` or ``neginf``."""
         return {kind: int(counts.sum()) for kind, counts in self._sumw.nonfinite.items()}
 
+    @_QUIET
     def fill(self, *values: ArrayLike, weight: ArrayLike | None = None, **by_name: ArrayLike) -> Histogram:
         """Adds entries, called exactly as ``hist.Hist.fill``.
 
@@ -95,18 +103,61 @@ class Histogram:
         Raises:
             OutputError: Shapes or types do not fit; nothing was filled.
         """
-        columns, entries = self._layout.columns(values, by_name)
+        columns, entries = self._columns(values, by_name)
         weights = _weights(weight, entries)
         for start, flat, kept in self._layout.blocks(columns, entries):
-            part = weights[start : start + BLOCK] if weights.ndim else weights
-            self._add_block(flat, part if kept is None or not part.ndim else part[kept])
+            self._add_block(flat, _part(weights, start, kept))
         return self
 
+    @_QUIET
+    def fill_each(
+        self, along: str, weights: Mapping[Any, ArrayLike | None], *values: ArrayLike, **by_name: ArrayLike
+    ) -> Histogram:
+        """Adds the same entries once per category of one axis, each time with the weight of that category.
+
+        Equal to one :meth:`fill` per category; where the entries lie on the other axes is found out once.
+
+        Args:
+            along: Name of a category axis.
+            weights: By category: one weight per entry, or one for all; None counts entries.
+            *values: One flat array or scalar per axis, that axis left out.
+            **by_name: Values by the names of the axes not given by position.
+
+        Returns:
+            This histogram.
+
+        Raises:
+            OutputError: Shapes, types or categories do not fit; nothing was filled.
+        """
+        if not weights:
+            return self
+        first, *_ = wanted = list(weights)
+        number, distances = self._layout.categories(along, wanted)
+        if number <= len(values):
+            values = (*values[:number], first, *values[number:])
+        else:
+            by_name = {**by_name, along: first}
+        columns, entries = self._columns(values, by_name)
+        arrays = [_weights(weight, entries) for weight in weights.values()]
+        for start, flat, kept in self._layout.blocks(columns, entries):
+            for distance, each in zip(distances, arrays, strict=True):
+                moved = np.add(flat, distance, out=scratch.moved[: len(flat)])
+                self._add_block(moved, _part(each, start, kept))
+        return self
+
+    @_QUIET
     def index(self, *values: ArrayLike, **by_name: ArrayLike) -> Bins:
         """The bins of entries, to be filled with several weights by :meth:`fill_at`."""
-        columns, entries = self._layout.columns(values, by_name)
-        return _joined(self._layout.blocks(columns, entries), entries)
+        columns, entries = self._columns(values, by_name)
+        flat = np.empty(entries, np.intp)
+        parts, masks = [], []
+        for _, part, kept in self._layout.blocks(columns, entries, into=flat):
+            if kept is not None:
+                parts.append(part)
+                masks.append(kept)
+        return Bins(np.concatenate(parts), np.concatenate(masks), entries) if masks else Bins(flat, None, entries)
 
+    @_QUIET
     def fill_at(self, bins: Bins, weight: ArrayLike | None = None) -> Histogram:
         """Adds entries whose bins are known: by this histogram, or by one with the same axes.
 
@@ -127,13 +178,17 @@ class Histogram:
             self._add_block(bins.flat[block], weights[block] if weights.ndim else weights)
         return self
 
+    def _columns(self, values: Sequence[Any], by_name: Mapping[str, Any]) -> tuple[list[NDArray[Any]], int]:
+        columns, entries = self._layout.columns(values, by_name)
+        return columns, 1 if entries is None else entries
+
     def _add_block(self, flat: NDArray[np.intp], weights: NDArray[np.float64]) -> None:
         if weights.ndim == 0 and len(flat) * _SPARSE >= self._layout.size:
             counts, weight = np.bincount(flat, minlength=self._layout.size), float(weights)
             self._sumw.add_counts(counts, weight)
             self._sumw2.add_counts(counts, weight * weight)
         else:
-            add_block_and_squares(self._sumw, self._sumw2, flat, np.broadcast_to(weights, flat.shape))
+            add_block([(self._sumw, self._sumw2, flat)], weights if weights.ndim else np.full(flat.shape, weights))
 
     def __iadd__(self, other: Histogram) -> Histogram:
         """Merges; axes must be the same to the bit, names included; labels are presentation and may differ."""
@@ -205,7 +260,7 @@ class Histogram:
         if missing:
             raise OutputError(f"the state of a histogram lacks {sorted(missing)}", where=header["name"])
         new = cls.__new__(cls)
-        new._start(_layout(json.dumps(header["axes"])), header["name"])
+        new._start(layout(json.dumps(header["axes"])), header["name"])
         new._sumw, new._sumw2 = (
             ExactSum.from_state({key: arrays[f"{kind}.{key}"] for key in _ARRAYS}) for kind in _SUMS
         )
@@ -229,6 +284,61 @@ class Histogram:
         return f"Histogram({', '.join(map(repr, self._layout.axes))}, name={self.name!r})"
 
 
+@_QUIET
+def fill_together(
+    histograms: Iterable[Histogram], columns: Mapping[str, ArrayLike], weight: ArrayLike | None = None
+) -> None:
+    """Adds the same entries with the same weight to several histograms.
+
+    Equal to one :meth:`Histogram.fill` per histogram; where entries lie on axes that the histograms begin with alike
+    is found out once, and the weight is cut into exact parts once.
+
+    Args:
+        histograms: Each takes the columns that its axes are named after.
+        columns: By name of axis: one flat array or scalar; columns without an axis are left alone.
+        weight: One per entry, or one for all; None counts entries.
+
+    Raises:
+        OutputError: Columns lack, or shapes or types do not fit; nothing was filled.
+    """
+    ready: dict[str, NDArray[Any]] = {}
+    taken = []
+    for histogram in histograms:
+        names = [axis.name for axis in histogram._layout.axes]
+        chosen = {name: columns[name] for name in names if name in columns}
+        taken.append((histogram, *histogram._layout.columns((), chosen, ready)))
+    if not taken:
+        return
+    lengths = {entries for *_, entries in taken if entries is not None}
+    if len(lengths) > 1:
+        raise OutputError(f"the columns of these histograms differ in length: {sorted(lengths)}")
+    entries = lengths.pop() if lengths else 1
+    weights, flats = _weights(weight, entries), np.empty((len(taken), min(entries, BLOCK)), np.intp)
+    for start in range(0, entries, BLOCK):
+        known: Known = {}
+        # Entries without a bin are dropped before the weights are cut: histograms that drop the same ones share cuts.
+        alike: dict[int, tuple[NDArray[np.float64], list[Target]]] = {}
+        for (histogram, parts, _), out in zip(taken, flats[:, : entries - start], strict=True):
+            mask = histogram._layout.block(parts, start, out, known)
+            kept = None if mask is None else np.broadcast_to(mask, out.shape)
+            flat = out if kept is None else out[kept]
+            if weights.ndim == 0:
+                histogram._add_block(flat, weights)
+            else:
+                _, targets = alike.setdefault(id(mask), (_part(weights, start, kept), []))
+                targets.append((histogram._sumw, histogram._sumw2, flat))
+        for part, targets in alike.values():
+            add_block(targets, part)
+
+
+def _part(weights: NDArray[np.float64], start: int, kept: NDArray[np.bool_] | None) -> NDArray[np.float64]:
+    """The weights of a block's entries that have a bin."""
+    if weights.ndim == 0:
+        return weights
+    part = weights[start : start + BLOCK]
+    return part if kept is None else part[kept]
+
+
 def _add_values(total: ExactSum, index: NDArray[np.intp], values: NDArray[Any]) -> None:
     """Enters one number per bin; integers past 2**53 in two exact halves."""
     flat = values.reshape(-1)
@@ -239,188 +349,12 @@ def _add_values(total: ExactSum, index: NDArray[np.intp], values: NDArray[Any]) 
     total.add(index, flat.astype(np.float64))
 
 
-# Values and weights ---------------------------------------------------------------------------------------------------
-
-
-def _array(what: str, value: Any) -> NDArray[Any]:
-    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
-        raise OutputError(f"{what} has masked entries: select or fill them first")
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise OutputError(f"{what} is not a flat array (jagged, or with missing entries): flatten it first") from error
-    if array.ndim > 1:
-        raise OutputError(f"{what} has shape {array.shape}: flatten it first")
-    return array
-
-
 def _weights(weight: ArrayLike | None, entries: int) -> NDArray[np.float64]:
     if weight is None:
         return np.ones(())
-    array = _array("weight", weight)
+    array = array_of("weight", weight)
     if array.dtype.kind not in "biuf" and array.size:
         raise OutputError(f"weight is {array.dtype}, not numbers")
     if array.shape not in ((), (entries,)):
         raise OutputError(f"weight of shape {array.shape} does not fit values of shape {(entries,)}")
     return array.astype(np.float64, copy=False)
-
-
-def _joined(blocks: Iterator[tuple[int, NDArray[np.intp], NDArray[np.bool_] | None]], entries: int) -> Bins:
-    parts = list(blocks)
-    flats = [flat for _, flat, _ in parts] or [np.zeros(0, np.intp)]
-    masks = [kept for _, _, kept in parts if kept is not None]
-    return Bins(np.concatenate(flats), np.concatenate(masks) if masks else None, entries)
-
-
-# Bins: from values to hist's own index, -1 for underflow, size for overflow -------------------------------------------
-
-Binner: TypeAlias = Callable[[NDArray[Any]], NDArray[np.signedinteger[Any]]]
-
-
-def _binner(axis: Axis, fields: Header) -> Binner:
-    """The index of values on one axis, bit for bit hist's; ``axis.index`` is right for all but unknown categories."""
-    kind, plain = fields["type"], not fields["circular"] and fields["overflow"]
-    if kind in ("StrCategory", "IntCategory"):
-        return functools.partial(_category_index, list(axis))
-    if kind == "Variable" and plain and len(axis.edges) <= _FEW_EDGES:
-        return functools.partial(_edge_index, [float(edge) for edge in axis.edges])
-    if kind == "Regular" and plain and fields["transform"] == "None":
-        return functools.partial(_regular_index, *limits(fields), fields["bins"])
-    index: Binner = axis.index
-    return index
-
-
-def _category_index(categories: list[Any], values: NDArray[Any]) -> NDArray[np.signedinteger[Any]]:
-    count = len(categories)
-    index = np.full(values.shape, count, np.int8 if count < 128 else np.int32)
-    for number, category in enumerate(categories):
-        # Arithmetic, because a masked store takes six times longer.
-        index -= (values == category).view(np.int8) * index.dtype.type(count - number)
-    return index
-
-
-def _edge_index(edges: list[float], values: NDArray[np.float64]) -> NDArray[np.int8]:
-    # Counting edges above the value, not below it, sends NaN to the overflow bin as hist does.
-    index = np.full(values.shape, len(edges) - 1, np.int8)
-    for edge in edges:
-        index -= (values < edge).view(np.int8)
-    return index
-
-
-def _regular_index(start: float, stop: float, bins: int, values: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Boost's own steps in its own order; for z < 1 the product z * bins never rounds up to bins."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        z = values - start
-        z /= stop - start
-        z *= bins
-    np.clip(z, -1, bins, out=z)
-    np.floor(z, out=z)
-    if np.isnan(z.max(initial=0)):
-        z[np.isnan(z)] = bins
-    return z.astype(np.int32)
-
-
-def _prepared(axis: Axis, what: str, array: NDArray[Any]) -> NDArray[Any]:
-    """The values as the type the axis takes: float64, int32 or str."""
-    kind = array.dtype.kind if array.size else "empty"
-    if isinstance(axis, hist.axis.StrCategory):
-        return _strings(what, array, kind)
-    if isinstance(axis, hist.axis.Regular | hist.axis.Variable):
-        if kind not in ("b", "i", "u", "f", "empty"):
-            raise OutputError(f"{what} takes numbers, got {array.dtype}")
-        return array.astype(np.float64, copy=False)
-    if kind not in ("b", "i", "u", "empty"):
-        raise OutputError(f"{what} takes integers, got {array.dtype}")
-    if array.size and not (array.min() >= -(2**31) and array.max() < 2**31):
-        raise OutputError(f"{what} takes integers of 32 bits, got {array.min()} to {array.max()}")
-    return array.astype(np.int32, copy=False)
-
-
-def _strings(what: str, array: NDArray[Any], kind: str) -> NDArray[Any]:
-    if kind == "S":
-        return np.char.decode(array, "utf-8")
-    if kind in "UT" or kind == "empty" or (kind == "O" and all(isinstance(text, str) for text in array.flat)):
-        return array.astype(np.str_, copy=False)
-    raise OutputError(f"{what} takes strings, got {array.dtype}")
-
-
-class _Layout:
-    """The axes of a histogram and how values find their bins; shared by all histograms with the same axes.
-
-    Args:
-        described: JSON text of the axes' descriptions.
-    """
-
-    def __init__(self, described: str) -> None:
-        self._described = described
-        self.axes = [rebuilt(fields) for fields in self.header()]
-        self.key = json.dumps([without_label(fields) for fields in self.header()], sort_keys=True)
-        self.extents = [axis.extent for axis in self.axes]
-        self.size = math.prod(self.extents)
-        self._binners = [_binner(axis, fields) for axis, fields in zip(self.axes, self.header(), strict=True)]
-        self._drops = [_drops(axis) for axis in self.axes]
-        self._first = 0  # the flat number of the bin whose index is 0 on every axis
-        for axis, extent in zip(self.axes, self.extents, strict=True):
-            self._first = self._first * extent + axis.traits.underflow
-        self._names = [f"axis {number} ({axis.name!r})" for number, axis in enumerate(self.axes)]
-
-    def header(self) -> list[Header]:
-        axes: list[Header] = json.loads(self._described)
-        return axes
-
-    def columns(self, values: Sequence[Any], by_name: Mapping[str, Any]) -> tuple[list[NDArray[Any]], int]:
-        """One checked array per axis (one entry: the same for all) and the number of entries."""
-        wanted = [axis.name for axis in self.axes]
-        named = wanted[len(values) :]
-        if len(values) > len(wanted) or set(named) != set(by_name) or len(named) != len(by_name):
-            raise OutputError(
-                f"got {len(values)} values by position and {sorted(by_name)} by name; the axes are {wanted}"
-            )
-        arrays = [
-            _array(name, value)
-            for name, value in zip(self._names, [*values, *(by_name[name] for name in named)], strict=True)
-        ]
-        shapes = {name: array.shape for name, array in zip(self._names, arrays, strict=True)}
-        lengths = {array.size for array in arrays if array.ndim} or {1}
-        if len(lengths) > 1:
-            raise OutputError(f"values of different shapes: {shapes}")
-        prepared = [_prepared(*each) for each in zip(self.axes, self._names, arrays, strict=True)]
-        return [np.atleast_1d(array) for array in prepared], lengths.pop()
-
-    def blocks(
-        self, columns: list[NDArray[Any]], entries: int
-    ) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.bool_] | None]]:
-        """Start, bins and, where an axis without flow drops entries, the mask of those kept, block by block."""
-        for start in range(0, entries, BLOCK):
-            length = min(BLOCK, entries - start)
-            parts = [column if len(column) == 1 else column[start : start + length] for column in columns]
-            flat, kept = self._block(parts)
-            if len(flat) != length:
-                flat = np.broadcast_to(flat, (length,))
-            if kept is not None:
-                kept = np.broadcast_to(kept, (length,))
-                flat = flat[kept]
-            yield start, flat, kept
-
-    def _block(self, parts: list[NDArray[Any]]) -> tuple[NDArray[np.intp], NDArray[np.bool_] | None]:
-        flat, kept = np.zeros(1, np.int32 if self.size < 2**31 else np.intp), None
-        steps = zip(self.axes, self._binners, self.extents, self._drops, parts, strict=True)
-        for axis, binner, extent, drops, part in steps:
-            index = binner(part)
-            if drops:
-                inside = (index >= -int(axis.traits.underflow)) & (index < axis.size + int(axis.traits.overflow))
-                kept = inside if kept is None else kept & inside
-            flat = flat * extent + index
-        return np.add(flat, self._first, dtype=np.intp), kept
-
-
-def _drops(axis: Axis) -> bool:
-    """Whether entries may have no bin."""
-    if isinstance(axis, CATEGORIES) or axis.traits.circular:
-        return not axis.traits.overflow
-    return not (axis.traits.underflow and axis.traits.overflow)
-
-
-@functools.lru_cache(maxsize=256)
-def _layout(described: str) -> _Layout:
-    return _Layout(described)

@@ -1,8 +1,8 @@
-"""The KServe v2 side of a call: what a model takes and gives, canonical requests, errors told apart by evidence."""
+"""The KServe v2 side of a call: what a model takes and gives, what is sent held against it, errors told by evidence."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,14 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 from campaign.errors import InferenceError
 
 Arrays = Mapping[str, Any]
+
+CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),  # each channel connections of its own
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
 
 
 @dataclass(frozen=True)
@@ -25,8 +33,11 @@ class Tensor:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The numpy type."""
-        dtype: np.dtype[Any] = np.dtype(triton_to_np_dtype(self.datatype))
+        """The numpy type (float32 for BF16, object for BYTES)."""
+        known = triton_to_np_dtype(self.datatype)
+        if known is None:
+            raise InferenceError(f"the datatype {self.datatype} of {self.name} has no numpy type", permanent=True)
+        dtype: np.dtype[Any] = np.dtype(known)
         return dtype
 
 
@@ -36,6 +47,7 @@ class ModelInfo:
 
     Attributes:
         batch: Rows of one request, 0 for a model that does not batch.
+        tails: Sizes that the last request may have instead, ascending.
         max_batch: The model's ``max_batch_size``.
         dynamic: Whether the server may mix requests of several callers into one execution.
     """
@@ -46,6 +58,7 @@ class ModelInfo:
     batch: int
     max_batch: int
     dynamic: bool
+    tails: tuple[int, ...] = ()
 
 
 def open_client(record: Mapping[str, Any]) -> grpcclient.InferenceServerClient:
@@ -57,14 +70,7 @@ def open_client(record: Mapping[str, Any]) -> grpcclient.InferenceServerClient:
         root_certificates=tls.get("ca"),
         private_key=tls.get("key"),
         certificate_chain=tls.get("cert"),
-        # Each client a channel of its own: tritonclient otherwise hands the same one to several.
-        channel_args=[
-            ("grpc.max_send_message_length", -1),
-            ("grpc.max_receive_message_length", -1),
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1000),
-        ],
+        channel_args=CHANNEL_OPTIONS,
     )
 
 
@@ -85,19 +91,29 @@ def model_info(
     )
 
 
-def check_inputs(info: ModelInfo, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-    """Hold arrays against the model's metadata.
+def check_names(info: ModelInfo, inputs: Arrays) -> None:
+    """Every input is given, and nothing else.
 
     Raises:
-        InferenceError: A name, a dtype or a shape is not the model's; says which and what it should be.
+        InferenceError: Says what the model takes and what was given.
     """
-    known = {t.name: t for t in info.inputs}
+    known = [t.name for t in info.inputs]
     if set(inputs) != set(known):
         raise InferenceError(
             f"takes the inputs {', '.join(known)}; given: {', '.join(inputs)}",
             where=f"model {info.name}",
             permanent=True,
         )
+
+
+def check_inputs(info: ModelInfo, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+    """Hold arrays against the model's metadata.
+
+    Raises:
+        InferenceError: A name, a dtype or a shape is not the model's; says which and what it should be.
+    """
+    check_names(info, inputs)
+    known = {t.name: t for t in info.inputs}
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     for name, tensor in known.items():
         array = np.asarray(inputs[name])
@@ -123,51 +139,6 @@ def check_inputs(info: ModelInfo, inputs: Arrays) -> dict[str, np.ndarray[Any, A
         if len(set(lengths.values())) > 1:
             raise InferenceError(f"inputs differ in rows: {lengths}", where=f"model {info.name}", permanent=True)
     return arrays
-
-
-@dataclass(frozen=True)
-class Part:
-    """One request's worth of rows.
-
-    Attributes:
-        arrays: Contiguous arrays by input name, padded.
-        rows: Rows that were asked for; the others are padding.
-        pad: How many those are.
-    """
-
-    arrays: dict[str, np.ndarray[Any, Any]]
-    rows: int
-    pad: int
-
-
-def cut(info: ModelInfo, arrays: dict[str, np.ndarray[Any, Any]]) -> Iterator[Part]:
-    """Requests of ``info.batch`` rows each; the last one is filled up by repeating its last row."""
-    if not info.batch:
-        yield Part(arrays, 1, 0)
-        return
-    total = len(next(iter(arrays.values())))
-    for start in range(0, total, info.batch):
-        part = {name: array[start : start + info.batch] for name, array in arrays.items()}
-        rows = min(info.batch, total - start)
-        pad = info.batch - rows
-        if pad:
-            part = {n: np.concatenate([a, np.repeat(a[-1:], pad, axis=0)]) for n, a in part.items()}
-        yield Part(part, rows, pad)
-
-
-def unpack(info: ModelInfo, answer: Any, part: Part) -> dict[str, np.ndarray[Any, Any]]:
-    """The answer's arrays without the padding.
-
-    Raises:
-        InferenceError: An output is missing.
-    """
-    found: dict[str, np.ndarray[Any, Any]] = {}
-    for tensor in info.outputs:
-        array = answer.as_numpy(tensor.name)
-        if array is None:
-            raise InferenceError(f"gave no output {tensor.name}", where=f"model {info.name}", permanent=True)
-        found[tensor.name] = array[: part.rows] if part.pad else array
-    return found
 
 
 def as_input(tensor: Tensor, array: np.ndarray[Any, Any]) -> grpcclient.InferInput:

@@ -1,7 +1,9 @@
-"""Partials, in plan order, become one output. A gap is an error, and so is a partial that its receipt does not name."""
+"""Partials become one output, directly or as a tree. A gap is an error, and so is what its receipt does not name."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,9 +15,11 @@ from campaign import outputs
 from campaign.errors import OutputError, PartialError
 from campaign.histogram import Histogram
 from campaign.outputs import COLUMNS, COUNTS, HISTOGRAMS, ColumnsReader, CountsPartial, HistogramsPartial
+from campaign.pack import AGAIN, PackReader
 from campaign.plan import Output
+from campaign.receipts import MERGED, Receipt
 from campaign.rootfile import write_root
-from campaign.rundir import Receipt, RunDir, write_json
+from campaign.rundir import RunDir, canonical_json, digest, file_digest, write_aside, write_json
 
 
 @dataclass(frozen=True)
@@ -75,37 +79,219 @@ def merge(rundir: RunDir, output: Output, receipts: Mapping[str, Receipt]) -> Me
     """
     got: list[Receipt] = []
     for key, file in zip(output.keys, output.files, strict=True):
-        if key not in receipts or not rundir.has(receipts[key]):
+        if key not in receipts:
             raise PartialError(
                 "no partial of it", where=f"{output.name}: {file}", remedy="run again: what is missing is done"
             )
         got.append(receipts[key])
+    return merge_whole(rundir, Target(output.stage, output.dataset, output.variation), 0, got)
+
+
+def merge_whole(rundir: RunDir, target: Target, first: int, got: Sequence[Receipt]) -> Merged:
+    """Merge all files of an output; raises as `merge`."""
+    shutil.rmtree(target.aside(rundir), ignore_errors=True)
+    return _finish(rundir, target, _fold(rundir, target, first, got), len(got))
+
+
+@dataclass(frozen=True)
+class Target:
+    """The output that partials are merged into."""
+
+    stage: str
+    dataset: str
+    variation: str
+
+    @property
+    def name(self) -> str:
+        """``stage/dataset/variation``."""
+        return f"{self.stage}/{self.dataset}/{self.variation}"
+
+    def path(self, rundir: RunDir, kind: str) -> Path:
+        """Where it will lie."""
+        return rundir.output(self.stage, self.dataset, self.variation, kind)
+
+    def aside(self, rundir: RunDir) -> Path:
+        """Where columns are gathered until all are there."""
+        path = self.path(rundir, COLUMNS)
+        return path.with_name(f".{path.name}.making")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """What some consecutive files of an output give together.
+
+    Attributes:
+        first, count: Which files.
+        kind: Of the partials.
+        name: Its file among the run's leaves.
+        sha256: Of that file.
+        notes: Of the partials.
+    """
+
+    first: int
+    count: int
+    kind: str
+    name: str
+    sha256: str
+    notes: tuple[str, ...]
+
+
+def merge_leaf(rundir: RunDir, target: Target, first: int, got: Sequence[Receipt]) -> Leaf:
+    """Merge some consecutive files of an output; raises as `merge`."""
+    total = _fold(rundir, target, first, got)
+    notes, content = _once(total.notes), total.content()
+    sha256 = hashlib.sha256(content).hexdigest()
+    name = f"{hashlib.sha256(target.name.encode()).hexdigest()[:16]}-{first}"
+    with write_aside(rundir.leaf(name)) as stream:
+        stream.write(content)
+    return Leaf(first, len(got), total.kind, name, sha256, notes)
+
+
+def merge_leaves(rundir: RunDir, target: Target, leaves: Sequence[Leaf]) -> Merged:
+    """Merge what `merge_leaf` has left; sums are exact, so the grouping does not show. Raises as `merge`."""
+    kinds = {leaf.kind for leaf in leaves}
+    if len(kinds) != 1:
+        raise _kinds(target, kinds)
+    kind = kinds.pop()
+    total = _TOTALS[kind]()
+    for leaf in leaves:
+        path = rundir.leaf(leaf.name)
+        content = path.read_bytes() if path.exists() else b""
+        if hashlib.sha256(content).hexdigest() != leaf.sha256:
+            raise PartialError("is not what was written", where=str(path), remedy="run again: it is made anew")
+        try:
+            total.take(content, str(path))
+        except OutputError as error:
+            error.where = f"{target.name}: files {leaf.first} to {leaf.first + leaf.count - 1}, {error.where}"
+            raise
+        total.notes += leaf.notes
+    made = _finish(rundir, target, total, sum(leaf.count for leaf in leaves))
+    for leaf in leaves:
+        rundir.leaf(leaf.name).unlink(missing_ok=True)
+    return made
+
+
+def spoilt(rundir: RunDir, got: Sequence[Receipt]) -> list[int]:
+    """Which partials are not what their receipts say."""
+    found = []
+    with PackReader(rundir) as packs:
+        for i, receipt in enumerate(got):
+            try:
+                _content(rundir, packs, receipt)
+            except PartialError:
+                found.append(i)
+    return found
+
+
+class _Histograms(HistogramsPartial):
+    def take(self, content: bytes, where: str) -> None:
+        self.add(outputs.unpack_histograms(content, where))
+
+    def save(self, path: Path, _count: int) -> str:
+        outputs.write_histograms(self.total, path)
+        return outputs.contents_digest((name, h.sha256()) for name, h in sorted(self.total.items()))
+
+
+class _Counts(CountsPartial):
+    def take(self, content: bytes, where: str) -> None:
+        self.merge(outputs.unpack_counts(content, where))
+
+    def save(self, path: Path, _count: int) -> str:
+        write_json(path, self.rounded())
+        return self.write(path.with_suffix(".exact.json"))
+
+
+class _Columns:
+    """Names of files that are linked already, and digests of their contents."""
+
+    kind = COLUMNS
+
+    def __init__(self) -> None:
+        self.digests: list[str] = []
+        self.notes: list[str] = []
+
+    def take(self, content: bytes, _where: str) -> None:
+        self.digests += content.decode().split()
+
+    def content(self) -> bytes:
+        return " ".join(self.digests).encode()
+
+    def save(self, path: Path, count: int) -> str:
+        aside = path.with_name(f".{path.name}.making")
+        expected = {_numbered(i) for i in range(count)}
+        for entry in aside.iterdir():
+            if entry.name not in expected:  # a driver that was killed had more files
+                entry.unlink()
+        if path.exists():
+            shutil.rmtree(path)
+        aside.replace(path)
+        return outputs.contents_digest((str(i), sha256) for i, sha256 in enumerate(self.digests))
+
+
+_Total = _Histograms | _Counts | _Columns
+_TOTALS: dict[str, type[_Histograms] | type[_Counts] | type[_Columns]] = {
+    HISTOGRAMS: _Histograms, COUNTS: _Counts, COLUMNS: _Columns,
+}  # fmt: skip
+
+
+def _fold(rundir: RunDir, target: Target, first: int, got: Sequence[Receipt]) -> _Total:
     kinds = {r.kind for r in got}
     if len(kinds) != 1:
-        raise OutputError(f"files give different kinds: {', '.join(sorted(kinds))}", where=output.name)
-    kind = kinds.pop()
-    path = rundir.output(output.stage, output.dataset, output.variation, kind)
-    notes = tuple(dict.fromkeys(note for r in got for note in r.notes))
-    if kind == COLUMNS:
-        return Merged(output.name, kind, path, _link(rundir, got, path), None, notes)
-    if kind == COUNTS:
-        return Merged(output.name, kind, path, _counts(rundir, got, path), None, notes)
-    return _histograms(rundir, output, got, path, notes)
+        raise _kinds(target, kinds)
+    total = _TOTALS[kinds.pop()]()
+    if isinstance(total, _Columns):
+        target.aside(rundir).mkdir(parents=True, exist_ok=True)
+    with PackReader(rundir) as packs:
+        for i, receipt in enumerate(got, first):
+            where = f"{target.name}: {receipt.file}"
+            try:
+                content = _content(rundir, packs, receipt)
+                total.take(content, where)
+            except PartialError as error:
+                error.where = f"{where}: {error.where}"
+                raise
+            except OutputError as error:
+                error.where = f"{where} and the files before it, {error.where}"
+                raise
+            if isinstance(total, _Columns):
+                _link(rundir.columns(receipt.key), target.aside(rundir) / _numbered(i))
+            total.notes += receipt.notes
+    return total
 
 
-def _histograms(rundir: RunDir, output: Output, got: Sequence[Receipt], path: Path, notes: tuple[str, ...]) -> Merged:
-    total = HistogramsPartial()
-    for receipt in got:
-        part = outputs.read_histograms(rundir.partial(receipt.key, receipt.kind))
-        _same(rundir, receipt, outputs.histograms_digest(part))
-        try:
-            total.add(part)
-        except OutputError as error:
-            error.where = f"{output.name}: {receipt.file} and the files before it, {error.where}"
-            raise
-    outputs.write_histograms(total.total, path)
-    sha256 = outputs.contents_digest((name, h.sha256()) for name, h in sorted(total.total.items()))
-    return Merged(output.name, HISTOGRAMS, path, sha256, None, notes)
+def _content(rundir: RunDir, packs: PackReader, receipt: Receipt) -> bytes:
+    if receipt.kind != COLUMNS:
+        return packs.read(receipt)
+    if not rundir.has_columns(receipt.key, receipt.size):
+        raise PartialError("no partial of it", where=str(rundir.columns(receipt.key)), remedy=AGAIN)
+    ColumnsReader(rundir.columns(receipt.key)).close()  # its footer is the last thing written: a torn file has none
+    return receipt.sha256.encode()
+
+
+def _link(partial: Path, name: Path) -> None:
+    name.unlink(missing_ok=True)
+    try:
+        name.hardlink_to(partial)
+    except OSError:
+        shutil.copyfile(partial, name)
+
+
+def _finish(rundir: RunDir, target: Target, total: _Total, count: int) -> Merged:
+    path = target.path(rundir, total.kind)
+    sha256 = total.save(path, count)
+    return Merged(target.name, total.kind, path, sha256, None, _once(total.notes))
+
+
+def _numbered(i: int) -> str:
+    return f"{i:06d}.parquet"
+
+
+def _once(notes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(notes))
+
+
+def _kinds(target: Target, kinds: set[str]) -> OutputError:
+    return OutputError(f"files give different kinds: {', '.join(sorted(kinds))}", where=target.name)
 
 
 def export(merged: Merged) -> Merged:
@@ -114,44 +300,45 @@ def export(merged: Merged) -> Merged:
     return replace(merged, root=root, notes=(*merged.notes, *left_out))
 
 
-def _counts(rundir: RunDir, got: Sequence[Receipt], path: Path) -> str:
-    total = CountsPartial()
-    for receipt in got:
-        part = outputs.read_counts(rundir.partial(receipt.key, receipt.kind))
-        _same(rundir, receipt, part.digest())
-        total.floats |= part.floats
-        for name, number in part.total.items():
-            total.total[name] = total.total.get(name, 0) + number
-    write_json(path, total.rounded())
-    return total.write(path.with_suffix(".exact.json"))
+# Merged outputs of an earlier run.
+def merge_key(output: Output) -> str:
+    """What a merged output is made from: its name, and its partials' keys in order."""
+    line = output.line
+    assert line is not None
+    return digest(["merged", output.name, line.keys.digest])
 
 
-def _same(rundir: RunDir, receipt: Receipt, found: str) -> None:
-    if found != receipt.sha256:
-        raise PartialError(
-            f"is not what was written for {receipt.file}",
-            where=str(rundir.partial(receipt.key, receipt.kind)),
-            remedy="delete it and run again",
-        )
+def receipt_of(rundir: RunDir, output: Output, merged: Merged) -> Receipt:
+    """What is remembered of a merged output."""
+    root = str(merged.root.relative_to(rundir.root)) if merged.root else ""
+    more = canonical_json({"kind": merged.kind, "root": root, "files": fingerprint(merged)})
+    return Receipt(
+        merge_key(output), output.stage, output.dataset, output.variation, "", MERGED, merged.sha256, 0,
+        notes=merged.notes, more=more,
+    )  # fmt: skip
 
 
-def _link(rundir: RunDir, got: Sequence[Receipt], path: Path) -> str:
-    """A folder with one Parquet file per input file, hard links where the file system has them."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    for i, receipt in enumerate(got):
-        partial, name = rundir.partial(receipt.key, receipt.kind), aside / f"{i:06d}.parquet"
-        reader = ColumnsReader(partial)  # its footer is the last thing written: a torn file has none
-        reader.close()
-        try:
-            name.hardlink_to(partial)
-        except OSError:
-            shutil.copyfile(partial, name)
-    if path.exists():
-        shutil.rmtree(path)
-    aside.replace(path)
-    return outputs.contents_digest((str(i), r.sha256) for i, r in enumerate(got))
+def restored(rundir: RunDir, output: Output, receipt: Receipt) -> Merged | None:
+    """The merged output of a receipt, if its files are what they were."""
+    if receipt.key != merge_key(output):
+        return None
+    more = json.loads(receipt.more)
+    path = rundir.output(output.stage, output.dataset, output.variation, more["kind"])
+    root = rundir.root / more["root"] if more["root"] else None
+    merged = Merged(output.name, more["kind"], path, receipt.sha256, root, receipt.notes)
+    try:
+        return merged if fingerprint(merged) == more["files"] else None
+    except OSError:
+        return None
+
+
+def fingerprint(merged: Merged) -> str:
+    """Digest of an output's files: of their bytes; of columns, which are the partials themselves, of their sizes."""
+    if merged.kind == COLUMNS:
+        with os.scandir(merged.path) as entries:
+            return digest(sorted([e.name, e.stat().st_size] for e in entries))
+    files = [merged.path, merged.root, merged.path.with_suffix(".exact.json") if merged.kind == COUNTS else None]
+    return digest([file_digest(f) for f in files if f is not None])
 
 
 def load_histograms(path: Path) -> dict[str, Histogram]:

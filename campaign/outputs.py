@@ -9,10 +9,10 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import awkward as ak
 import hist
@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from campaign import frame
 from campaign.errors import OutputError, PartialError
 from campaign.histogram import Histogram
 from campaign.rundir import canonical_json, write_aside
@@ -122,27 +123,10 @@ def as_columns(array: ak.Array) -> Columns:
     return Columns({name: array[name] for name in ak.fields(array)})
 
 
-class Partial(Protocol):
-    """One partial being made, range by range."""
-
-    kind: str
-    rows: int
-    notes: list[str]
-
-    def add(self, value: Any) -> None:
-        """Take what the stage returned for one range."""
-
-    def write(self, path: Path) -> str:
-        """Write it whole or not at all; returns the SHA-256 (hex) of its content."""
-
-    def discard(self) -> None:
-        """Leave nothing behind."""
-
-
-def start_partial(first: Output, path: Path) -> Partial:
-    """A partial of the kind of the first range's value; columns are streamed to a file beside ``path``."""
+def start_partial(first: Output, path: Callable[[], Path]) -> Partial:
+    """A partial of the kind of the first range's value; columns are streamed to a file beside ``path()``."""
     if isinstance(first, Columns):
-        return ColumnsPartial(path)
+        return ColumnsPartial(path())
     return HistogramsPartial() if isinstance(first, Histograms) else CountsPartial()
 
 
@@ -170,12 +154,20 @@ class HistogramsPartial:
                 raise
 
     def write(self, path: Path) -> str:
-        """Write the exact state."""
+        """Write the exact state as a file for people; returns the SHA-256 (hex) of its content."""
+        self._remark()
+        return write_histograms(self.total, path)
+
+    def content(self) -> bytes:
+        """The exact state, for a pack."""
+        self._remark()
+        return frame.pack(*_state(self.total))
+
+    def _remark(self) -> None:
         for name, h in self.total.items():
             odd = ", ".join(f"{n} {kind}" for kind, n in h.nonfinite.items() if n)
             if odd:
                 self.notes.append(f"histogram {name}: weights that are no numbers: {odd}")
-        return write_histograms(self.total, path)
 
     def discard(self) -> None:
         """Nothing lies anywhere yet."""
@@ -224,18 +216,33 @@ def read_histograms(path: Path) -> dict[str, Histogram]:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            header = json.loads(bytes(file["header"]))
-            if header["format"] != "campaign-histograms-1":
-                raise ValueError(f"unknown format {header['format']}")
-            found: dict[str, dict[str, Any]] = {}
-            names = sorted(header["histograms"])
-            for key in file.files:
-                if key != "header":
-                    i, _, part = key.partition(".")
-                    found.setdefault(names[int(i)], {})[part] = file[key]
-            return {n: Histogram.from_state(header["histograms"][n], found.get(n, {})) for n in names}
+            return _histograms(bytes(file["header"]), {k: file[k] for k in file.files if k != "header"})
     except _TORN as error:
         raise PartialError(f"is no whole file of histograms: {error}", where=str(path)) from error
+
+
+def unpack_histograms(content: bytes, where: str) -> dict[str, Histogram]:
+    """Histograms of a pack.
+
+    Raises:
+        PartialError: The bytes are something else.
+    """
+    try:
+        return _histograms(*frame.unpack(content))
+    except _TORN as error:
+        raise PartialError(f"are no histograms: {error}", where=where) from error
+
+
+def _histograms(text: str | bytes, arrays: Mapping[str, Any]) -> dict[str, Histogram]:
+    header = json.loads(text)
+    if header["format"] != "campaign-histograms-1":
+        raise ValueError(f"unknown format {header['format']}")
+    found: dict[str, dict[str, Any]] = {}
+    names = sorted(header["histograms"])
+    for key, array in arrays.items():
+        i, _, part = key.partition(".")
+        found.setdefault(names[int(i)], {})[part] = array
+    return {n: Histogram.from_state(header["histograms"][n], found.get(n, {})) for n in names}
 
 
 _TORN = (
@@ -245,12 +252,12 @@ _TORN = (
 
 
 class CountsPartial:
-    """Counts added exactly: floats as fractions, rounded once when they are read."""
+    """Counts added exactly: integers as they are, floats as fractions, rounded once when they are read."""
 
     kind = COUNTS
 
     def __init__(self) -> None:
-        self.total: dict[str, Fraction] = {}
+        self.total: dict[str, Fraction | int] = {}
         self.floats: set[str] = set()
         self.rows = 0
         self.notes: list[str] = []
@@ -258,6 +265,9 @@ class CountsPartial:
     def add(self, value: Mapping[str, Any]) -> None:
         """Add numbers by name."""
         for name, number in value.items():
+            if type(number) is int:  # by far the most frequent
+                self.total[name] = self.total.get(name, 0) + number
+                continue
             plain = number.item() if isinstance(number, (np.generic, np.ndarray)) and number.ndim == 0 else number
             if not isinstance(plain, (int, float)):
                 raise OutputError(f"the count '{name}' is {_what(number)}", remedy="count in numbers")
@@ -265,23 +275,30 @@ class CountsPartial:
                 self.floats.add(name)
                 if not math.isfinite(plain):
                     raise OutputError(f"the count '{name}' is {plain}", remedy="count what is no number apart")
-            self.total[name] = self.total.get(name, Fraction(0)) + Fraction(plain)
+            self.total[name] = self.total.get(name, 0) + (Fraction(plain) if isinstance(plain, float) else int(plain))
+
+    def merge(self, other: CountsPartial) -> None:
+        """Add all of another partial's."""
+        self.floats |= other.floats
+        for name, number in other.total.items():
+            self.total[name] = self.total.get(name, 0) + number
 
     def state(self) -> dict[str, list[Any]]:
         """Name -> [numerator, denominator, is float], exact."""
         return {n: [str(f.numerator), str(f.denominator), n in self.floats] for n, f in sorted(self.total.items())}
 
     def write(self, path: Path) -> str:
-        """Write the exact state."""
+        """Write the exact state as a file; returns the SHA-256 (hex) of its content."""
         with write_aside(path) as stream:
-            stream.write(self._text())
+            stream.write(self.content())
         return self.digest()
 
     def digest(self) -> str:
         """SHA-256 (hex) of the exact state."""
-        return hashlib.sha256(self._text()).hexdigest()
+        return hashlib.sha256(self.content()).hexdigest()
 
-    def _text(self) -> bytes:
+    def content(self) -> bytes:
+        """The exact state, for a pack."""
         return canonical_json({"format": "campaign-counts-1", "counts": self.state()}).encode()
 
     def discard(self) -> None:
@@ -298,17 +315,31 @@ def read_counts(path: Path) -> CountsPartial:
     Raises:
         PartialError: The file is torn or is something else.
     """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise PartialError(f"is no whole file of counts: {error}", where=str(path)) from error
+    return unpack_counts(content, str(path))
+
+
+def unpack_counts(content: bytes, where: str) -> CountsPartial:
+    """Counts of a pack or a file.
+
+    Raises:
+        PartialError: The bytes are something else.
+    """
     counts = CountsPartial()
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(content)
         if data["format"] != "campaign-counts-1":
             raise ValueError(f"unknown format {data['format']}")
         for name, (numerator, denominator, is_float) in data["counts"].items():
-            counts.total[name] = Fraction(int(numerator), int(denominator))
+            one = denominator == "1"
+            counts.total[name] = int(numerator) if one else Fraction(int(numerator), int(denominator))
             if is_float:
                 counts.floats.add(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise PartialError(f"is no whole file of counts: {error}", where=str(path)) from error
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise PartialError(f"is no whole file of counts: {error}", where=where) from error
     return counts
 
 
@@ -336,7 +367,7 @@ class ColumnsPartial:
         self._writer: pq.ParquetWriter | None = None
         self._schema: pa.Schema | None = None
 
-    def add(self, value: Columns) -> None:
+    def add(self, value: Any) -> None:
         """Append one range's rows."""
         array = _canonical(value)
         table = _table(array)
@@ -370,6 +401,10 @@ class ColumnsPartial:
         if self._writer is not None:
             self._writer.close()
         self.aside.unlink(missing_ok=True)
+
+
+Partial = HistogramsPartial | CountsPartial | ColumnsPartial
+"""One partial being made, range by range: columns in a file of their own, the others for a pack."""
 
 
 def _canonical(value: Columns) -> ak.Array:

@@ -167,7 +167,10 @@ class Pilot:
                     "folders": self.folders,
                     "log": str(self.log),
                     "warnings": self.warnings,
-                    "statistics": self.statistics,
+                    "statistics": {m: n[:2] for m, n in self.statistics.items()},
+                    "times": {
+                        m: {"computing_s": n[2] / 1e9, "queueing_s": n[3] / 1e9} for m, n in self.statistics.items()
+                    },
                     "started": self.started,
                     "ready_s": self.ready_s,
                     **more,
@@ -293,7 +296,7 @@ class Pilot:
         now = canary.statistics(self.client)
         if now:
             self.statistics = {
-                m: [a - b for a, b in zip(n, self.baseline.get(m, [0, 0]), strict=True)] for m, n in now.items()
+                m: [a - b for a, b in zip(n, self.baseline.get(m, canary.NOTHING), strict=True)] for m, n in now.items()
             }
 
     def stop(self) -> None:

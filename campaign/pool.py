@@ -161,6 +161,7 @@ class ServerPool:
         return PoolAddress(
             folder=str(self.folder) if self.kind.managed else "",
             batches={name: model.batch for name, model in self.spec.models.items()},
+            tails={name: tuple(sorted(model.tails)) for name, model in self.spec.models.items() if model.tails},
             window=self.spec.window,
             start_deadline_s=self.spec.start_deadline_s + 10,
             request_deadline_s=self.spec.request_deadline_s,
@@ -272,7 +273,7 @@ class ServerPool:
 
     def report(self) -> list[dict[str, Any]]:
         """One entry per server for the report."""
-        keep = ("name", "host", "state", "why", "warnings", "statistics", "log")
+        keep = ("name", "host", "state", "why", "warnings", "statistics", "times", "ready_s", "log")
         return [{k: r[k] for k in keep if k in r} for r in self.records()]
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from multiprocessing.connection import Connection
-from typing import Any
+
+import numpy as np
 
 from campaign.errors import CampaignError, SpecError
-from campaign.plan import Plan, Task
+from campaign.plan import Pass, Plan, longest_first
 from campaign.processes import child_setup, context, no_main
+from campaign.task import Task
 
 ROWS = 100
 FILES = 5  # of one dataset, until one is readable and not empty
 DEADLINE_S = 180.0
 
 
-def preflight(plan: Plan, tasks: Iterable[Task], job: tuple[str, str]) -> None:
+def preflight(plan: Plan, todo: Iterable[Pass], job: tuple[str, str]) -> None:
     """Look at one non-empty file per dataset and kind of variation, in a child process.
 
     The stages before the first inference are run on 100 rows, so that a branch they touch and the file does not
@@ -24,16 +26,11 @@ def preflight(plan: Plan, tasks: Iterable[Task], job: tuple[str, str]) -> None:
     Raises:
         SpecError: A tree, a branch or a weight is missing; with the file and the key.
     """
-    groups: dict[tuple[Any, ...], list[Task]] = {}
-    for task in tasks:
-        if task.artefact is None:
-            s = task.source
-            kind = (s.dataset, s.tree, s.branches, tuple((t.stage, t.weight) for t in task.steps))
-            groups.setdefault(kind, []).append(task)
+    groups = [_largest(some) for some in todo if some.shape.artefact is None]
     if not groups:
         return
     ours, theirs = context().Pipe()
-    child = context().Process(target=_look_at, args=(theirs, job, list(groups.values())), daemon=True)
+    child = context().Process(target=_look_at, args=(theirs, job, groups), daemon=True)
     with no_main():
         child.start()
     theirs.close()
@@ -50,12 +47,18 @@ def preflight(plan: Plan, tasks: Iterable[Task], job: tuple[str, str]) -> None:
         raise _as_spec_error(plan, *found) if isinstance(found, tuple) else found
 
 
+def _largest(some: Pass) -> list[Task]:
+    sizes = np.frombuffer(some.shape.events.files.sizes, np.int64)
+    batch = some.shape.tasks(longest_first(some.places, sizes)[:FILES].tolist())
+    return [batch.task(i) for i in range(len(batch))]
+
+
 def _look_at(pipe: Connection, job: tuple[str, str], groups: list[list[Task]]) -> None:
     from campaign.work import look
 
     child_setup()
     for tasks in groups:
-        for task in sorted(tasks, key=lambda t: -t.source.file.size)[:FILES]:
+        for task in tasks:
             told = look(job, task, ROWS)
             if isinstance(told, CampaignError):
                 pipe.send((told, task))

@@ -12,14 +12,26 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
+from campaign import registry
 from campaign.pilot import die_with_parent
+
+_tracker = {"ours": False}
 
 
 def context() -> ForkServerContext:
     """The fork server, which imports the worker's modules once; nothing in them opens a channel when imported."""
+    if getattr(forkserver._forkserver, "_forkserver_pid", None) is None:
+        _tracker["ours"] = getattr(resource_tracker._resource_tracker, "_pid", None) is None
     made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["campaign.work"])
+    made.set_forkserver_preload(["campaign.work", *registry.modules(registry.STAGES)])
     return made
+
+
+def start_fork_server() -> None:
+    """Let the fork server begin its imports, on another core, while this process goes on with its own."""
+    context()
+    with no_main():
+        forkserver.ensure_running()
 
 
 @contextlib.contextmanager
@@ -57,11 +69,17 @@ def child_setup() -> None:
 def stop_fork_server() -> None:
     """End the fork server and the resource tracker, unless somebody else's children still need them.
 
-    They would otherwise stay until this process ends: after a campaign in a notebook, nothing of ours runs.
+    They would otherwise stay until this process ends: after a campaign in a notebook, nothing of ours runs. Both own
+    nothing by now, so they are ended at once: their own way out takes a quarter of a second. A tracker that was there
+    before us may hold somebody's shared memory and is left alone.
     """
     if multiprocessing.active_children():
         return
-    for server in (forkserver._forkserver, resource_tracker._resource_tracker):
-        stop = getattr(server, "_stop", None)  # private, but the only way before the process ends
-        if stop is not None:
+    ours: list[tuple[Any, str]] = [(forkserver._forkserver, "_forkserver_pid")]
+    if _tracker["ours"]:
+        ours.append((resource_tracker._resource_tracker, "_pid"))
+    for server, name in ours:
+        pid, stop = getattr(server, name, None), getattr(server, "_stop", None)
+        if pid is not None and stop is not None:  # private, but the only way before the process ends
+            os.kill(pid, signal.SIGKILL)
             stop()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel
 
@@ -59,22 +60,36 @@ class Stage(Protocol):
         """
 
 
-@runtime_checkable
-class TwoStepStage(Protocol):
-    """A per-file stage that waits for a server: begun for one range while others are being read and filled."""
+class TwoStepStage(ABC):
+    """A per-file stage that waits for a server: begun for one range while others are being read and filled.
 
+    Any class with these two methods is one.
+    """
+
+    @abstractmethod
     def start(self, batch: Any, ctx: Context) -> Any:
         """Send what is needed; return at once with what `finish` will ask for."""
 
+    @abstractmethod
     def finish(self, pending: Any) -> Any:
         """Wait for the answers; return what a stage returns."""
 
+    @classmethod
+    def __subclasshook__(cls, other: type) -> bool:
+        # Asked for every range: this answer is remembered by class, that of a runtime-checkable Protocol is not.
+        return all(any(name in vars(c) for c in other.__mro__) for name in ("start", "finish"))
+
 
 class Source(Protocol):
-    """An open file of a dataset, read in row ranges. Registered under the stage name ``read``."""
+    """An open file of a dataset, read in row ranges; called with ``(url, tree, branches)``.
+
+    ``read`` (ROOT) where a dataset names no ``reader`` of its own.
+
+    Attributes:
+        entries: Rows there are.
+    """
 
     entries: int
-    touched: set[str]
 
     def read(self, start: int, stop: int) -> Any:
         """The rows ``start <= i < stop`` as an awkward record array; branches are read when a stage touches them."""
@@ -180,21 +195,24 @@ class Job:
 
     Attributes:
         stages: `campaign.stagecode.StageCode` by stage name.
-        reader: ``module:Class`` of the source.
+        readers: What opens the files (`campaign.stagecode.StageCode` of a `Source`), by dataset.
         servers: Where the pool is found (`campaign.client.PoolAddress`), None without one.
         read_rows: Rows of one range.
         deadline_s: Of one task.
     """
 
     stages: Mapping[str, Any]
-    reader: str
+    readers: Mapping[str, Any]
     servers: Any
     read_rows: int
     deadline_s: float
 
 
 def campaign_workers(campaign: Campaign) -> int:
-    """Worker processes asked for, or one per core this process may run on."""
+    """Worker processes asked for; else one per core this process may use, two where there are servers.
+
+    While one waits for answers, the other reads.
+    """
     import os
 
-    return campaign.workers or len(os.sched_getaffinity(0))
+    return campaign.workers or len(os.sched_getaffinity(0)) * (1 if campaign.servers is None else 2)

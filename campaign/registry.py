@@ -24,6 +24,11 @@ def names(group: str) -> list[str]:
     return sorted(_found(group))
 
 
+def modules(group: str) -> list[str]:
+    """Modules of this package in which a group's classes are found, sorted."""
+    return sorted({e.module for e in _found(group).values() if e.module.startswith("campaign.")})
+
+
 def get(group: str, name: str, *, key: tuple[str, ...] = (), base: Path | None = None) -> Any:
     """The class registered under a name, or a user's own by ``package.module:Name`` or ``file.py:Name``.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from campaign.client import RUNGS
+from campaign.profile import Profile
 from campaign.rundir import read_json, write_json
 
 COMPLETE, INCOMPLETE, FAILED, INTERRUPTED = "complete", "incomplete", "failed", "interrupted"
@@ -36,6 +37,7 @@ class Report:
         errors: What failed, one text each.
         warnings: What a reader should know.
         wall_s: Seconds.
+        profile: Where they went (`campaign.profile.Profile`).
         versions: Of what the numbers depend on.
     """
 
@@ -52,6 +54,7 @@ class Report:
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     wall_s: float = 0.0
+    profile: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -70,9 +73,12 @@ class Report:
         known = {f.name for f in fields(cls)}
         return cls(**{k: v for k, v in data.items() if k in known}) if data else None
 
-    def text(self) -> str:
-        """For a terminal."""
-        return "\n".join(self._lines())
+    def text(self, *, profile: bool = False) -> str:
+        """For a terminal; with ``profile``, also where the time went."""
+        told = list(self._lines())
+        if profile and self.profile:
+            told += Profile.from_json(self.profile).lines()
+        return "\n".join(told)
 
     def _lines(self) -> Iterator[str]:
         yield f"campaign {self.campaign}: {self.status} in {self.wall_s:.1f} s"

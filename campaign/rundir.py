@@ -1,4 +1,4 @@
-"""Every path of a run: one class owns them. Files are written aside, then renamed; receipts are appended."""
+"""Every path of a run: one class owns them. Files are written aside, then renamed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -59,85 +60,6 @@ def write_json(path: Path, value: Any) -> None:
         stream.write("\n")
 
 
-@dataclass(frozen=True)
-class Receipt:
-    """What a task says of one partial it has left.
-
-    Attributes:
-        key: Hash of everything the partial depends on; its name in the run directory.
-        stage, dataset, variation, file: Where it belongs.
-        kind: ``histograms``, ``columns`` or ``counts``.
-        sha256: Of the partial's content in canonical form.
-        size: Bytes of its file.
-        rows: Rows the stage returned.
-        events: Entries of the tree that were read for it (0 where it was made from an artefact).
-        notes: Remarks for the report (weights that are no numbers, for example).
-    """
-
-    key: str
-    stage: str
-    dataset: str
-    variation: str
-    file: str
-    kind: str
-    sha256: str
-    size: int
-    rows: int
-    events: int
-    notes: tuple[str, ...] = ()
-
-
-@dataclass
-class Receipts:
-    """Append-only log of receipts. A torn last line (the writer was killed) is passed over."""
-
-    path: Path
-    have: dict[str, Receipt] = field(default_factory=dict)
-    frozen: dict[tuple[str, str], Receipt] = field(default_factory=dict)  # the latest by (stage, variation)
-    _stream: IO[str] | None = None
-
-    def read(self) -> None:
-        """Read what earlier runs have left."""
-        if not self.path.exists():
-            return
-        for line in self.path.read_text(errors="replace").splitlines():
-            receipt = _parse(line)
-            if receipt is not None:
-                self._keep(receipt)
-
-    def add(self, receipt: Receipt) -> None:
-        """Record one; it is in the kernel's hands when this returns."""
-        if self._stream is None:
-            self._stream = self.path.open("a")
-            self._stream.write("\n")  # ends a line that a killed writer may have torn
-        text = canonical_json({**asdict(receipt), "notes": list(receipt.notes)})
-        self._stream.write(f"{hashlib.sha256(text.encode()).hexdigest()[:16]} {text}\n")
-        self._stream.flush()
-        self._keep(receipt)
-
-    def _keep(self, receipt: Receipt) -> None:
-        self.have[receipt.key] = receipt
-        if receipt.kind == "frozen":
-            self.frozen[receipt.stage, receipt.variation] = receipt
-
-    def close(self) -> None:
-        """Close the log."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-
-
-def _parse(line: str) -> Receipt | None:
-    check, _, text = line.partition(" ")
-    if len(check) != 16 or hashlib.sha256(text.encode()).hexdigest()[:16] != check:
-        return None
-    try:
-        data = json.loads(text)
-        return Receipt(**{**data, "notes": tuple(data["notes"])})
-    except (ValueError, TypeError, KeyError):
-        return None
-
-
 SUFFIX = {"histograms": ".hists.npz", "columns": ".parquet", "counts": ".json"}
 
 
@@ -181,9 +103,22 @@ class RunDir:
         """A file whose presence asks the running campaign to stop."""
         return self.root / "stop"
 
-    def partial(self, key: str, kind: str) -> Path:
-        """Where the partial of a key lies."""
-        return self.root / "partials" / key[:2] / (key + SUFFIX[kind])
+    @property
+    def partials(self) -> Path:
+        """Folder of what tasks leave."""
+        return self.root / "partials"
+
+    def columns(self, key: str) -> Path:
+        """Where the columns of a key lie; merged outputs link to this very file."""
+        return self.partials / key[:2] / f"{key}.parquet"
+
+    def pack(self, name: str) -> Path:
+        """Where a pack lies: partials of one batch that are no columns, one behind the other."""
+        return self.partials / name[:2] / f"{name}.pack"
+
+    def leaf(self, name: str) -> Path:
+        """Where what some of an output's files give lies until all of them are there."""
+        return self.partials / "leaves" / name
 
     def frozen(self, stage: str, variation: str) -> Path:
         """Where a reduce stage's frozen value lies."""
@@ -198,15 +133,22 @@ class RunDir:
         suffix = "" if kind == "columns" else SUFFIX[kind]
         return self.root / "outputs" / stage / dataset / f"{variation}{suffix}"
 
-    def sweep(self) -> None:
-        """Remove what writers that were killed have left unfinished. Only the owner may."""
-        for aside in (self.root / "partials").glob("*/.*"):
-            aside.unlink(missing_ok=True)
+    def sweep(self, packs: Container[str]) -> None:
+        """Remove what writers that were killed have left: unfinished files, and packs no receipt knows.
 
-    def has(self, receipt: Receipt) -> bool:
-        """Whether the partial of a receipt is there, whole by its size."""
+        Only the owner may.
+        """
+        shutil.rmtree(self.leaf(""), ignore_errors=True)
+        for folder in _scan(self.partials):
+            for entry in _scan(folder.path):
+                unfinished = entry.name.startswith(".")
+                if unfinished or (entry.name.endswith(".pack") and entry.name.removesuffix(".pack") not in packs):
+                    Path(entry.path).unlink(missing_ok=True)
+
+    def has_columns(self, key: str, size: int) -> bool:
+        """Whether the columns of a key are there, whole by their size."""
         try:
-            return self.partial(receipt.key, receipt.kind).stat().st_size == receipt.size
+            return self.columns(key).stat().st_size == size
         except OSError:
             return False
 
@@ -261,6 +203,14 @@ def _locked(stream: IO[str], patience_s: float) -> bool:
             time.sleep(0.02)
         else:
             return True
+
+
+def _scan(folder: Path | str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def read_json(path: Path) -> Mapping[str, Any] | None:

@@ -1,15 +1,17 @@
-"""What is ready is submitted; what arrives makes more ready: tasks, merges and reduce stages on one executor."""
+"""What is ready is submitted; what arrives makes more ready: batches of tasks, merges and reduce stages."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from campaign import work
+from campaign.batches import Queue
 from campaign.errors import (
     CampaignError,
     FrozenChanged,
@@ -19,16 +21,19 @@ from campaign.errors import (
     ProviderError,
     ServerError,
 )
-from campaign.merge import Merged
+from campaign.ledger import Ledger, Places
+from campaign.lost import Call, Calls
+from campaign.merge import Merged, Target, receipt_of
 from campaign.outputs import HISTOGRAMS
-from campaign.plan import Output, Plan, Reduce, Task, longest_first
+from campaign.plan import Output, Pass, Plan, Reduce, Shape, shapes
 from campaign.progress import Progress
 from campaign.protocols import Provider
-from campaign.rundir import Receipt, Receipts, RunDir
+from campaign.receipts import FROZEN, Receipt, Receipts, parse
+from campaign.rundir import RunDir
+from campaign.spent import Spent
+from campaign.trees import Tree
 
-AHEAD = 3  # tasks waiting per worker: enough that none idles, few enough that the driver's memory stays small
-LOSSES = 2  # workers a call may lose while it runs alone before it is held to be the cause
-EXECUTORS = 6  # executors that may break, with no call answered in between, before the machine is held to be the cause
+AHEAD = 3  # calls waiting per worker: enough that none idles, few enough that the driver's memory stays small
 
 
 @dataclass
@@ -36,22 +41,39 @@ class State:
     """What is done and what cannot be done.
 
     Attributes:
-        have: Receipts of partials that are there, by key.
+        ledger: Partials that are there, and those that will not be.
         frozen: ``(path, sha256)`` of frozen values, by (stage, variation).
         merged: Merged outputs by name.
-        failed: Keys, outputs and ``stage/variation`` that will not be there.
+        failed: Outputs and ``stage/variation`` that will not be there.
         errors: Texts of what went wrong; alike ones together.
-        counts: Tasks done and failed in this run.
+        counts: Tasks done and failed in this run, and those done anew because what they had left was spoilt.
         rungs: Rows by how they were answered.
+        spent: Where the workers' seconds went.
+        tasks_s: Seconds in batches of tasks, summed over workers.
+        answered: When the first prediction was there, seconds since the epoch; 0: none yet.
+        peak_mb: The most memory a worker has had.
     """
 
-    have: dict[str, Receipt] = field(default_factory=dict)
+    ledger: Ledger
     frozen: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     merged: dict[str, Merged] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
     errors: dict[str, list[str]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     rungs: Counter[str] = field(default_factory=Counter)
+    spent: Spent = field(default_factory=Spent)
+    tasks_s: float = 0.0
+    answered: float = 0.0
+    peak_mb: float = 0.0
+
+    def account(self, answer: work.Answer) -> None:
+        """Add up what a batch says of itself."""
+        self.rungs.update(answer.rungs)
+        self.spent.update(answer.spent)
+        self.tasks_s += answer.wall_s
+        self.peak_mb = max(self.peak_mb, answer.peak_mb)
+        if answer.answered:
+            self.answered = min(self.answered or answer.answered, answer.answered)
 
     def note(self, error: CampaignError) -> None:
         """Keep an error for the report."""
@@ -59,38 +81,24 @@ class State:
             self.errors.setdefault(error.where, [str(error)])
             return
         # A wrong shape fails on every file alike: one error, and how many more there are.
-        self.errors.setdefault(f"{type(error).__name__} {error.message}", []).append(str(error))
+        told = self.errors.setdefault(f"{type(error).__name__} {error.message}", [])
+        told.append("" if told else str(error))
+
+    def has_frozen(self, needed: Iterable[tuple[str, str]]) -> bool:
+        """Whether frozen values are there."""
+        return all(at in self.frozen for at in needed)
+
+    def lacks_frozen(self, needed: Iterable[tuple[str, str]]) -> bool:
+        """Whether one of these frozen values will not be there."""
+        return any(f"{stage}/{variation}" in self.failed for stage, variation in needed)
 
     def has_inputs(self, reduce: Reduce) -> bool:
         """Whether a reduce stage can be called."""
-        return all(o.name in self.merged for o in reduce.inputs.values()) and all(
-            f in self.frozen for f in reduce.frozen
-        )
+        return all(o.name in self.merged for o in reduce.inputs.values()) and self.has_frozen(reduce.frozen)
 
     def cannot(self, reduce: Reduce) -> bool:
         """Whether something it needs will not be there."""
-        needs = [o.name for o in reduce.inputs.values()] + [f"{s}/{v}" for s, v in reduce.frozen]
-        return any(n in self.failed for n in needs)
-
-
-@dataclass
-class Call:
-    """Something a worker is to do.
-
-    Attributes:
-        what: The file, output or reduce stage it is about.
-        then: Takes its answer.
-        lost: Takes the error if it is held to have killed its workers.
-        function, args: The call.
-        losses: Workers that died while they did it and nothing else.
-    """
-
-    what: str
-    then: Callable[[Any], None]
-    lost: Callable[[CampaignError], None]
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    losses: int = 0
+        return any(o.name in self.failed for o in reduce.inputs.values()) or self.lacks_frozen(reduce.frozen)
 
 
 class Scheduler:
@@ -98,7 +106,7 @@ class Scheduler:
 
     Args:
         plan: The plan.
-        todo: Its tasks that are to be done.
+        todo: What of it is to be done.
         state: What is done already; grows.
         rundir: The run directory.
         receipts: Its log.
@@ -111,23 +119,21 @@ class Scheduler:
     """
 
     def __init__(
-        self, plan: Plan, todo: Iterable[Task], state: State, rundir: RunDir, receipts: Receipts, provider: Provider,
+        self, plan: Plan, todo: Iterable[Pass], state: State, rundir: RunDir, receipts: Receipts, provider: Provider,
         workers: int, retries: int, job: tuple[str, str], shown: Progress,
         pool_failure: Callable[[], CampaignError | None],
     ) -> None:  # fmt: skip
         self.plan, self.state, self.rundir, self.receipts = plan, state, rundir, receipts
-        self.provider, self.workers, self.retries = provider, workers, retries
+        self.workers, self.retries = workers, retries
         self.job, self.shown, self.pool_failure = job, shown, pool_failure
         self.root = str(rundir.root)
-        self.queue: deque[Task] = deque(longest_first(todo))
-        self.unmerged = list(plan.outputs)
+        self.queue = Queue(todo, state.ledger, workers)
+        self.unmerged = [Tree(o) for o in plan.outputs if o.name not in state.merged]
         self.unreduced = [r for r in plan.reduces if (r.stage, r.variation) not in state.frozen]
-        self.unexported: deque[str] = deque()
-        self.under_way: dict[Future[Any], Callable[[Future[Any]], None]] = {}
-        self.tries: Counter[str] = Counter()
-        self.suspects: deque[Call] = deque()
-        self.executors = 0
-        self.executor = self._new_executor()
+        self.unexported: deque[Output] = deque()
+        self.tries: Counter[tuple[int, int]] = Counter()
+        self.healed: set[tuple[int, int]] = set()
+        self.calls = Calls(lambda: provider.tasks(workers))
 
     def run(self, look_around: Callable[[], None]) -> None:
         """Until nothing more can be done. What fails is noted, what does not depend on it goes on.
@@ -141,166 +147,186 @@ class Scheduler:
         """
         while True:
             self._submit_ready()
-            if not self.under_way:
+            if not self.calls:
                 return
-            arrived, _ = wait(self.under_way, timeout=0.2, return_when=FIRST_COMPLETED)
+            arrived = self.calls.wait(0.2)
             look_around()
-            for future in arrived:
-                self.under_way.pop(future)(future)
+            for take in arrived:
+                take()
+
+    @property
+    def _room(self) -> int:
+        return self.workers * AHEAD - len(self.calls)
 
     def _submit_ready(self) -> None:
-        self.unmerged = [o for o in self.unmerged if not self._merge(o)]
+        for shape, places in self.queue.hopeless(lambda shape: self.state.lacks_frozen(shape.frozen)):
+            self._drop(shape, places)
+        self.unmerged = [tree for tree in self.unmerged if not self._merge(tree)]
         self.unreduced = [r for r in self.unreduced if not self._reduce(r)]
-        room = self.workers * AHEAD - len(self.under_way)
-        later: list[Task] = []
-        while self.queue and room > 0:
-            task = self.queue.popleft()
-            if self._will_never_be_ready(task):
-                self._drop(task)
-            elif self._is_ready(task):
-                self._submit(task)
-                room -= 1
-            else:
-                later.append(task)
-        self.queue.extendleft(reversed(later))
-        while self.unexported and room > 0:
+        while self._room > 0:
+            batch = self.queue.next(lambda shape: self.state.has_frozen(shape.frozen))
+            if batch is None:
+                break
+            self.calls.submit(self._batch(*batch))
+        while self.unexported and self._room > 0:
             self._export(self.unexported.popleft())
-            room -= 1
-        if self.suspects and not self.under_way:
-            self._call(self.suspects.popleft(), alone=True)
-
-    def _call(self, call: Call, *, alone: bool = False) -> None:
-        try:
-            future: Future[Any] = self.executor.submit(call.function, *call.args)
-        except BrokenExecutor:
-            self.executor = self._new_executor()
-            future = self.executor.submit(call.function, *call.args)
-        self.under_way[future] = lambda f: self._answered(call, f, alone)
-
-    def _answered(self, call: Call, future: Future[Any], alone: bool) -> None:
-        """Pass an answer on, or do the call again: a lost worker is not the fault of what it did, until it is.
-
-        When a worker dies, everything under way with it is lost too. All of it is done again, one call at a time and
-        with nothing beside it, so that the one that kills its worker, and only that one, is found and named.
-        """
-        error = future.exception()
-        if error is None:
-            self.executors = 0
-            call.then(future.result())
-            return
-        call.losses += alone
-        if call.losses < LOSSES:
-            self.suspects.append(call)
-            return
-        said = f"{type(error).__name__}: {error}".splitlines()[0]
-        call.lost(
-            ProviderError(
-                f"{LOSSES} workers were lost while they did nothing else ({said})",
-                where=call.what,
-                remedy="does a stage crash on it, or need more memory than there is?",
-            )
-        )
-
-    def _new_executor(self) -> Executor:
-        self.executors += 1
-        if self.executors > EXECUTORS:
-            raise ProviderError(f"workers were lost together {EXECUTORS} times", remedy="is there enough memory?")
-        return self.provider.tasks(self.workers)
+        self.calls.try_suspect()
 
     # Tasks.
-    def _is_ready(self, task: Task) -> bool:
-        frozen = all(at in self.state.frozen for s in task.steps for at in s.frozen)
-        return frozen and (task.artefact is None or task.artefact in self.state.have)
+    def _drop(self, shape: Shape, places: Places) -> None:
+        self.state.ledger.lose(shape.emits, places)
+        for line in shape.lines:
+            self.shown.add(line.stage, 0, failed=len(places))
 
-    def _will_never_be_ready(self, task: Task) -> bool:
-        lost = self.state.failed
-        return task.artefact in lost or any(f"{at[0]}/{at[1]}" in lost for s in task.steps for at in s.frozen)
-
-    def _drop(self, task: Task) -> None:
-        for step in task.steps:
-            self.state.failed.add(step.key)
-            self.shown.add(step.stage, 0, failed=1)
-
-    def _submit(self, task: Task) -> None:
-        frozen = {at: self.state.frozen[at] for s in task.steps for at in s.frozen}
-        expected = self.state.have[task.artefact].sha256 if task.artefact else ""
-        self._call(
-            Call(
-                task.source.file.url,
-                lambda result: self._arrived(task, result),
-                lambda error: self._task_failed(task, error),
-                work.run_task,
-                (self.job, self.root, task, frozen, expected),
-            )
+    def _batch(self, shape: Shape, places: Places) -> Call:
+        """The call for some tasks of one shape."""
+        frozen = {at: self.state.frozen[at] for at in shape.frozen}
+        batch, half = shape.tasks(places.tolist()), len(places) // 2
+        return Call(
+            batch.files[0].url,
+            lambda answer: self._arrived(shape, places, answer),
+            lambda error: self._task_failed(shape, int(places[0]), error),
+            work.run_batch,
+            (self.job, self.root, batch, frozen, self._expected(shape, places)),
+            (lambda: (self._batch(shape, places[:half]), self._batch(shape, places[half:]))) if half else None,
         )
 
-    def _arrived(self, task: Task, result: work.Result) -> None:
-        self.state.rungs += result.rungs
-        if result.error is not None:
-            self._task_failed(task, result.error)
-            return
-        for receipt in result.receipts:
-            self.receipts.add(receipt)
-            self.state.have[receipt.key] = receipt
-        self.state.counts["done"] += 1
-        for stage, count in Counter(s.stage for s in task.steps).items():
-            self.shown.add(stage, count, rows=result.rows[stage])
+    def _expected(self, shape: Shape, places: Places) -> tuple[str, ...]:
+        """SHA-256 of the artefacts that tasks read."""
+        if shape.artefact is None:
+            return ()
+        receipts = map(parse, self.state.ledger.of(shape.artefact, places))
+        return tuple(r.sha256 if r is not None else "" for r in receipts)
 
-    def _task_failed(self, task: Task, error: CampaignError) -> None:
+    def _arrived(self, shape: Shape, places: Places, answer: work.Answer) -> None:
+        self.state.account(answer)
+        self.queue.measured(shape, len(places), answer.wall_s)
+        if answer.done:
+            done = places[np.frombuffer(answer.done, np.int64)]
+            lengths = np.frombuffer(answer.lengths, np.int64)
+            at = self.receipts.append(answer.lines) + np.cumsum(lengths) - lengths
+            events = np.frombuffer(answer.events, np.int64)
+            self.state.ledger.record(shape.emits, done, at.reshape(len(done), -1), events)
+            self.state.counts["done"] += len(done)
+            for stage, lines in Counter(line.stage for line in shape.lines).items():
+                self.shown.add(stage, lines * len(done), rows=answer.rows[stage])
+        for i, error in answer.errors:
+            self._task_failed(shape, int(places[i]), error)
+
+    def _task_failed(self, shape: Shape, place: int, error: CampaignError) -> None:
         if isinstance(error, FrozenChanged):
             raise error
         failure = self.pool_failure() if isinstance(error, ServerError) else None
         if failure is not None:
             raise failure  # one error of the pool, not one of each file
-        self.tries[task.id] += 1
-        if can_heal(error) and self.tries[task.id] <= self.retries:
-            self.queue.append(task)
+        at = (shape.emits[0].number, place)
+        self.tries[at] += 1
+        if can_heal(error) and self.tries[at] <= self.retries:
+            self.queue.add(Pass(shape, np.array([place])))
             return
         self.state.note(error)
         self.state.counts["failed"] += 1
-        self._drop(task)
+        self._drop(shape, np.array([place]))
 
-    # Merges and reduce stages.
-    def _merge(self, output: Output) -> bool:
-        """Submit a merge if its time has come; True if it is off the list."""
-        if any(k in self.state.failed for k in output.keys):
+    # Merges.
+    def _merge(self, tree: Tree) -> bool:
+        """Submit what of a merge is ready; True if it is off the list."""
+        output, line = tree.output, tree.output.line
+        assert line is not None
+        if self.state.ledger.cannot(line):
             self.state.failed.add(output.name)
             return True
-        if not all(k in self.state.have for k in output.keys):
-            return False
-        receipts = [self.state.have[k] for k in output.keys]
+        if output.name in self.state.failed:
+            return True
+        target = Target(output.stage, output.dataset, output.variation)
+        if not tree.small and tree.whole:
+            self._call(output.name, work.run_tree, (self.root, target, tree.in_order()), tree, self._merged)
+            return True
+        for first in tree.ready(self.state.ledger):
+            if self._room <= 0:
+                break
+            end = tree.end(first)
+            tree.asked.add(first)
+            lines = self.state.ledger.raw(line, first, end)
+            args = (self.root, target, first, output.keys[first:end], lines)
+            if tree.small:
+                self._call(output.name, work.run_whole, args, tree, self._merged)
+                return True
+            self._call(
+                output.name, work.run_leaf, args, tree, lambda tree, found, at=first: self._leaf(tree, at, found)
+            )
+        return False
 
-        def then(found: Any) -> None:
-            self._merged(output, found)
+    def _call(
+        self, what: str, function: Callable[..., Any], args: tuple[Any, ...], about: Any, then: Callable[..., None]
+    ) -> None:
+        def take(found: Any) -> None:
+            then(about, found)
 
-        self._call(Call(output.name, then, then, work.run_merge, (self.root, output, receipts)))
-        return True
+        self.calls.submit(Call(what, take, take, function, args))
 
-    def _merged(self, output: Output, found: Merged | CampaignError) -> None:
-        if isinstance(found, CampaignError):
-            self.state.note(found)
-            self.state.failed.add(output.name)
-            return
-        self.state.merged[output.name] = found
-        if found.kind == HISTOGRAMS:
-            self.unexported.append(output.name)
-
-    def _export(self, name: str) -> None:
-        """Write the ROOT file of an output; of all that is ready this comes last, for nothing waits for it."""
-
-        def then(found: Any) -> None:
-            self._exported(name, found)
-
-        self._call(Call(name, then, then, work.run_export, (self.state.merged[name],)))
-
-    def _exported(self, name: str, found: Merged | CampaignError) -> None:
-        if isinstance(found, CampaignError):
-            self.state.note(found)
-            self.state.failed.add(name)
-            del self.state.merged[name]
+    def _leaf(self, tree: Tree, first: int, found: Any) -> None:
+        tree.asked.discard(first)
+        if isinstance(found, work.Spoilt):
+            self._heal(tree, found)
+        elif isinstance(found, CampaignError):
+            self._lose(tree.output, found)
         else:
-            self.state.merged[name] = found
+            tree.leaves[first] = found
 
+    def _merged(self, tree: Tree, found: Any) -> None:
+        if isinstance(found, work.Spoilt):
+            tree.asked.clear()
+            self.unmerged.append(tree)
+            self._heal(tree, found)
+            return
+        if isinstance(found, CampaignError):
+            self._lose(tree.output, found)
+            return
+        self.state.merged[tree.output.name] = found
+        if found.kind == HISTOGRAMS:
+            self.unexported.append(tree.output)
+        else:
+            self._remember(tree.output, found)
+
+    def _lose(self, output: Output, error: CampaignError) -> None:
+        self.state.note(error)
+        self.state.failed.add(output.name)
+
+    def _heal(self, tree: Tree, found: work.Spoilt) -> None:
+        """Make spoilt partials anew, each once."""
+        line = tree.output.line
+        assert line is not None
+        places = [(line.number, i) for i in found.files]
+        if not places or not self.healed.isdisjoint(places):
+            self._lose(tree.output, found.error)
+            return
+        self.healed.update(places)
+        files = np.array(found.files)
+        self.state.ledger.forget(line, files)
+        self.state.counts["again"] += len(files)
+        others = frozenset(x for x in self.state.ledger.emits if x is not line)
+        for shape in shapes([x for x in self.plan.lines if x.events is line.events], others):
+            self.queue.add(Pass(shape, files))
+        self.shown.say(f"{tree.output.name}: {len(files)} partials are not what was written and are made anew")
+
+    def _export(self, output: Output) -> None:
+        """Write the ROOT file of an output; of all that is ready this comes last, for nothing waits for it."""
+        args = (self.state.merged[output.name],)
+        self._call(output.name, work.run_export, args, output, self._exported)
+
+    def _exported(self, output: Output, found: Merged | CampaignError) -> None:
+        if isinstance(found, CampaignError):
+            self._lose(output, found)
+            del self.state.merged[output.name]
+        else:
+            self.state.merged[output.name] = found
+            self._remember(output, found)
+
+    def _remember(self, output: Output, merged: Merged) -> None:
+        self.receipts.add(receipt_of(self.rundir, output, merged))
+
+    # Reduce stages.
     def _reduce(self, reduce: Reduce) -> bool:
         """Submit a reduce stage if its time has come; True if it is off the list."""
         if self.state.cannot(reduce):
@@ -311,12 +337,9 @@ class Scheduler:
         merged = {d: self.state.merged[o.name] for d, o in reduce.inputs.items()}
         frozen = {at: self.state.frozen[at] for at in reduce.frozen}
         metadata = {d: self._metadata(d) for d in reduce.inputs}
-
-        def then(found: Any) -> None:
-            self._reduced(reduce, found)
-
-        args = (self.job, self.root, reduce, merged, frozen, metadata)
-        self._call(Call(f"{reduce.stage}/{reduce.variation}", then, then, work.run_reduce, args))
+        slim = work.ReduceCall(reduce.stage, reduce.variation, reduce.frozen)
+        args = (self.job, self.root, slim, merged, frozen, metadata)
+        self._call(f"{reduce.stage}/{reduce.variation}", work.run_reduce, args, reduce, self._reduced)
         return True
 
     def _metadata(self, dataset: str) -> dict[str, Any]:
@@ -335,9 +358,7 @@ class Scheduler:
             self._reduce_failed(reduce)
             return
         size = Path(found.path).stat().st_size
-        self.receipts.add(
-            Receipt(reduce.key, reduce.stage, "all", reduce.variation, "", "frozen", found.sha256, size, 0, 0)
-        )
+        self.receipts.add(Receipt(reduce.key, reduce.stage, "all", reduce.variation, "", FROZEN, found.sha256, size))
         self.state.frozen[reduce.stage, reduce.variation] = (found.path, found.sha256)
         self.shown.add(reduce.stage)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
@@ -78,6 +78,8 @@ class Dataset(_Frozen):
         is_mc: Simulation or data; reaches the stages as ``ctx.metadata["is_mc"]``.
         metadata: A mapping for all files, or the path of a YAML side file ``{file pattern: mapping}``.
         branches: Branch to read in place of a name, ``{name the stage uses: branch in the file}``.
+        reader: What opens a file: ``read`` (ROOT), ``package.module:Class``, ``file.py:Class`` (relative to the
+            campaign file), or in Python the class itself; see `campaign.protocols.Source`.
     """
 
     files: Files
@@ -85,6 +87,7 @@ class Dataset(_Frozen):
     is_mc: bool = False
     metadata: dict[str, Any] | str | None = None
     branches: dict[str, str] = Field(default_factory=dict)
+    reader: str | Callable[..., Any] = "read"
 
 
 class ModelSpec(_Frozen):
@@ -92,6 +95,9 @@ class ModelSpec(_Frozen):
 
     Args:
         batch: Rows per request; every request is padded to it. None: the model's ``max_batch_size``.
+        tails: Sizes the last request of a file may have in place of ``batch``: the smallest that holds its rows. Where
+            files are short, fewer rows are padding. Part of the results' identity, as ``batch`` is: each size is a
+            shape of its own to the model. Empty: the last request is padded to ``batch``.
         version: Version folder in the repository.
         parameters: Entries put into the model configuration's ``parameters``.
         files: Files placed into the version folder, ``{name there: path here}`` (weights, for example).
@@ -100,6 +106,7 @@ class ModelSpec(_Frozen):
     """
 
     batch: int | None = Field(default=None, ge=1)
+    tails: tuple[Annotated[int, Field(ge=1)], ...] = ()
     version: int = Field(default=1, ge=1)
     parameters: dict[str, str | int | float | bool] = Field(default_factory=dict)
     files: dict[Name, str] = Field(default_factory=dict)
@@ -122,7 +129,8 @@ class ServerSpec(_Open):
         kind: A registered server kind: ``triton`` (started for the campaign) or ``attach`` (already running).
         models: ``{name: ModelSpec}``, or a list of names.
         count: Servers in the pool.
-        window: Requests in flight per server and client process.
+        window: Requests in flight per server and client process; ``auto``: as many as keep the server busy, found by
+            measuring. No result depends on it.
         start_deadline_s: A server that has not proved itself ready by then is stopped and reported.
         request_deadline_s: Deadline of one request.
         lease_s: A pilot whose submitter has been silent for so long stops its server.
@@ -131,7 +139,7 @@ class ServerSpec(_Open):
     kind: str = "triton"
     models: Annotated[dict[Name, ModelSpec], BeforeValidator(_models)] = Field(min_length=1)
     count: int = Field(default=1, ge=1, le=4096)
-    window: int = Field(default=8, ge=1, le=1024)
+    window: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     start_deadline_s: Seconds = 120.0
     request_deadline_s: Seconds = 60.0
     lease_s: Seconds = 10.0
@@ -231,7 +239,8 @@ class Campaign(_Frozen):
         servers: The pool; None where no stage infers.
         provider: A registered provider's name, or ``{kind: name, option: ...}``.
         variations: ``{name: Variation}``.
-        workers: Worker processes; None: one per core this process may use.
+        workers: Worker processes; None: one per core this process may use, two where there are servers: while one waits
+            for answers the other reads.
         read_rows: Events of one row range. Part of the result's identity: requests are cut within it.
         task_deadline_s: A task that runs longer is given up.
         retries: How often a task is tried again after an error that can heal.

@@ -52,10 +52,11 @@ class StageCode:
 
     def load(self) -> Callable[..., Any]:
         """The stage, ready to be called with ``(batch, ctx)`` or ``(merged, ctx)``."""
-        thing = self._thing()
+        thing = self.thing()
         return thing(**self.options) if isinstance(thing, type) else thing  # type: ignore[no-any-return]
 
-    def _thing(self) -> Any:
+    def thing(self) -> Any:
+        """What the user named: a function, a class or an object."""
         if self.file:
             return getattr(load_file(Path(self.file)), self.target)
         look_in(Path(self.folder))
@@ -72,17 +73,47 @@ def resolve(campaign: Campaign, name: str) -> StageCode:
         SpecError: There is no such stage, it is not callable, or an option is unknown or missing.
     """
     spec, key = campaign.stages[name], ("stages", name, "use")
-    thing, file, target = _named(campaign, spec.use, key) if isinstance(spec.use, str) else (spec.use, "", "")
-    where = spec.use if isinstance(spec.use, str) else getattr(thing, "__qualname__", type(thing).__qualname__)
-    _check_callable(thing, where, key)
-    _check_options(thing, spec, name, where)
+
+    def check(thing: Any, where: str) -> None:
+        _check_callable(thing, where, key)
+        _check_options(thing, spec, name, where)
+
+    return _resolve(campaign, name, spec.use, spec.given, key, check)
+
+
+def resolve_reader(campaign: Campaign, dataset: str) -> StageCode:
+    """Find what opens a dataset's files, and hash its code.
+
+    Raises:
+        SpecError: There is no such class, or it is no `campaign.protocols.Source`.
+    """
+    key = ("datasets", dataset, "reader")
+
+    def check(thing: Any, where: str) -> None:
+        lacks = [m for m in ("read", "weight", "close") if not (isinstance(thing, type) and _has(thing, m))]
+        if lacks:
+            raise SpecError(
+                f"{where} is no reader: it has no {', no '.join(map(repr, lacks))}", key=key,
+                remedy="name a class like campaign.protocols.Source",
+            )  # fmt: skip
+
+    return _resolve(campaign, dataset, campaign.datasets[dataset].reader, {}, key, check)
+
+
+def _resolve(
+    campaign: Campaign, name: str, use: str | Callable[..., Any], options: Mapping[str, Any], key: tuple[str, ...],
+    check: Callable[[Any, str], None],
+) -> StageCode:  # fmt: skip
+    thing, file, target = _named(campaign, use, key) if isinstance(use, str) else (use, "", "")
+    where = use if isinstance(use, str) else getattr(thing, "__qualname__", type(thing).__qualname__)
+    check(thing, where)
     pickled, folder = b"", str(campaign.base)
-    if not isinstance(spec.use, str):
+    if not isinstance(use, str):
         file, target = _importable(thing)
         if not target:
             pickled, folder = _packed(thing, where, key), _folder(thing)
     code, uses = code_digest(thing, file, target)
-    return StageCode(name, where, file, target, pickled, spec.given, code, uses, folder)
+    return StageCode(name, where, file, target, pickled, options, code, uses, folder)
 
 
 def _check_callable(thing: Any, where: str, key: tuple[str, ...]) -> None:

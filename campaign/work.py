@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import shutil
 import signal
 import threading
 import time
 import traceback
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -20,33 +21,45 @@ from typing import Any
 from campaign.chain import Chain, Frozen, MissingBranch, Worker, explain, fresh, thawed
 from campaign.errors import CampaignError, InputError, OutputError, PartialError, StageError
 from campaign.frozenvalue import freeze
-from campaign.merge import LazyMerged, Merged, export, merge
+from campaign.merge import LazyMerged, Leaf, Merged, Target, export, merge_leaf, merge_leaves, merge_whole, spoilt
 from campaign.outputs import Columns, as_output
-from campaign.plan import Output as PlannedOutput
-from campaign.plan import Reduce, Task
+from campaign.pack import PackWriter
 from campaign.protocols import WEIGHT, Context, Job, TwoStepStage
-from campaign.rundir import Receipt, RunDir
+from campaign.receipts import parse
+from campaign.rundir import RunDir
+from campaign.spent import Spent
+from campaign.task import Batch, Keys, Task
 
 
 @dataclass
-class Result:
-    """What a task sends back; small.
+class Answer:
+    """What a batch sends back; small.
 
     Attributes:
-        receipts: Of the partials it left.
+        lines: Receipts of the partials that its tasks left, as lines of the log.
+        lengths: Of these lines, bytes.
+        done: Places in the batch of the tasks that were done.
+        events: Entries that each of them read.
+        errors: Places of the others, and why.
         rungs: Rows by how they were answered (`campaign.client.RUNGS`).
         rows: Rows by stage.
-        error: Why it could not be done.
         wall_s: How long it took.
-        pid: Of the worker.
+        spent: Where its seconds went.
+        answered: When its first prediction was there, seconds since the epoch; 0: none.
+        peak_mb: The most memory its worker has had until now.
     """
 
-    receipts: list[Receipt] = field(default_factory=list)
+    lines: bytes = b""
+    lengths: array[int] = field(default_factory=lambda: array("q"))
+    done: array[int] = field(default_factory=lambda: array("q"))
+    events: array[int] = field(default_factory=lambda: array("q"))
+    errors: list[tuple[int, CampaignError]] = field(default_factory=list)
     rungs: Counter[str] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
-    error: CampaignError | None = None
     wall_s: float = 0.0
-    pid: int = 0
+    spent: Spent = field(default_factory=Spent)
+    answered: float = 0.0
+    peak_mb: float = 0.0
 
 
 @cache
@@ -65,59 +78,103 @@ def save_job(job: Job, path: Path) -> tuple[str, str]:
     return str(path), file_digest(path)
 
 
-def run_task(job: tuple[str, str], root: str, task: Task, frozen: Frozen, expected: str = "") -> Result:
-    """Do one task.
+def run_batch(job: tuple[str, str], root: str, batch: Batch, frozen: Frozen, expected: Sequence[str]) -> Answer:
+    """Do the tasks of a batch, one after the other; its small partials go into one pack.
 
     Args:
         job: From `save_job`.
         root: The run directory.
-        task: The task.
-        frozen: Where the frozen values lie that its steps need.
-        expected: SHA-256 of the content of the artefact it reads.
+        batch: The tasks.
+        frozen: Where the frozen values lie that their steps need.
+        expected: SHA-256 of the content of the artefact that each of them reads; empty: they read the events.
 
     Returns:
-        Receipts, or the error; it does not raise.
+        Receipts and errors; it does not raise. If the pack cannot be written, that is the error of each task.
     """
     start = time.monotonic()
-    result = Result(pid=os.getpid())
-    rungs: Counter[str] = Counter()
+    answer = Answer()
+    rundir = RunDir(Path(root))
     worker: Worker | None = None
+    before: Counter[str] = Counter()
     try:
         worker = _worker(*job)
-        rungs = Counter(worker.servers.rows) if worker.servers else Counter()
-        chain = Chain(worker, RunDir(Path(root)), task, frozen, expected)
-        try:
-            with _deadline(worker.job.deadline_s):
-                result.receipts = chain.run()
-        finally:
-            result.rows = chain.rows
-    except CampaignError as error:
-        result.error = _placed(error, task)
+        before = Counter(worker.servers.rows) if worker.servers else before
+        with _Deadline(worker.job.deadline_s) as deadline, PackWriter(rundir) as pack:
+            answer.lines = b"".join(_each(worker, rundir, batch, frozen, expected, pack, deadline, answer))
     except Exception as error:  # noqa: BLE001  process boundary: type, text and traceback are handed on
-        result.error = _placed(explain(error, task.steps[0].stage, "reading", task.source.file.url), task)
+        task = batch.task(0)
+        known = error if isinstance(error, CampaignError) else explain(error, task.steps[0].stage, "writing", root)
+        answer = Answer(errors=[(i, known) for i in range(len(batch))])
     if worker and worker._servers:
-        result.rungs = Counter(worker._servers.rows) - rungs
-    result.wall_s = time.monotonic() - start
-    return result
+        answer.rungs = Counter(worker._servers.rows) - before
+    answer.wall_s = time.monotonic() - start
+    answer.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return answer
 
 
-@contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
-    """Raise in the main thread when a task takes too long; Python code that hangs is ended so."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _each(
+    worker: Worker, rundir: RunDir, batch: Batch, frozen: Frozen, expected: Sequence[str], pack: PackWriter,
+    deadline: _Deadline, answer: Answer,
+) -> Iterator[bytes]:  # fmt: skip
+    for i in range(len(batch)):
+        task = batch.task(i)
+        try:
+            chain = Chain(worker, rundir, task, frozen, expected[i] if expected else "", pack)
+            deadline.start()
+            try:
+                receipts = chain.run()
+            finally:
+                deadline.stop()
+                answer.spent.update(chain.spent)
+                answer.answered = answer.answered or chain.answered
+        except CampaignError as error:
+            answer.errors.append((i, _placed(error, task)))
+            continue
+        except Exception as error:  # noqa: BLE001  process boundary: type, text and traceback are handed on
+            told = explain(error, task.steps[0].stage, "reading", task.source.file.url)
+            answer.errors.append((i, _placed(told, task)))
+            continue
+        answer.rows.update(chain.rows)
+        answer.done.append(i)
+        answer.events.append(max(r.events for r in receipts))
+        for receipt in receipts:
+            line = receipt.line()
+            answer.lengths.append(len(line))
+            yield line
 
-    def late(_signum: int, _frame: object) -> None:
-        raise StageError(f"ran longer than {seconds:g} s", remedy="raise 'task_deadline_s', or see where it hangs")
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+class _Deadline:
+    """Raises in the main thread when a task takes too long; Python code that hangs is ended so."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._main = threading.current_thread() is threading.main_thread()
+        self._before: Any = None
+
+    def _late(self, _signum: int, _frame: object) -> None:
+        raise StageError(
+            f"ran longer than {self._seconds:g} s", remedy="raise 'task_deadline_s', or see where it hangs"
+        )
+
+    def start(self) -> None:
+        """A task begins."""
+        if self._main:
+            signal.setitimer(signal.ITIMER_REAL, self._seconds)
+
+    def stop(self) -> None:
+        """It has ended."""
+        if self._main:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def __enter__(self) -> _Deadline:
+        if self._main:
+            self._before = signal.signal(signal.SIGALRM, self._late)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._main:
+            self.stop()
+            signal.signal(signal.SIGALRM, self._before)
 
 
 def _placed(error: CampaignError, task: Task) -> CampaignError:
@@ -127,14 +184,68 @@ def _placed(error: CampaignError, task: Task) -> CampaignError:
     return error
 
 
-def run_merge(root: str, output: PlannedOutput, receipts: Sequence[Receipt]) -> Merged | CampaignError:
-    """Merge one output; an error is returned, not raised, so that it arrives whole."""
+@dataclass(frozen=True)
+class Spoilt:
+    """Partials that are not what their receipts say, so that a merge could not be made.
+
+    Attributes:
+        error: The first of them.
+        files: Which, by their place in the output.
+    """
+
+    error: CampaignError
+    files: tuple[int, ...]
+
+
+def run_leaf(
+    root: str, target: Target, first: int, keys: Keys, lines: Sequence[bytes]
+) -> Leaf | Spoilt | CampaignError:
+    """Merge some consecutive files of an output.
+
+    Args:
+        root: The run directory.
+        target: The output.
+        first: Place of the first file in the output.
+        keys: Of their partials.
+        lines: Their receipts, as they stand in the log.
+    """
+    made: Leaf | Spoilt | CampaignError = _merging(root, target, first, keys, lines, merge_leaf)
+    return made
+
+
+def run_whole(
+    root: str, target: Target, first: int, keys: Keys, lines: Sequence[bytes]
+) -> Merged | Spoilt | CampaignError:
+    """Merge all files of an output; arguments as for `run_leaf`."""
+    made: Merged | Spoilt | CampaignError = _merging(root, target, first, keys, lines, merge_whole)
+    return made
+
+
+def _merging(
+    root: str, target: Target, first: int, keys: Keys, lines: Sequence[bytes], call: Callable[..., Any]
+) -> Any:
+    rundir = RunDir(Path(root))
+    got = [r for r in map(parse, lines) if r is not None]
     try:
-        return merge(RunDir(Path(root)), output, {r.key: r for r in receipts})
+        if [r.key for r in got] != list(keys):
+            raise PartialError("the log of receipts is not what it was", where=target.name, remedy="run again")
+        return call(rundir, target, first, got)
+    except PartialError as error:
+        return Spoilt(error, tuple(first + i for i in spoilt(rundir, got)))
     except CampaignError as error:
         return error
     except Exception as error:  # noqa: BLE001  process boundary: it arrives with its traceback
-        return PartialError(f"{type(error).__name__}: {error}", where=output.name, log=traceback.format_exc())
+        return PartialError(f"{type(error).__name__}: {error}", where=target.name, log=traceback.format_exc())
+
+
+def run_tree(root: str, target: Target, leaves: Sequence[Leaf]) -> Merged | CampaignError:
+    """Merge an output's leaves; an error is returned, not raised, so that it arrives whole."""
+    try:
+        return merge_leaves(RunDir(Path(root)), target, leaves)
+    except CampaignError as error:
+        return error
+    except Exception as error:  # noqa: BLE001  process boundary: it arrives with its traceback
+        return PartialError(f"{type(error).__name__}: {error}", where=target.name, log=traceback.format_exc())
 
 
 def run_export(merged: Merged) -> Merged | CampaignError:
@@ -154,8 +265,17 @@ class Reduced:
     artefacts: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class ReduceCall:
+    """Which reduce stage is called for which variation, with which frozen values."""
+
+    stage: str
+    variation: str
+    frozen: tuple[tuple[str, str], ...]
+
+
 def run_reduce(
-    job: tuple[str, str], root: str, reduce: Reduce, merged: Mapping[str, Merged], frozen: Frozen,
+    job: tuple[str, str], root: str, reduce: ReduceCall, merged: Mapping[str, Merged], frozen: Frozen,
     metadata: Mapping[str, Any],
 ) -> Reduced | CampaignError:  # fmt: skip
     """Call a reduce stage on merged outputs and freeze what it returns; an error is returned."""
@@ -208,6 +328,8 @@ def look(job: tuple[str, str], task: Task, rows: int) -> CampaignError | str | N
         return error if error.remedy.startswith("correct ") else "unreadable"
     except CampaignError as error:
         return error
+    except Exception:  # noqa: BLE001  a reader of the user's own; the run will tell
+        return "unreadable"
     try:
         if not source.entries:
             return "empty"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +13,11 @@ import hist
 import numpy as np
 
 from campaign.errors import OutputError
-from campaign.histogram import Histogram
+from campaign.histogram import Histogram, fill_together
 from campaign.outputs import Histograms
 from campaign.protocols import Context
+
+_RESERVED = ("weight", "sample", "threads")  # hist takes these for fill's own arguments: no axis is named so
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,13 @@ class Fill:
         weight = np.ones(len(batch)) if self.weight is None else flat(batch, self.weight).astype(float)
         if ctx.weight in ak.fields(batch):
             weight = weight * flat(batch, ctx.weight)
-        filled = Histograms()
-        for name, axes in self.histograms.items():
-            h = Histogram(*(axis(column, given) for column, given in axes.items()))
-            filled[name] = h.fill(*(flat(batch, column) for column in axes), weight=weight)
+        filled = Histograms({name: empty(axes) for name, axes in self.histograms.items()})
+        wanted = {column for axes in self.histograms.values() for column in axes}
+        columns = {column: flat(batch, column) for column in wanted}
+        named = [name for name, axes in self.histograms.items() if not set(axes) & set(_RESERVED)]
+        fill_together([filled[name] for name in named], columns, weight)
+        for name in filled.keys() - named:
+            filled[name].fill(*(columns[column] for column in self.histograms[name]), weight=weight)
         return filled
 
 
@@ -68,14 +75,29 @@ def flat(batch: Any, column: str) -> np.ndarray[Any, Any]:
     return np.asarray(array)
 
 
+def empty(axes: Mapping[str, Mapping[str, Any]]) -> Histogram:
+    """A histogram with these axes and nothing in it."""
+    return _made(json.dumps(axes, default=_plain)).empty()
+
+
+@functools.lru_cache(maxsize=256)
+def _made(axes: str) -> Histogram:
+    # Describing and comparing axes takes longer than filling ten thousand rows: once per process, not once per range.
+    return Histogram(*(axis(column, given) for column, given in json.loads(axes).items()))
+
+
+def _plain(value: Any) -> Any:
+    """Numpy's numbers and arrays, and mappings that are no dict, as JSON has them."""
+    return dict(value) if isinstance(value, Mapping) else value.tolist()
+
+
 def axis(name: str, given: Mapping[str, Any]) -> Any:
     """A hist axis from its description.
 
     Raises:
         ValueError: It is none of the three forms.
     """
-    # hist takes these three names for fill's own arguments.
-    named = {"label": name} if name in ("weight", "sample", "threads") else {"name": name}
+    named = {"label": name} if name in _RESERVED else {"name": name}
     if set(given) == {"bins", "range"}:
         low, high = given["range"]
         return hist.axis.Regular(int(given["bins"]), float(low), float(high), **named)

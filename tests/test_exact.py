@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from campaign.errors import OutputError
-from campaign.exact import BLOCK, ExactSum, add_block_and_squares, add_together
+from campaign.exact import BLOCK, ExactSum, add_block, add_together
+from campaign.slices import cut, extents
 
 SIZE = 3
 ANY_FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -213,7 +214,7 @@ def test_squares_rounded_once_per_entry(weights):
     """Squares are float64 squares, summed exactly."""
     array = np.array(weights, np.float64)
     sums, squares = ExactSum(1), ExactSum(1)
-    add_block_and_squares(sums, squares, np.zeros(len(array), np.intp), array)
+    add_block([(sums, squares, np.zeros(len(array), np.intp))], array)
     assert squares.round()[0] == math.fsum(weight * weight for weight in weights)
     assert sums.round()[0] == math.fsum(weights)
 
@@ -227,6 +228,49 @@ def test_several_weights_with_one_index():
     for total, weight in zip(alone, weights, strict=True):
         total.add(index, weight)
     assert list(map(state_bytes, together)) == list(map(state_bytes, alone))
+
+
+def test_one_cut_for_several_sums():
+    """Weights cut once and added to several sums, at other bins in each, are what each would have got alone."""
+    rng = np.random.default_rng(9)
+    weights = np.concatenate([lognormal(9, 500), [0.0, math.nan, 1e300, 5e-324, -math.inf]])
+    indices = [rng.integers(0, SIZE, len(weights)) for _ in range(3)]
+    together = [(ExactSum(SIZE), ExactSum(SIZE), index) for index in indices]
+    with np.errstate(over="ignore", under="ignore"):
+        add_block(together, weights)
+        for sums, squares, index in together:
+            assert state_bytes(sums) == state_bytes(sum_of(index, weights))
+            assert state_bytes(squares) == state_bytes(sum_of(index, weights * weights))
+
+
+CUTS = {
+    "float32": lambda rng: rng.lognormal(size=5000).astype(np.float32).astype(float),
+    "float64": lambda rng: rng.lognormal(size=5000),
+    "12 decades": lambda rng: lognormal(10, 5000),
+    "40 decades": lambda rng: lognormal(10, 5000, 40),
+    "with zeros": lambda rng: rng.lognormal(size=5000) * rng.integers(0, 2, 5000),
+    "ones": lambda rng: np.ones(5000),
+    "powers of two": lambda rng: np.ldexp(rng.choice([-1.0, 1.0], 5000), rng.integers(-60, 60, 5000)),
+    "tiny": lambda rng: np.ldexp(rng.lognormal(size=5000), -440),
+    "one": lambda rng: rng.lognormal(size=1),
+}
+
+
+@pytest.mark.parametrize("kind", CUTS)
+def test_slices_add_up(kind):
+    """Slices of weights and of their squares add up to them exactly, at their positions, within their loads."""
+    weights = CUTS[kind](np.random.default_rng(11))
+    for values, known in zip((weights, weights * weights), extents(weights, weights * weights), strict=True):
+        rest = [Fraction(value) for value in values]
+        for part in cut(values, known):
+            chosen = range(len(values)) if part.chosen is None else part.chosen
+            for column, position in zip((part.values.real, part.values.imag), part.positions, strict=False):
+                units = [Fraction(value) / Fraction(2) ** position for value in column]
+                assert all(unit.denominator == 1 for unit in units)
+                assert sum(map(abs, units)) <= part.load * 2**53 <= 2**53
+                for entry, value in zip(chosen, column, strict=True):
+                    rest[entry] -= Fraction(value)
+        assert not any(rest)
 
 
 def test_wrong_input_is_refused():

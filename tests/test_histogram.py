@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from campaign.errors import AxesMismatch, OutputError
 from campaign.exact import BLOCK
-from campaign.histogram import Histogram
+from campaign.histogram import Histogram, fill_together
 
 ax = hist.axis
 transform = hist.axis.transform
@@ -217,6 +217,71 @@ def test_bins_are_reusable():
         assert state_bytes(at) == state_bytes(apart)
     with pytest.raises(OutputError, match="other axes"):
         Histogram(ax.Boolean()).fill_at(bins)
+
+
+def several_axes(flow=True):
+    return [
+        ax.Variable([0.0, 0.5, 1.0], name="v", flow=flow),
+        ax.StrCategory(["none", "up", "down"], name="option", overflow=False),
+        ax.Regular(5, 0, 1, name="x"),
+    ]
+
+
+@pytest.mark.parametrize("flow", [True, False])
+@pytest.mark.parametrize("by_name", [True, False])
+def test_each_category_with_its_weight(flow, by_name):
+    """One fill with a weight per category is one fill per category, wherever its axis stands, to the bit."""
+    rng = np.random.default_rng(6)
+    n = BLOCK + 9
+    v, x = rng.normal(0.5, 0.5, (2, n))
+    weights = {"down": rng.lognormal(0, 4, n), "none": rng.lognormal(0, 4, n), "up": 0.5}
+    each, apart = Histogram(*several_axes(flow)), Histogram(*several_axes(flow))
+    columns = ((), {"v": v, "x": x}) if by_name else ((v, x), {})
+    each.fill_each("option", weights, *columns[0], **columns[1])
+    for category, weight in weights.items():
+        apart.fill(v, category, x, weight=weight)
+    assert state_bytes(each) == state_bytes(apart)
+
+
+def test_each_needs_its_categories():
+    """An unknown category, and an axis that has none, are refused by name; nothing is filled."""
+    made = Histogram(*several_axes())
+    with pytest.raises(OutputError, match=r"\['other'\].*\['none', 'up', 'down'\]"):
+        made.fill_each("option", {"none": 1.0, "other": 1.0}, 0.5, 0.5)
+    with pytest.raises(OutputError, match="'x' is no category axis"):
+        made.fill_each("x", {1: 1.0}, 0.5, "none")
+    with pytest.raises(OutputError, match=r"\(2,\).*\(3,\)"):
+        made.fill_each("option", {"none": [1.0, 2.0]}, [0.1, 0.2, 0.3], 0.5)
+    assert state_bytes(made.fill_each("option", {}, 0.5, 0.5)) == state_bytes(Histogram(*several_axes()))
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_together_is_one_by_one(weighted):
+    """Histograms filled together hold what they would hold alone, whatever axes and lost entries they share."""
+    rng = np.random.default_rng(7)
+    n = BLOCK + 9
+    columns = {"v": rng.normal(0.5, 0.5, n), "option": "up", "x": rng.random(n).astype(np.float32) * 1.2, "y": 3}
+    weight = rng.lognormal(0, 4, n) if weighted else None
+    open_, closed = several_axes(), several_axes(flow=False)
+    kinds = [open_, open_[:2], closed, [*closed[:2], ax.Regular(7, 0, 1, name="x")], [ax.Integer(0, 4, name="y")]]
+    together = [Histogram(*axes) for axes in kinds]
+    fill_together(together, {**columns, "unused": "anything"}, weight)
+    for made, axes in zip(together, kinds, strict=True):
+        alone = {axis.name: columns[axis.name] for axis in axes}
+        if list(alone) == ["y"]:
+            alone = {"y": np.full(n, 3)}
+        assert state_bytes(made) == state_bytes(Histogram(*axes).fill(**alone, weight=weight))
+
+
+def test_together_all_or_none():
+    """A missing column, and columns of different lengths, are refused before any histogram is filled."""
+    first, second = Histogram(ax.Regular(3, 0, 1, name="x")), Histogram(ax.Regular(3, 0, 1, name="y"))
+    with pytest.raises(OutputError, match=r"the axes are \['y'\]"):
+        fill_together([first, second], {"x": [0.5]})
+    with pytest.raises(OutputError, match=r"differ in length: \[1, 2\]"):
+        fill_together([first, second], {"x": [0.5], "y": [0.1, 0.2]})
+    fill_together([], {}, [1.0])
+    assert state_bytes(first) == state_bytes(first.empty()) == state_bytes(Histogram(ax.Regular(3, 0, 1, name="x")))
 
 
 @pytest.mark.parametrize("bins", [3, 5000])

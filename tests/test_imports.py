@@ -30,14 +30,16 @@ HEAVY = (
 
 # Each room imports only from rooms on floors below its own, or a neighbour that comes before it on its line.
 FLOORS = [
-    ["errors", "exact", "userfile"],
-    ["registry", "axes", "histogram", "spec", "rundir"],
-    ["outputs", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile", "datasets"],
-    ["kserve", "client", "plan", "canary", "rootfile", "servers"],
-    ["merge", "report", "progress"],
+    ["errors", "limbs", "slices", "exact", "spent", "userfile"],
+    ["registry", "axes", "binning", "histogram", "spec", "rundir"],
+    ["frame", "receipts", "pack", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile"],
+    ["outputs", "datasets", "task"],
+    ["kserve", "wire", "window", "roster", "flight", "ragged", "client", "stepservers", "canary", "rootfile"],
+    ["servers", "plan", "planner"],
+    ["ledger", "merge", "profile", "report", "progress"],
     ["pilot", "processes", "chain", "work", "preflight"],
-    ["pool", "scheduler"],
-    ["account", "engine"],
+    ["pool", "batches", "lost", "trees", "scheduler"],
+    ["account", "engine", "tune"],
     ["cli"],
 ]
 

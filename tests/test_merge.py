@@ -15,10 +15,22 @@ import uproot
 
 from campaign import Columns, Counts, Histogram, Histograms
 from campaign.errors import AxesMismatch, OutputError, PartialError
-from campaign.merge import LazyMerged, export, load_histograms, merge
+from campaign.merge import (
+    LazyMerged,
+    Target,
+    export,
+    fingerprint,
+    load_histograms,
+    merge,
+    merge_leaf,
+    merge_leaves,
+    spoilt,
+)
 from campaign.outputs import as_output, start_partial
+from campaign.pack import PackWriter
 from campaign.plan import Output
-from campaign.rundir import Receipt, RunDir
+from campaign.receipts import Receipt
+from campaign.rundir import RunDir
 
 FILES = 7
 
@@ -27,14 +39,25 @@ def leave(run, key, *values):
     """Leave the partial of a key as a task does; its receipt."""
     outputs = [as_output(v, "s") for v in values]
     kind = {Columns: "columns", Histograms: "histograms", Counts: "counts"}[type(outputs[0])]
-    path = run.partial(key, kind)
-    partial = start_partial(outputs[0], path)
+    partial = start_partial(outputs[0], lambda: run.columns(key))
     for value in outputs:
         partial.add(value)
-    sha256 = partial.write(path)
+    pack, offset = "", 0
+    if kind == "columns":
+        sha256, size = partial.write(run.columns(key)), run.columns(key).stat().st_size
+    else:
+        content = partial.content()
+        with PackWriter(run) as packs:
+            packs.add(b"another's")
+            (offset, sha256), size, pack = packs.add(content), len(content), packs.name
     return Receipt(
-        key, "s", "d", "nominal", f"/{key}.root", kind, sha256, path.stat().st_size, 1, 1, tuple(partial.notes)
+        key, "s", "d", "nominal", f"/{key}.root", kind, sha256, size, 1, 1, pack, offset, tuple(partial.notes)
     )
+
+
+def place(run, receipt):
+    """The file its partial lies in."""
+    return run.pack(receipt.pack) if receipt.pack else run.columns(receipt.key)
 
 
 def planned(keys):
@@ -93,6 +116,39 @@ def test_the_grouping_into_files_does_not_show_in_sums(tmp_path, make):
     assert one.sha256 == many.sha256
 
 
+@pytest.mark.parametrize("make", [histograms, columns, counts])
+@pytest.mark.parametrize("size", [1, 3, FILES])
+def test_a_tree_gives_what_a_merge_at_once_gives(tmp_path, make, size):
+    """Ranges merged apart, in any order and twice, and then together: the same content, digest and files."""
+    run, receipts = run_of(tmp_path, make)
+    got = [receipts[k] for k in KEYS]
+    at_once = merge(run, planned(KEYS), receipts)
+    files = fingerprint(at_once)
+    target = Target("s", "d", "nominal")
+    starts = list(range(0, FILES, size))
+    leaves = {i: merge_leaf(run, target, i, got[i : i + size]) for i in [*reversed(starts), starts[0]]}
+    assert merge_leaves(run, target, [leaves[i] for i in starts]) == at_once
+    assert fingerprint(at_once) == files
+    assert not list(run.leaf("").iterdir())
+    assert not [p for p in at_once.path.parent.iterdir() if p.name.startswith(".")]
+
+
+def test_a_tree_refuses_what_does_not_fit_together(tmp_path):
+    """Leaves of different kinds, of other axes, or altered are refused as partials are."""
+    run = RunDir(tmp_path)
+    other = Histograms(h=Histogram(hist.axis.Regular(4, -1, 1, name="x")))
+    target = Target("s", "d", "nominal")
+    made = [merge_leaf(run, target, i, [leave(run, f"k{i}", value)]) for i, value in
+            enumerate((histograms(1), other, counts(1)))]  # fmt: skip
+    with pytest.raises(AxesMismatch, match=r"s/d/nominal: files 1 to 1, histogram h.*2 axes here, 1 there"):
+        merge_leaves(run, target, made[:2])
+    with pytest.raises(OutputError, match="s/d/nominal: files give different kinds: counts, histograms"):
+        merge_leaves(run, target, made[1:])
+    run.leaf(made[0].name).write_bytes(b"")
+    with pytest.raises(PartialError, match="is not what was written"):
+        merge_leaves(run, target, made[:1])
+
+
 def test_merged_histograms_are_exact_sums(tmp_path):
     """Each bin of the merged histogram is the exact sum, rounded once, and ROOT holds the same numbers."""
     run, receipts = run_of(tmp_path, histograms)
@@ -124,7 +180,7 @@ def test_merged_columns_are_the_files_rows_in_plan_order(tmp_path):
     assert np.array_equal(ak.to_numpy(got["x"]), np.concatenate([columns(i)["x"] for i in range(FILES)]))
     assert ak.all(ak.num(got["v"]) == 2)
     assert len(list(merged.path.glob("*.parquet"))) == FILES
-    first = run.partial("k1", "columns")
+    first = run.columns("k1")
     assert first.stat().st_nlink == 2
     backwards = merge(RunDir(tmp_path), planned(KEYS[::-1]), receipts)
     assert backwards.sha256 != merged.sha256
@@ -145,7 +201,7 @@ def test_a_missing_partial_is_an_error_that_names_its_file(tmp_path):
     without = {k: r for k, r in receipts.items() if k != "k3"}
     with pytest.raises(PartialError, match=r"s/d/nominal: /k3\.root"):
         merge(run, planned(KEYS), without)
-    path = run.partial("k4", "counts")
+    path = place(run, receipts["k4"])
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(PartialError, match=r"s/d/nominal: /k4\.root"):
         merge(run, planned(KEYS), receipts)
@@ -159,19 +215,23 @@ def test_a_missing_partial_is_an_error_that_names_its_file(tmp_path):
 def test_a_partial_that_is_not_its_receipts_is_refused(tmp_path, make, kind):
     """A whole partial of the right size with another content is noticed and named."""
     run, receipts = run_of(tmp_path, make)
-    mine, foreign = run.partial("k2", kind), run.partial("k3", kind)
+    mine, foreign = place(run, receipts["k2"]), place(run, receipts["k3"])
     mine.write_bytes(foreign.read_bytes())
-    receipts["k2"] = Receipt(**{**receipts["k2"].__dict__, "size": mine.stat().st_size})
-    with pytest.raises(PartialError, match=r"k2\.(json|hists\.npz): is not what was written for /k2\.root"):
+    receipts["k2"] = Receipt(**{**receipts["k2"].__dict__, "size": receipts["k3"].size})
+    assert receipts["k2"].kind == kind
+    with pytest.raises(PartialError, match=rf"/k2\.root: {mine} at 9: is not what was written for /k2\.root"):
         merge(run, planned(KEYS), receipts)
+    assert spoilt(run, [receipts[k] for k in KEYS]) == [2]
 
 
 @pytest.mark.parametrize(("make", "kind"), [(histograms, "histograms"), (counts, "counts"), (columns, "columns")])
 def test_a_torn_partial_is_named(tmp_path, make, kind):
     """A partial that was overwritten by as many zeros is a PartialError with its path."""
     run, receipts = run_of(tmp_path, make)
-    path = run.partial("k5", kind)
+    path = place(run, receipts["k5"])
     path.write_bytes(bytes(path.stat().st_size))
+    assert receipts["k5"].kind == kind
+    assert spoilt(run, [receipts[k] for k in KEYS]) == [5]
     with pytest.raises(PartialError, match="k5"):
         merge(run, planned(KEYS), receipts)
 

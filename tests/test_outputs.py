@@ -29,6 +29,7 @@ from campaign.outputs import (
     read_counts,
     read_histograms,
     start_partial,
+    unpack_histograms,
 )
 from campaign.rootfile import write_root
 
@@ -200,7 +201,7 @@ def test_columns_that_parquet_cannot_hold_are_refused(tmp_path, column):
 
 def test_an_unfinished_partial_leaves_nothing(tmp_path):
     """Until it is written whole, a partial has no name; discarded, it is gone."""
-    made = start_partial(Columns(x=X), tmp_path / "p.parquet")
+    made = start_partial(Columns(x=X), lambda: tmp_path / "p.parquet")
     made.add(Columns(x=X))
     assert not (tmp_path / "p.parquet").exists()
     made.discard()
@@ -318,9 +319,27 @@ def test_histograms_come_back_whole(tmp_path):
     sha256 = made.write(tmp_path / "h.hists.npz")
     back = read_histograms(tmp_path / "h.hists.npz")
     assert histograms_digest(back) == sha256
+    packed = unpack_histograms(made.content(), "here")
+    assert histograms_digest(packed) == sha256
     for name, h in filled(1).items():
         assert back[name].to_hist() == h.to_hist()
         assert back[name].sha256() == h.sha256()
+
+
+def test_torn_histograms_of_a_pack_are_named():
+    """Bytes that are cut anywhere, longer, or something else are a PartialError that names their place."""
+    made = HistogramsPartial()
+    made.add(filled(1))
+    whole = made.content()
+    for content in (
+        b"",
+        b"PK",
+        whole + b"x",
+        whole[:20] + b"}" + whole[21:],
+        *(whole[: len(whole) * i // 7] for i in range(7)),
+    ):
+        with pytest.raises(PartialError, match="pack 7"):
+            unpack_histograms(content, "pack 7")
 
 
 def test_a_partial_is_no_alias_of_what_a_stage_returned():

@@ -6,11 +6,15 @@ import os
 import random
 import sys
 
+import numpy as np
 import pytest
 
 from campaign import Campaign, Dataset, ModelSpec, ServerSpec, StageSpec, Variation, specfile
 from campaign.errors import SpecError
-from campaign.plan import group, longest_first, plan, reasons
+from campaign.ledger import Ledger
+from campaign.plan import longest_first, reasons, tasks_of
+from campaign.planner import plan
+from campaign.receipts import Receipts
 
 STAGES = '''
 """Stages of a small analysis."""
@@ -256,7 +260,7 @@ def test_yaml_and_python_give_the_same_plan(folder, monkeypatch):
         del sys.modules["st"]
     yaml = make(folder)
     assert [t.id for t in yaml.tasks] == [t.id for t in python.tasks]
-    assert [o.keys for o in yaml.outputs] == [o.keys for o in python.outputs]
+    assert [list(o.keys) for o in yaml.outputs] == [list(o.keys) for o in python.outputs]
     assert yaml.digest == python.digest
 
 
@@ -430,37 +434,69 @@ def test_options_that_yaml_cannot_hold_count_by_content(folder):
 # What is left to do ---------------------------------------------------------------------------------------------------
 
 
-def all_steps(made):
-    return [s for t in made.tasks for s in t.steps]
+def ledger(made, tmp_path, *, without=()):
+    """What is there if every partial is, but for those of some (stage, file name)."""
+    kept = Ledger(made, Receipts(tmp_path / "receipts.jsonl"))
+    for line in kept.emits:
+        names = [url.rpartition("/")[2] for url in line.events.files.urls()]
+        places = np.array(
+            [i for i, name in enumerate(names) if not {(line.stage, name), (line.stage, "")} & {*without}]
+        )
+        kept.record([line], places.astype(int), np.zeros((len(places), 1), int), np.zeros(len(places), int))
+    return kept
 
 
-def test_what_is_there_is_left_out(folder):
+def todo(made, kept):
+    return [t for some in made.todo(kept.missing()) for t in tasks_of(some)]
+
+
+def test_what_is_there_is_left_out(folder, tmp_path):
     """With every partial there is nothing to do; without one, just the task that leaves it."""
     made = make(folder)
-    have = {s.key: True for s in all_steps(made) if s.emit}
-    assert list(group(all_steps(made), have)) == []
-    lost = next(s for s in all_steps(made) if s.stage == "raw")
-    del have[lost.key]
-    (task,) = group(all_steps(made), have)
-    assert [s.stage for s in task.steps] == ["raw"]
-    assert "raw" in reasons(made, task, have)
+    assert made.todo(ledger(made, tmp_path).missing()) == []
+    kept = ledger(made, tmp_path, without=[("raw", "d.root")])
+    tasks = todo(made, kept)
+    assert {s.variation for t in tasks for s in t.steps} == {"nominal", "trk"}
+    assert [[s.stage for s in t.steps] for t in tasks] == [["raw"], ["raw"]]
+    (some, _) = made.todo(kept.missing())
+    assert "raw" in reasons(some, 0)
 
 
-def test_a_lost_partial_is_made_from_the_artefact_before_it(folder):
+def test_files_that_lack_different_things_have_tasks_of_their_own(folder, tmp_path):
+    """Of two files each gets the steps that it lacks, and no other; what a task leaves is what was missing."""
+    made = make(folder)
+    kept = ledger(made, tmp_path, without=[("first", "a.root"), ("second", "b.root"), ("predict", "b.root")])
+    got = {}
+    for task in todo(made, kept):
+        name = task.source.file.url.rpartition("/")[2]
+        got.setdefault(name, set()).update(s.stage for s in task.steps)
+        assert all(s.emit or s.stage == "select" for s in task.steps)
+    assert got == {"a.root": {"first"}, "b.root": {"select", "predict", "second"}}
+
+
+def test_a_lost_partial_is_made_from_the_artefact_before_it(folder, tmp_path):
     """Where the artefact is there, nothing before it runs again, neither selection nor inference."""
     made = make(folder)
-    have = {s.key: True for s in all_steps(made) if s.emit and s.stage != "first"}
-    for task in group(all_steps(made), have):
+    tasks = todo(made, ledger(made, tmp_path, without=[("first", "")]))
+    assert tasks
+    for task in tasks:
         assert task.artefact is not None
         assert {s.stage for s in task.steps} == {"first"}
 
 
-def test_long_tasks_are_submitted_first(folder):
-    """The order of submission is by size; it is the same set of tasks."""
+def test_long_tasks_are_submitted_first():
+    """The order of submission is by size, then canonical; it is the same set of files."""
+    sizes = np.array([3, 9, 1, 9, 5])
+    assert longest_first(np.array([0, 2, 3, 1, 4]), sizes).tolist() == [3, 1, 4, 0, 2]
+    assert longest_first(np.arange(5), sizes).tolist() == [1, 3, 4, 0, 2]
+
+
+def test_a_batch_says_of_each_task_what_the_plan_says(folder):
+    """A task made on a worker from a batch is, step by step, the one of the plan."""
     made = make(folder)
-    ordered = longest_first(made.tasks)
-    assert [t.source.file.size for t in ordered] == sorted((t.source.file.size for t in made.tasks), reverse=True)
-    assert {t.id for t in ordered} == {t.id for t in made.tasks}
+    for some in made.todo():
+        batch = some.shape.tasks(some.places.tolist())
+        assert [batch.task(i) for i in range(len(batch))] == list(tasks_of(some))
 
 
 def test_a_thousand_files_are_planned_without_quadratic_work(tmp_path):

@@ -11,17 +11,18 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import deque
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from campaign.errors import RunDirBusy, SpecError
+from campaign.errors import PartialError, RunDirBusy, SpecError
+from campaign.pack import PackReader, PackWriter
+from campaign.receipts import Receipt, Receipts, parse
 from campaign.report import Report
 from campaign.rundir import (
-    Receipt,
-    Receipts,
     RunDir,
     canonical_json,
     digest,
@@ -39,9 +40,7 @@ def receipt(key="k1", **changes):
 
 
 def read(path):
-    made = Receipts(path)
-    made.read()
-    return made.have
+    return {r.key: r for r in Receipts(path)}
 
 
 # Receipts -------------------------------------------------------------------------------------------------------------
@@ -70,7 +69,6 @@ def test_a_torn_last_line_is_passed_over_and_spoils_nothing(tmp_path):
         path.write_bytes(whole[:cut])
         assert set(read(path)) == {"a"}
         again = Receipts(path)
-        again.read()
         again.add(receipt("c"))
         again.close()
         assert set(read(path)) == {"a", "c"}
@@ -82,7 +80,8 @@ def test_an_altered_receipt_is_no_receipt(tmp_path):
     log = Receipts(path)
     log.add(receipt("a", size=3))
     log.close()
-    path.write_text(path.read_text().replace('"size":3', '"size":4') + "garbage\n\n{}\n")
+    assert ",3,5,7," in path.read_text()
+    path.write_text(path.read_text().replace(",3,5,7,", ",4,5,7,") + "garbage\n\n{}\n")
     assert read(path) == {}
 
 
@@ -94,23 +93,82 @@ def test_a_receipt_is_on_its_way_when_it_is_added(tmp_path):
     log.close()
 
 
-def test_a_partial_is_there_if_it_has_its_size(tmp_path):
-    """A receipt holds as long as its file is there with the size it had."""
+def test_receipts_are_read_back_by_their_place(tmp_path):
+    """What `append` returns, and what a scan tells, is where a line is found again, however long it is."""
+    log = Receipts(tmp_path / "r.jsonl")
+    many = [receipt(f"k{i}", notes=("x" * (i % 7) * 20_000,)) for i in range(40)]
+    places = [log.add(r) for r in many]
+    text = b"".join(r.line() for r in many)
+    start = log.append(text)
+    places += [start + text.index(r.line()) for r in many]
+    assert [parse(line) for line in log.lines(places)] == many + many
+    assert [parse(line) for line in log.lines(places[::-1])] == (many + many)[::-1]
+    assert [at for at, _ in log.scan()] == places
+    log.close()
+    again = Receipts(tmp_path / "r.jsonl")
+    at = again.add(receipt("z"))
+    assert [parse(line) for line in again.lines([places[3], at])] == [many[3], receipt("z")]
+    again.close()
+
+
+# Packs ----------------------------------------------------------------------------------------------------------------
+
+
+def test_partials_of_a_pack_come_back_and_are_checked(tmp_path):
+    """Each is read by its offset and size; one that is cut, altered, missing or another's is refused by name."""
     run = RunDir(tmp_path)
-    made = receipt("abcd")
-    assert not run.has(made)
-    path = run.partial("abcd", "counts")
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"123")
-    assert run.has(made)
-    path.write_bytes(b"12")
-    assert not run.has(made)
+    contents = [os.urandom(n) for n in (3, 0, 100_000)]
+    with PackWriter(run) as pack:
+        told = [pack.add(content) for content in contents]
+        assert not run.pack(pack.name).exists()
+    receipts = [
+        receipt(str(i), sha256=sha, size=len(content), pack=pack.name, offset=at)
+        for i, (content, (at, sha)) in enumerate(zip(contents, told, strict=True))
+    ]
+    with PackReader(run) as packs:
+        assert [packs.read(r) for r in receipts] == contents
+    path = run.pack(pack.name)
+    whole = path.read_bytes()
+    for spoilt in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), whole[1:] + b"x"):
+        path.write_bytes(spoilt)
+        with PackReader(run) as packs, pytest.raises(PartialError, match=f"{pack.name}.pack at 3: is not what was"):
+            packs.read(receipts[2])
+    path.unlink()
+    with PackReader(run) as packs, pytest.raises(PartialError, match="cannot be read"):
+        packs.read(receipts[0])
+
+
+def test_a_pack_appears_whole_or_not_at_all(tmp_path):
+    """After an exception there is no pack and nothing beside it; without partials neither."""
+    run = RunDir(tmp_path)
+    with pytest.raises(TypeError), PackWriter(run) as pack:
+        deque(map(pack.add, (b"abc", "no bytes")))
+    with PackWriter(run):
+        pass
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_a_sweep_leaves_what_receipts_name(tmp_path):
+    """Unfinished files and packs that no receipt names are removed; columns and named packs stay."""
+    run = RunDir(tmp_path)
+    with PackWriter(run) as named, PackWriter(run) as orphan:
+        named.add(b"1")
+        orphan.add(b"2")
+    columns = run.columns("ab" * 32)
+    columns.parent.mkdir(parents=True, exist_ok=True)
+    columns.write_bytes(b"3")
+    (columns.parent / ".torn").write_bytes(b"4")
+    run.leaf("x").parent.mkdir()
+    run.leaf("x").write_bytes(b"5")
+    run.sweep({named.name})
+    assert {p for p in tmp_path.rglob("*") if p.is_file()} == {run.pack(named.name), columns}
 
 
 # The lock -------------------------------------------------------------------------------------------------------------
 
 OWN = """
 import sys, time
+from collections import deque
 from pathlib import Path
 from campaign.rundir import RunDir
 with RunDir(Path(sys.argv[1])).owned():
@@ -236,8 +294,8 @@ def test_paths_stay_inside_the_run_directory(tmp_path):
     """Every path a run uses lies in its folder, one per thing."""
     run = RunDir(tmp_path)
     paths = [
-        run.report, run.receipts, run.job, run.servers, run.logs, run.request_stop, run.partial("abc", "columns"),
-        run.partial("abc", "counts"), run.frozen("s", "v"), run.artefacts("s", "v"),
+        run.report, run.receipts, run.job, run.servers, run.logs, run.request_stop, run.columns("abc"),
+        run.pack("abc"), run.leaf("abc"), run.frozen("s", "v"), run.artefacts("s", "v"),
         run.output("s", "d", "v", "columns"),
         run.output("s", "d", "v", "histograms"), run.output("s", "d", "v", "counts"),
     ]  # fmt: skip

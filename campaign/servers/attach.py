@@ -73,7 +73,9 @@ class Attach:
 
     def identity(self, model: str) -> Mapping[str, Any]:
         """What is known without asking: where it is served. A changed model there cannot be seen."""
-        return {"model": model, "batch": self.spec.models[model].batch, "urls": sorted(self.options.urls)}
+        spec = self.spec.models[model]
+        urls = sorted(self.options.urls)
+        return {"model": model, "batch": spec.batch, "tails": sorted(spec.tails), "urls": urls}
 
     def prepare(self, say: Callable[[str], None]) -> Mapping[str, Any]:
         """Nothing to make."""

@@ -109,6 +109,13 @@ class Triton:
             raise SpecError(
                 "the model does not batch (max_batch_size: 0)", key=(*key, "batch"), remedy="take 'batch' out"
             )
+        size = model.batch or config.max_batch_size
+        if any(tail >= size for tail in model.tails):
+            raise SpecError(
+                f"{max(model.tails)} is not less than the rows of a full request, {size}",
+                key=(*key, "tails"),
+                remedy=f"name sizes below {size}" if size else "take it out: the model does not batch",
+            )
         if model.batch and model.batch > config.max_batch_size:
             raise SpecError(
                 f"{model.batch} is more than the model's max_batch_size {config.max_batch_size}",
@@ -181,6 +188,7 @@ class Triton:
         own = self._own_backends().get(config.backend)
         return {
             "batch": spec.batch or config.max_batch_size,
+            "tails": sorted(spec.tails),
             "config": hashlib.sha256(config.SerializeToString(deterministic=True)).hexdigest(),
             "files": files,
             "backend": _digests(own) if own else {},

@@ -11,7 +11,7 @@ import matrix_method
 import numpy as np
 import plots
 
-from campaign import Histogram, Histograms
+from campaign import Histogram, Histograms, fill_together
 from campaign.errors import CampaignError
 
 PT_EDGES = [500, 600, 800, 1000, 1200, 1500, 2000]
@@ -73,18 +73,18 @@ def _event_weight(events: ak.Array, sample: dict[str, Any]) -> Any:
     return ak.to_numpy(events.pu_weight).astype(np.float64) * (produced / sample["sum_of_weights"])
 
 
-def _where(jets: ak.Array) -> list[Any]:
-    """Coordinates that every histogram of this analysis shares."""
+def _where(jets: ak.Array) -> dict[str, Any]:
+    """Coordinates that every histogram of this analysis shares, by axis."""
     label = ak.to_numpy(jets.label)
-    return [jets.pt, jets.is_leading, jets.is_forward, np.where((label > 0) & (label < CHARM), LIGHT, label)]
+    flavour = np.where((label > 0) & (label < CHARM), LIGHT, label)
+    return {"pt_bin": jets.pt, "is_leading": jets.is_leading, "is_forward": jets.is_forward, "flavour": flavour}
 
 
 def fill_nominal(jets: ak.Array, ctx: Any) -> Histograms:
     """Every variable, per pT bin, region and flavour."""
-    weight, where = jets.weight * jets[ctx.weight], _where(jets)
-    filled = {}
-    for name, axis in VALUES.items():
-        filled[name] = Histogram(PT, LEADING, FORWARD, FLAVOUR, axis).fill(*where, jets[name], weight=weight)
+    filled = {name: Histogram(PT, LEADING, FORWARD, FLAVOUR, axis) for name, axis in VALUES.items()}
+    columns = _where(jets) | {name: jets[name] for name in VALUES}
+    fill_together(filled.values(), columns, weight=jets.weight * jets[ctx.weight])
     return Histograms(filled)
 
 
@@ -121,9 +121,9 @@ def fill_options(jets: ak.Array, ctx: Any) -> Histograms:
             weights[f"{variable}_{flavour}"] = nominal * np.where(forward, 1.0, table[pt_bin, value_bin])
     filled = {}
     for name, options in {"score": OPTIONS, "ntrk": ["none", NOMINAL], "bdt": ["none", NOMINAL]}.items():
+        columns, chosen = where | {name: jets[name]}, {option: weights[option] for option in options}
         filled[name] = Histogram(OPTION, PT, LEADING, FORWARD, FLAVOUR, VALUES[name])
-        for option in options:
-            filled[name].fill(option, *where, jets[name], weight=weights[option])
+        filled[name].fill_each("option", chosen, **columns)
     return Histograms(filled)
 
 

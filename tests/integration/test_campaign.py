@@ -46,7 +46,7 @@ def test_any_worker_and_server_count_and_provider_gives_the_same_bytes(
 
 
 def test_executions_times_batch_cover_exactly_the_rows(small: Path) -> None:
-    """The servers' own counters: every request is one execution of one padded batch, none for the weight variation."""
+    """The servers' own counters: a file's rows go without gaps, and the weight variation sends none."""
     report = run(load(small / "c.yaml"), run_dir=small / "r", servers=2, progress=False)
     rows = 0
     batches = 0
@@ -56,10 +56,9 @@ def test_executions_times_batch_cover_exactly_the_rows(small: Path) -> None:
                 if path.parent.name == "data" and (tree, cut) != ("events", "y"):
                     continue
                 y = file[tree][cut].array(library="np")
-                for start in range(0, len(y), 700):
-                    kept = int((y[start : start + 700] > -1).sum())
-                    rows += kept
-                    batches += -(-kept // 256)
+                kept = int((y > -1).sum())
+                rows += kept
+                batches += -(-kept // 256)
     told = [s["statistics"]["batch_sensitive"] for s in report.servers]
     assert sum(executions for _, executions in told) == batches
     assert sum(inferred for inferred, _ in told) == batches * 256
@@ -205,3 +204,35 @@ def test_plan_and_status_and_report_tell_the_same(finished: Path) -> None:
     assert "mc_0.root (mc): first/nominal" in todo
     assert "mc_2.root (mc): first" not in todo, "another file's first pass stands"
     assert "mc_2.root (mc): second/nominal" in todo, "but what follows the merge is to be done again"
+
+
+def test_the_profile_accounts_for_the_workers_seconds(finished: Path) -> None:
+    """What was read, done, waited for and written is what the worker's seconds were; the sentence is printed."""
+    told = report_of(finished / "one")["profile"]
+    assert list(told["stages"]) == ["read", "select", "predict", "first", "second"]
+    assert told["workers"] == 1
+    steps = told["timeline"]
+    assert list(steps) == ["checked", "pool", "ready", "answer", "tasks", "stopped"]
+    assert list(steps.values()) == sorted(steps.values())
+    assert sum(told["sums"].values()) == pytest.approx(steps["tasks"] - steps["checked"], abs=0.01)
+    assert all(0 <= part <= 1 for part in told["computing"].values())
+    assert told["worker_peak_mb"] > 50
+    done = command("report", "one", "--profile", cwd=finished)
+    assert f"bound by: {told['bound_by']}" in done.stdout
+    assert "bound by" not in command("report", "one", cwd=finished).stdout
+
+
+@pytest.mark.slow
+def test_tune_proposes_what_it_has_measured(finished: Path) -> None:
+    """The table holds the rates; batch and window proposed are among those tried; nothing is left in the folder."""
+    before = sorted(p.name for p in finished.iterdir())
+    done = command("tune", "c.yaml", cwd=finished)
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in finished.iterdir()) == before
+    lines = done.stdout.splitlines()
+    sizes = {line.split()[0] for line in lines if line.split()[0].isdigit()}
+    (batch,) = [line.split("batch=")[1].split()[0] for line in lines if "batch=" in line]
+    (window,) = [line.split("window=")[1].split()[0] for line in lines if "window=" in line]
+    assert batch in sizes
+    assert window in {"1", "2", "4", "8", "16"}
+    assert "2 files, 2,100 events" in lines[0]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from campaign import load, scheduler
+from campaign import batches, load
 from campaign.engine import run
 from tests.conftest import change, command, hashes, report_of, yaml_of
 
@@ -21,14 +21,23 @@ def test_shuffled_submission_changes_no_byte(small: Path, monkeypatch: pytest.Mo
     change(small, read_rows=300)
     first = run(load(small / "c.yaml"), run_dir=small / "in-order", progress=False)
 
-    def shuffled(tasks: Any) -> list[Any]:
-        mixed = list(tasks)
-        random.Random(seed).shuffle(mixed)
-        return mixed
+    def shuffled(places: Any, _sizes: Any) -> Any:
+        return np.random.default_rng(seed).permutation(places)
 
-    monkeypatch.setattr(scheduler, "longest_first", shuffled)
+    monkeypatch.setattr(batches, "longest_first", shuffled)
+    monkeypatch.setattr(batches, "BATCH_S", 0.01)
     second = run(load(small / "c.yaml"), run_dir=small / "shuffled", workers=2, servers=2, progress=False)
     assert {n: o["sha256"] for n, o in second.outputs.items()} == {n: o["sha256"] for n, o in first.outputs.items()}
+
+
+def test_predictions_do_not_depend_on_the_ranges_a_file_is_read_in(small: Path) -> None:
+    """A model whose answers depend on the batch gives every row the same one, read in ranges of 130 rows or at once."""
+    found = []
+    for rows in (130, 100_000):
+        report = run(load(small / "c.yaml", [f"read_rows={rows}"]), run_dir=small / str(rows), progress=False)
+        found.append({n: o["sha256"] for n, o in report.outputs.items() if n.startswith("first/")})
+    assert found[0] == found[1]
+    assert len(found[0]) == 4
 
 
 WHO = '''

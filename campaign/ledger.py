@@ -1,0 +1,207 @@
+"""What of a plan is there: for every partial its place in the log of receipts, 8 bytes each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from campaign.plan import Events, Line, Plan
+from campaign.receipts import FROZEN, MERGED, Receipt, Receipts
+from campaign.rundir import RunDir
+from campaign.spec import NOMINAL
+from campaign.task import KEY
+
+NOT_YET, LOST = -1, -2
+CHUNK = 4096  # receipts that are matched with the plan at once
+
+Places = NDArray[np.int64]
+
+
+class Ledger:
+    """Kept by the driver alone.
+
+    Args:
+        plan: The plan.
+        receipts: The log.
+
+    Attributes:
+        events: Entries of the nominal trees by dataset, one per file, int64.
+        merged: Receipts of merged outputs by name, with their place in the log.
+        frozen: Receipts of frozen values by (stage, variation).
+        packs: Packs that any receipt names.
+    """
+
+    def __init__(self, plan: Plan, receipts: Receipts) -> None:
+        self.plan, self.receipts = plan, receipts
+        self.emits = [line for line in plan.lines if line.emit]
+        self._at = {line: np.full(len(line.keys), NOT_YET, np.int64) for line in self.emits}
+        self._done = dict.fromkeys(self.emits, 0)
+        self._lost = dict.fromkeys(self.emits, 0)
+        self.events = {name: np.zeros(len(files), np.int64) for name, files in plan.files.items()}
+        self.merged: dict[str, tuple[int, Receipt]] = {}
+        self.frozen: dict[tuple[str, str], Receipt] = {}
+        self.packs: set[str] = set()
+
+    # What earlier runs have left.
+    def read(self, rundir: RunDir) -> None:
+        """Read the log; what the plan wants and what lies there still counts."""
+        find, there = _Finder(self.emits), _There(rundir)
+        rest = self.receipts.scan()
+        while chunk := list(islice(rest, CHUNK)):
+            partials = []
+            for at, receipt in chunk:
+                if receipt.kind == FROZEN:
+                    self.frozen[receipt.stage, receipt.variation] = receipt
+                elif receipt.kind == MERGED:
+                    self.merged[f"{receipt.stage}/{receipt.dataset}/{receipt.variation}"] = (at, receipt)
+                else:
+                    self.packs.add(receipt.pack)
+                    partials.append((at, receipt))
+            found = find([r.key for _, r in partials])
+            for (at, receipt), (line, i) in zip(partials, found, strict=True):
+                if line is not None:
+                    self._at[line][i] = at if there.has(receipt) else NOT_YET
+                    self._count_events(line, i, receipt.events)
+        for line, places in self._at.items():
+            self._done[line] = int(np.count_nonzero(places >= 0))
+
+    def _count_events(self, line: Line, places: int | Places, events: int | Places) -> None:
+        if line.variation == NOMINAL:
+            counted = self.events[line.events.dataset]
+            counted[places] = np.maximum(counted[places], events)
+
+    # What comes.
+    def record(self, lines: Sequence[Line], places: Places, at: NDArray[np.int64], events: Places) -> None:
+        """Tasks are done.
+
+        Args:
+            lines: Those they left partials of.
+            places: Their files, shape (n,).
+            at: Places of their receipts in the log, shape (n, number of lines).
+            events: Entries read for each, shape (n,).
+        """
+        for i, line in enumerate(lines):
+            before = self._at[line][places]
+            self._done[line] += int(np.count_nonzero(before < 0))
+            self._lost[line] -= int(np.count_nonzero(before == LOST))
+            self._at[line][places] = at[:, i]
+            self._count_events(line, places, events)
+
+    def lose(self, lines: Iterable[Line], places: Places) -> None:
+        """These partials will not be there."""
+        self._set(lines, places, LOST)
+
+    def forget(self, line: Line, places: Places) -> None:
+        """These partials were found to be spoilt."""
+        self._set([line], places, NOT_YET)
+
+    def _set(self, lines: Iterable[Line], places: Places, value: int) -> None:
+        for line in lines:
+            before = self._at[line][places]
+            self._done[line] -= int(np.count_nonzero(before >= 0))
+            self._lost[line] += len(places) * (value == LOST) - int(np.count_nonzero(before == LOST))
+            self._at[line][places] = value
+
+    # What is asked.
+    def there(self, line: Line, places: Places) -> NDArray[np.bool_]:
+        """Whether partials are there."""
+        return np.greater_equal(self._at[line][places], 0)
+
+    def whole(self, line: Line) -> bool:
+        """Whether all are."""
+        return self._done[line] == len(line.keys)
+
+    def cannot(self, line: Line) -> bool:
+        """Whether some will not be."""
+        return self._lost[line] > 0
+
+    def lost(self, line: Line, places: Places) -> NDArray[np.bool_]:
+        """Which will not be."""
+        return np.equal(self._at[line][places], LOST)
+
+    def done(self, line: Line) -> int:
+        """How many are there."""
+        return self._done[line]
+
+    def newest(self, line: Line) -> int:
+        """Place in the log of the last receipt."""
+        return int(self._at[line].max(initial=NOT_YET))
+
+    def raw(self, line: Line, start: int, stop: int) -> list[bytes]:
+        """Receipts of consecutive files, as they stand in the log."""
+        return self.receipts.lines(self._at[line][start:stop].tolist())
+
+    def of(self, line: Line, places: Places) -> list[bytes]:
+        """Receipts of some files."""
+        return self.receipts.lines(self._at[line][places].tolist())
+
+    def missing(self) -> dict[Events, dict[frozenset[Line], Places]]:
+        """For each events, its files by the lines whose partials are there."""
+        return {events: self._groups(events) for events in self.plan.events}
+
+    def _groups(self, events: Events) -> dict[frozenset[Line], Places]:
+        lines = [line for line in self.emits if line.events is events]
+        there = np.array([self._at[line] >= 0 for line in lines], bool).reshape(len(lines), -1)
+        if not there.any() or there.all():
+            return {frozenset(lines if there.any() else ()): np.arange(len(events.files))}
+        kinds, which = np.unique(there, axis=1, return_inverse=True)
+        which = which.reshape(-1)
+        return {
+            frozenset(line for line, has in zip(lines, kinds[:, k], strict=True) if has): np.flatnonzero(which == k)
+            for k in range(kinds.shape[1])
+        }
+
+    def missing_of(self, events: Events, places: Places) -> dict[Events, dict[frozenset[Line], Places]]:
+        """Like `missing`, of some files alone."""
+        found: dict[Events, dict[frozenset[Line], Places]] = {e: {} for e in self.plan.events}
+        for have, all_places in self._groups(events).items():
+            found[events][have] = np.intersect1d(all_places, places)
+        return found
+
+
+class _Finder:
+    """Finds keys among those of lines: by their first 8 bytes in one sorted array, then by all of them."""
+
+    def __init__(self, lines: Sequence[Line]) -> None:
+        self._lines = lines
+        self._ends = np.cumsum([len(line.keys) for line in lines])
+        packed = b"".join(line.keys.packed for line in lines)
+        self._keys = np.frombuffer(packed, np.uint8).reshape(-1, KEY)
+        short = np.ascontiguousarray(self._keys[:, :8]).view(np.uint64).ravel()
+        self._order = np.argsort(short, kind="stable")
+        self._short = short[self._order]
+
+    def __call__(self, keys: Sequence[str]) -> Iterator[tuple[Line | None, int]]:
+        known = [key if len(key) == 2 * KEY else "00" * KEY for key in keys]  # of another version: found nowhere
+        asked = np.frombuffer(bytes.fromhex("".join(known)), np.uint8).reshape(-1, KEY)
+        if not len(self._order):
+            yield from [(None, 0)] * len(asked)
+            return
+        short = np.ascontiguousarray(asked[:, :8]).view(np.uint64).ravel()
+        slots = self._order[np.minimum(np.searchsorted(self._short, short), len(self._order) - 1)]
+        same = (self._keys[slots] == asked).all(axis=1)
+        numbers = np.searchsorted(self._ends, slots, side="right")
+        for slot, is_it, number in zip(slots.tolist(), same.tolist(), numbers.tolist(), strict=True):
+            line = self._lines[number]
+            yield (line, slot - (int(self._ends[number]) - len(line.keys))) if is_it else (None, 0)
+
+
+class _There:
+    """Whether partials lie where their receipts say, by size: one look per pack."""
+
+    def __init__(self, rundir: RunDir) -> None:
+        self._rundir = rundir
+        self._sizes: dict[str, int] = {}
+
+    def has(self, receipt: Receipt) -> bool:
+        if not receipt.pack:
+            return self._rundir.has_columns(receipt.key, receipt.size)
+        if receipt.pack not in self._sizes:
+            try:
+                self._sizes[receipt.pack] = self._rundir.pack(receipt.pack).stat().st_size
+            except OSError:
+                self._sizes[receipt.pack] = -1
+        return receipt.offset + receipt.size <= self._sizes[receipt.pack]

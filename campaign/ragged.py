@@ -1,0 +1,227 @@
+"""Arrays of one variable axis, event after event in one buffer: what is sent one event per request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from campaign.errors import InferenceError
+from campaign.kserve import ModelInfo, Tensor
+from campaign.wire import Array, Part, as_bytes
+
+if TYPE_CHECKING:
+    import awkward as ak
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Events of one tensor, of which one axis differs in length.
+
+    Attributes:
+        flat: All elements, event after event, each event's in C order; one axis, contiguous.
+        counts: Length of the variable axis of each event, int64 (events,).
+        shape: Shape of an event, -1 for its variable axis; without one all events are of that shape.
+    """
+
+    flat: Array
+    counts: Array
+    shape: Shape
+
+    def __post_init__(self) -> None:
+        width = math.prod(n for n in self.shape if n != -1)
+        total = int(self.counts.sum()) * width
+        if self.flat.ndim != 1 or self.flat.size != total:
+            raise InferenceError(
+                f"{len(self.counts)} events of shape {self.shape} and {int(self.counts.sum())} rows together need "
+                f"{total} elements, got shape {self.flat.shape}",
+                permanent=True,
+            )
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @property
+    def offsets(self) -> Array:
+        """Where each event begins and the last one ends in ``flat``, int64 (events + 1,)."""
+        width = math.prod(n for n in self.shape if n != -1)
+        return np.concatenate([[0], np.cumsum(self.counts)]) * width
+
+    def __getitem__(self, event: int) -> Array:
+        event = range(len(self))[event]
+        start, stop = self.offsets[event : event + 2]
+        return self.flat[start:stop].reshape(self.shape_of(int(self.counts[event])))
+
+    def __iter__(self) -> Iterator[Array]:
+        return (self[i] for i in range(len(self)))
+
+    def shape_of(self, count: int) -> Shape:
+        """Shape of an event whose variable axis is so long."""
+        return tuple(count if n == -1 else n for n in self.shape)
+
+    def same(self, other: object) -> bool:
+        """Whether these are the same events, byte by byte (NaN is as good as any number)."""
+        if not isinstance(other, Ragged) or self.shape != other.shape or self.flat.dtype != other.flat.dtype:
+            return False
+        equal = np.array_equal(self.counts, other.counts)
+        return equal and (self.flat is other.flat or self.flat.tobytes() == other.flat.tobytes())
+
+    def to_awkward(self) -> ak.Array:
+        """As an awkward array of one entry per event; a variable axis first is ``var * inner``."""
+        import awkward as ak
+
+        if -1 not in self.shape:
+            return ak.from_numpy(self.flat.reshape(len(self), *self.shape), regulararray=True)
+        axis = self.shape.index(-1)
+        layout: Any = ak.contents.NumpyArray(self.flat.reshape(-1, *self.shape[axis + 1 :]))
+        lead = math.prod(self.shape[:axis])
+        offsets = np.concatenate([[0], np.cumsum(np.repeat(self.counts, lead))])
+        layout = ak.contents.ListOffsetArray(ak.index.Index64(offsets), layout)
+        for n in reversed(self.shape[:axis]):
+            layout = ak.contents.RegularArray(layout, n, zeros_length=len(self))
+        return ak.Array(layout)
+
+    @classmethod
+    def stack(cls, columns: Sequence[Any], dtype: np.dtype[Any], shape: Shape) -> Ragged:
+        """Jagged columns, ``events * var`` each and of equal lengths, as the last or the first axis of ``shape``.
+
+        Args:
+            columns: Awkward arrays.
+            dtype: Of the result.
+            shape: (-1, columns) or (columns, -1).
+
+        Raises:
+            InferenceError: They differ in lengths, or are not the shape's number.
+        """
+        parts = [cls.of(c, Tensor("", "", (-1,)), dtype) for c in columns]
+        counts = parts[0].counts
+        if any(not np.array_equal(p.counts, counts) for p in parts[1:]):
+            raise InferenceError("the columns differ in their entries' lengths", permanent=True)
+        if shape == (-1, len(parts)):
+            return cls(np.stack([p.flat for p in parts], axis=1).reshape(-1), counts, shape)
+        if shape != (len(parts), -1):
+            raise InferenceError(f"{len(parts)} columns do not make events of shape {shape}", permanent=True)
+        flat = np.empty(len(parts) * parts[0].flat.size, dtype)
+        # Where the elements of one column go: behind all columns of the events before theirs.
+        start = np.repeat((len(parts) - 1) * (np.cumsum(counts) - counts), counts) + np.arange(parts[0].flat.size)
+        step = np.repeat(counts, counts)
+        for i, part in enumerate(parts):
+            flat[start + i * step] = part.flat
+        return cls(flat, counts, shape)
+
+    @classmethod
+    def of(cls, given: Any, tensor: Tensor, dtype: np.dtype[Any] | None = None) -> Ragged:
+        """What a caller gives for one input.
+
+        Args:
+            given: A `Ragged`; an awkward array of one entry per event; a pair ``(flat, counts)``, the events'
+                arrays one behind the other; or a numpy array of shape (events, ...), all events of one shape.
+            tensor: The input, of which at most one axis is variable.
+            dtype: To convert to; None: it must be the tensor's.
+
+        Raises:
+            InferenceError: It does not fit the input.
+        """
+        if isinstance(given, Ragged):
+            found = given
+        elif isinstance(given, tuple):
+            flat, counts = (np.asarray(g) for g in given)
+            found = cls(np.ascontiguousarray(flat).reshape(-1), counts.astype(np.int64), tensor.shape)
+        else:
+            found = cls(*_of_awkward(given, tensor), tensor.shape)
+        if dtype is not None and found.flat.dtype != dtype:
+            found = cls(found.flat.astype(dtype), found.counts, found.shape)
+        return found
+
+
+def _of_awkward(given: Any, tensor: Tensor) -> tuple[Array, Array]:
+    """The one buffer under an awkward (or numpy) array, and how long each event's variable axis is."""
+    import awkward as ak
+
+    array = ak.to_packed(ak.Array(given))
+    layout, counts = array.layout, np.ones(len(array), np.int64)
+    for i, want in enumerate(tensor.shape):
+        layout = _present(layout, array.type, tensor)
+        layout = layout.to_RegularArray() if layout.is_numpy and layout.data.ndim > 1 else layout
+        if layout.is_list and not layout.is_regular:
+            lengths = np.diff(np.asarray(layout.offsets.data))
+        elif layout.is_regular:
+            lengths = np.full(len(layout), layout.size)
+        else:
+            raise _misfit(tensor, str(array.type))
+        if want == -1:
+            rows = lengths.reshape(len(array), math.prod(tensor.shape[:i]))
+            counts = rows[:, 0].astype(np.int64)
+        # Lists of one event before the variable axis are one as long as the other.
+        if (rows != counts[:, None] if want == -1 else lengths != want).any():
+            raise _misfit(tensor, str(array.type))
+        layout = layout.content
+    layout = _present(layout, array.type, tensor)
+    if not layout.is_numpy or layout.data.ndim > 1:
+        raise _misfit(tensor, str(array.type))
+    return np.ascontiguousarray(layout.data), counts
+
+
+def _present(layout: Any, kind: Any, tensor: Tensor) -> Any:
+    """A level of an awkward array without its mask; what is missing is refused rather than made up."""
+    if layout.is_option:
+        if layout.mask_as_bool(valid_when=False).any():
+            raise _misfit(tensor, f"{kind} with missing entries")
+        layout = layout.project()
+    return layout
+
+
+def _misfit(tensor: Tensor, got: str) -> InferenceError:
+    want = ", ".join("var" if n == -1 else str(n) for n in tensor.shape)
+    return InferenceError(f"expected (events, {want}), got {got}", where=f"input {tensor.name}", permanent=True)
+
+
+def parts(info: ModelInfo, events: Mapping[str, Ragged]) -> list[Part]:
+    """One request per event, cut out of the buffers: no array is made for an event.
+
+    Raises:
+        InferenceError: The inputs are not of the model's dtypes and shapes, or not of one number of events.
+    """
+    shapes, pieces = [], []
+    for tensor in info.inputs:
+        ragged = events[tensor.name]
+        _check(info, tensor, ragged)
+        data = as_bytes(tensor, ragged.flat)
+        ends = (ragged.offsets * ragged.flat.itemsize).tolist()
+        shapes.append([ragged.shape_of(n) for n in ragged.counts.tolist()])
+        pieces.append([(data[start:stop],) for start, stop in pairwise(ends)])
+    if len({len(s) for s in shapes}) > 1:
+        counts = {t.name: len(s) for t, s in zip(info.inputs, shapes, strict=True)}
+        raise InferenceError(f"inputs differ in events: {counts}", where=f"model {info.name}", permanent=True)
+    return [Part(s, p, 1) for s, p in zip(zip(*shapes, strict=True), zip(*pieces, strict=True), strict=True)]
+
+
+def _check(info: ModelInfo, tensor: Tensor, ragged: Ragged) -> None:
+    where = f"model {info.name}, input {tensor.name}"
+    if ragged.flat.dtype != tensor.dtype or tensor.datatype in ("BYTES", "BF16"):
+        text = f"expected {tensor.dtype}, got {ragged.flat.dtype}"
+        if ragged.flat.dtype == tensor.dtype:
+            text = f"{tensor.datatype} is not sent ragged"
+        raise InferenceError(text, where=where, permanent=True, remedy=f"convert with .astype('{tensor.dtype}')")
+    fits = len(ragged.shape) == len(tensor.shape) and all(
+        w in (-1, n) for w, n in zip(tensor.shape, ragged.shape, strict=True)
+    )
+    if not fits:
+        raise InferenceError(f"expected shape {tensor.shape}, got {ragged.shape}", where=where, permanent=True)
+
+
+def joined(tensor: Tensor, answers: Sequence[Array]) -> Ragged | Array:
+    """One output of all events: `Ragged` where an axis is variable, else an array of shape (events, ...)."""
+    if -1 not in tensor.shape:
+        return np.stack(answers) if answers else np.empty((0, *tensor.shape), tensor.dtype)
+    axis = tensor.shape.index(-1)
+    counts = np.fromiter((a.shape[axis] for a in answers), np.int64, len(answers))
+    flat = np.concatenate([a.reshape(-1) for a in answers]) if answers else np.empty(0, tensor.dtype)
+    shape = tuple(-1 if i == axis else n for i, n in enumerate(tensor.shape))
+    return Ragged(flat, counts, shape)

@@ -1,0 +1,154 @@
+"""Receipts: what tasks say of the partials they have left, in an append-only log that is the truth of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+CHECK = 16  # characters of each line's own digest
+BLOCK = 1 << 16  # bytes of the log that are read at once
+FROZEN, MERGED = "frozen", "merged"  # kinds beside those of partials
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What is said of one partial, frozen value or merged output.
+
+    Attributes:
+        key: Hash of everything it depends on.
+        stage, dataset, variation, file: Where it belongs.
+        kind: ``histograms``, ``columns`` or ``counts``; `FROZEN`; `MERGED`.
+        sha256: Of its content: of the bytes in a pack, of columns in canonical form.
+        size: Bytes.
+        rows: Rows the stage returned.
+        events: Entries of the tree that were read for it (0 where it was made from an artefact).
+        pack: Name of the pack it lies in; empty: it is a file of its own.
+        offset: Its place in the pack, bytes.
+        notes: Remarks for the report (weights that are no numbers, for example).
+        more: What else is to be known of a merged output.
+    """
+
+    key: str
+    stage: str
+    dataset: str
+    variation: str
+    file: str
+    kind: str
+    sha256: str
+    size: int
+    rows: int = 0
+    events: int = 0
+    pack: str = ""
+    offset: int = 0
+    notes: tuple[str, ...] = ()
+    more: str = ""
+
+    def line(self) -> bytes:
+        """As it stands in the log: a digest of the rest, then JSON."""
+        text = _ENCODE([getattr(self, name) for name in _NAMES]).encode()
+        return b"%s %s\n" % (hashlib.sha256(text).hexdigest()[:CHECK].encode(), text)
+
+
+_NAMES = tuple(f.name for f in fields(Receipt))
+_DECODE = json.JSONDecoder().raw_decode
+_NOTES = _NAMES.index("notes")
+_ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+def parse(line: bytes) -> Receipt | None:
+    """The receipt of a line; None for a torn, altered or foreign one."""
+    check, _, text = line.rstrip(b"\n").partition(b" ")
+    if len(check) != CHECK or hashlib.sha256(text).hexdigest()[:CHECK].encode() != check:
+        return None
+    try:
+        given, _ = _DECODE(text.decode())
+        if not isinstance(given, list) or len(given) != len(_NAMES):
+            return None
+        given[_NOTES] = tuple(given[_NOTES])
+        return Receipt(*given)
+    except (ValueError, TypeError):
+        return None
+
+
+class Receipts:
+    """Append-only log. A torn last line (the writer was killed) is passed over.
+
+    Args:
+        path: The log; need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stream: FileIO | None = None
+        self._end = 0
+
+    def __iter__(self) -> Iterator[Receipt]:
+        """What is there, in the order it was written; the last word on a key counts."""
+        return (receipt for _, receipt in self.scan())
+
+    def scan(self) -> Iterator[tuple[int, Receipt]]:
+        """Receipts and where in the log they begin."""
+        if not self.path.exists():
+            return
+        at = 0
+        with self.path.open("rb") as stream:
+            for line in stream:
+                receipt = parse(line) if line.endswith(b"\n") else None
+                if receipt is not None:
+                    yield at, receipt
+                at += len(line)
+
+    def append(self, lines: bytes) -> int:
+        """Record lines; they are in the kernel's hands when this returns their place in the log."""
+        stream = self._open()
+        at, view = self._end, memoryview(lines)
+        while view:
+            view = view[stream.write(view) :]
+        self._end += len(lines)
+        return at
+
+    def add(self, receipt: Receipt) -> int:
+        """Record one."""
+        return self.append(receipt.line())
+
+    def lines(self, places: Sequence[int]) -> list[bytes]:
+        """The lines at places of the log; neighbours are read together."""
+        fd, found, start, block = self._open().fileno(), [], 0, b""
+        for at in places:
+            end = block.find(b"\n", at - start) + 1 if start <= at < start + len(block) else 0
+            while not end:
+                size = max(BLOCK, 2 * len(block)) if start == at else BLOCK  # a line may be longer
+                start, block = at, os.pread(fd, size, at)
+                end = block.find(b"\n") + 1
+                if not end and len(block) < size:
+                    end = len(block)  # the log is not what it was; who parses the line will see
+                    break
+            found.append(block[at - start : end])
+        return found
+
+    def _open(self) -> FileIO:
+        if self._stream is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = FileIO(str(self.path), "a+")
+            self._end = self._stream.seek(0, os.SEEK_END)
+            if self._end:
+                self._end += self._stream.write(b"\n")  # ends a line that a killed writer may have torn
+        return self._stream
+
+    def close(self) -> None:
+        """Close the log."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def __enter__(self) -> Receipts:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.close()

@@ -1,0 +1,191 @@
+"""Which servers a pool has, as one process sees them: records looked at again and again, a channel to each."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tritonclient.grpc import service_pb2
+
+from campaign.errors import ServerError
+from campaign.window import Window
+from campaign.wire import SERVICE, open_channel
+
+DOWN_S = 2.0  # how long a server that failed comes after the others
+LOOK_S, SEARCH_S = 0.5, 0.1  # between two looks at the records: with servers to call, and without
+ASK_S = 5.0  # between two questions for a server's own times
+
+
+@dataclass(frozen=True)
+class PoolAddress:
+    """Where a pool is found: a recipe that travels to workers; `campaign.connect` makes it live.
+
+    Attributes:
+        folder: Where pilots leave the records of their servers; empty for servers given by ``records``.
+        batches: Rows per request by model; None: the model's ``max_batch_size``.
+        tails: Sizes that the last request of a file may have instead, by model, ascending.
+        window: Requests in flight per server and process; "auto": as many as keep the server busy, by measurement.
+        start_deadline_s: How long to wait for the first server.
+        request_deadline_s: Deadline of one request, from when it is sent.
+        records: Servers that already run.
+    """
+
+    folder: str
+    batches: Mapping[str, int | None]
+    tails: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    window: int | Literal["auto"] = "auto"
+    start_deadline_s: float = 120.0
+    request_deadline_s: float = 60.0
+    records: tuple[Mapping[str, Any], ...] = ()
+
+    def servers(self) -> list[Mapping[str, Any]]:
+        """Records of the pool's servers, whatever their state."""
+        found: list[Mapping[str, Any]] = [dict(r) for r in self.records]
+        if self.folder:
+            for path in sorted(Path(self.folder).glob("server-*.json")):
+                with suppress(OSError, ValueError):  # being replaced, or swept: the next look sees it
+                    found.append(json.loads(path.read_text()))
+        return found
+
+
+class Link:
+    """One server, seen from this process: a channel, and how many requests are out."""
+
+    def __init__(self, record: Mapping[str, Any], window: int | None) -> None:
+        self.record = record
+        self.name = str(record["name"])
+        self.headers = dict(record.get("headers") or {})
+        self.metadata = tuple((name.lower(), value) for name, value in self.headers.items())
+        self.outstanding = 0
+        self.down_until = 0.0
+        self.window = Window(window)
+        self._channel = open_channel(record)
+        self.infer = self._channel.unary_unary(f"{SERVICE}ModelInfer", None, None)
+        self._statistics = self._channel.unary_unary(
+            f"{SERVICE}ModelStatistics",
+            service_pb2.ModelStatisticsRequest.SerializeToString,
+            service_pb2.ModelStatisticsResponse.FromString,
+        )
+        self._asked = 0.0
+
+    def measure(self, now: float, models: Collection[str]) -> None:
+        """Ask the server for its own time per request, where the window is to be found and it is worth asking."""
+        if self.window.fixed is not None or not self.window.rate or now - self._asked < ASK_S:
+            return
+        self._asked = now
+
+        def told(call: Any) -> None:
+            if call.code().value[0] == 0:  # a proxy or a restricted server need not tell: then the rate must do
+                stats = [s.inference_stats for s in call.result().model_stats if s.name in models]
+                spent = sum(s.compute_input.ns + s.compute_infer.ns + s.compute_output.ns for s in stats)
+                self.window.served(1e-9 * spent / max(1, sum(s.compute_infer.count for s in stats)))
+
+        call = self._statistics.future(service_pb2.ModelStatisticsRequest(), timeout=2.0, metadata=self.metadata)
+        call.add_done_callback(told)
+
+    def close(self) -> None:
+        """Close the channel; what is under way on it is cancelled."""
+        self._channel.close()
+
+
+class Roster:
+    """The pool's servers that can be called. `links` is replaced, never changed, so that it can be read anywhere."""
+
+    def __init__(self, address: PoolAddress) -> None:
+        self.address = address
+        self.links: dict[str, Link] = {}
+        self.gone: dict[str, str] = {}
+        self._leaving: list[Link] = []
+        self._looked = 0.0
+        self._lock = threading.Lock()
+
+    def look(self, now: float) -> None:
+        """See which servers there are, now and then: every look reads a file per server."""
+        with self._lock:
+            if now - self._looked < (LOOK_S if self.links else SEARCH_S):
+                return
+            self._looked = now
+            here, links = socket.gethostname(), dict(self.links)
+            for record in self.address.servers():
+                name, state = str(record["name"]), record["state"]
+                if state == "ready" and name not in links and name not in self.gone:
+                    if record.get("host", here) != here and str(record["url"]).startswith("unix:"):
+                        continue  # another node's socket
+                    links[name] = Link(record, None if self.address.window == "auto" else self.address.window)
+                elif state == "stopping" and name in links:
+                    self._leaving.append(links.pop(name))  # what is under way may still be answered
+                elif state == "ended" and name not in self.gone:
+                    self.gone[name] = str(record.get("why", ""))
+                    self._leaving += [links.pop(name)] if name in links else []
+                    for link in [x for x in self._leaving if x.name == name]:
+                        self._leaving.remove(link)
+                        link.close()
+            self.links = links
+
+    def failed(self, link: Link) -> None:
+        """A request failed there: others come first for a while, and whether it still runs is looked at now."""
+        now = time.monotonic()
+        link.down_until = now + DOWN_S
+        self._looked = 0.0
+        self.look(now)
+
+    def usable(self, avoid: Collection[str]) -> list[Link]:
+        """Servers but those to avoid; of these the ones that did not just fail, if there are any."""
+        links = [link for link in self.links.values() if link.name not in avoid]
+        now = time.monotonic()
+        return [link for link in links if link.down_until <= now] or links
+
+    def wait(self, avoid: Collection[str] = ()) -> Link:
+        """A server that can be called; waits for the pool's first one.
+
+        Raises:
+            ServerError: No server is left, or none came up in time.
+        """
+        end = time.monotonic() + self.address.start_deadline_s
+        while True:
+            self.look(time.monotonic())
+            links = self.usable(avoid)
+            if links:
+                return min(links, key=lambda link: link.outstanding)
+            if avoid or time.monotonic() > end or not self.coming():
+                raise self.nobody()
+            time.sleep(0.02)
+
+    def coming(self) -> bool:
+        """Whether a server may still come up (one that has just become ready counts too)."""
+        records = self.address.servers()
+        return not records or any(r["state"] != "ended" for r in records)
+
+    def nobody(self) -> ServerError:
+        """The error for a pool in which nobody can be asked."""
+        said = "; ".join(f"{name}: {why}" for name, why in sorted(self.gone.items()))
+        logs = [str(r.get("log", "")) for r in self.address.servers() if r.get("log")]
+        late = f"no server was ready within {self.address.start_deadline_s:g} s"
+        what = late if self.coming() else "no server is left"
+        return ServerError(
+            what + (f" ({said})" if said else ""),
+            where="pool",
+            remedy=f"see {logs[0]}" if logs else "",
+            log=_tail(logs),
+        )
+
+    def close(self) -> None:
+        """Close all channels."""
+        with self._lock:
+            for link in [*self.links.values(), *self._leaving]:
+                link.close()
+            self.links, self._leaving = {}, []
+
+
+def _tail(logs: Sequence[str], lines: int = 15) -> str:
+    for log in logs:
+        with suppress(OSError):
+            return "\n".join(Path(log).read_text(errors="replace").splitlines()[-lines:])
+    return ""

@@ -1,0 +1,64 @@
+"""Merges that wait for their partials: a small output is merged at once, a large one range by range and then whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from campaign.ledger import Ledger
+from campaign.merge import Leaf
+from campaign.plan import Output
+
+LEAF = 2000  # partials that one worker merges at once; so many receipts travel with the call
+
+
+@dataclass(eq=False)
+class Tree:
+    """An output on its way.
+
+    Attributes:
+        output: The output.
+        leaves: What ranges of its files gave, by the first file.
+        asked: Ranges that are being merged.
+    """
+
+    output: Output
+    leaves: dict[int, Leaf] = field(default_factory=dict)
+    asked: set[int] = field(default_factory=set)
+
+    @property
+    def files(self) -> int:
+        """How many there are."""
+        return len(self.output.keys)
+
+    @property
+    def small(self) -> bool:
+        """Whether it is merged at once."""
+        return self.files <= LEAF
+
+    def end(self, first: int) -> int:
+        """Where a range ends."""
+        return min(first + LEAF, self.files)
+
+    def ready(self, ledger: Ledger) -> Iterator[int]:
+        """First files of ranges that can be merged now and have not been."""
+        line = self.output.line
+        assert line is not None
+        whole = ledger.whole(line)
+        if self.small and not whole:
+            return
+        for first in range(0, self.files, LEAF):
+            there = whole or ledger.there(line, np.arange(first, self.end(first))).all()
+            if first not in self.asked and first not in self.leaves and there:
+                yield first
+
+    @property
+    def whole(self) -> bool:
+        """Whether all ranges are merged."""
+        return len(self.leaves) == -(-self.files // LEAF)
+
+    def in_order(self) -> list[Leaf]:
+        """The leaves."""
+        return [self.leaves[first] for first in sorted(self.leaves)]
