@@ -193,6 +193,8 @@ def main() -> None:
     only = set(filter(None, args.only.split(",")))
     if only - set(PEERS):
         parser.error(f"--only takes {', '.join(PEERS)}")
+    if args.rounds < 1:
+        parser.error("--rounds takes one or more")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are stopped on the way out
     environments.compile_ours()
     print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, {', '.join([*READERS, *CLIENT])}")
