@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 from campaign import ragged
 from campaign.errors import InferenceError
 from campaign.flight import Flight, Request
-from campaign.kserve import Arrays, ModelInfo, check_inputs, check_names, model_info, open_client, permanent
+from campaign.kserve import Arrays, ModelInfo, check_inputs, model_info, open_client, permanent
 from campaign.ragged import Ragged
 from campaign.roster import Link, PoolAddress, Roster
 from campaign.wire import Array, Codec, batch_of, cut
@@ -68,7 +68,7 @@ class Pending:
 
     def _join(self) -> dict[str, Any]:
         try:
-            answers = [self._flight.take(span.request) for span in self._spans]
+            answers = self._flight.take([span.request for span in self._spans])
         except Exception:
             self.cancel()
             raise
@@ -174,9 +174,7 @@ class Servers:
         Raises:
             InferenceError: As `infer`.
         """
-        info = self.model(model)
-        check_names(info, inputs)
-        return self.infer(model, {t.name: Ragged.of(inputs[t.name], t) for t in info.inputs})
+        return self.infer(model, ragged.events(self.model(model), inputs))
 
     def _start_events(self, codec: Codec, inputs: Arrays) -> Pending:
         info = codec.info
@@ -186,10 +184,7 @@ class Servers:
                 where=f"model {info.name}",
                 permanent=True,
             )
-        check_names(info, inputs)
-        requests = [
-            Request(codec, p) for p in ragged.parts(info, {t.name: Ragged.of(inputs[t.name], t) for t in info.inputs})
-        ]
+        requests = [Request(codec, part) for part in ragged.parts(info, ragged.events(info, inputs))]
         self._flight.submit(requests)
         return Pending(self._flight, info, [Span(r, 0, 1) for r in requests], events=True)
 

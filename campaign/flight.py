@@ -48,6 +48,7 @@ class Request:
     said: CampaignError | None = None  # by the last server that failed
     error: CampaignError | None = None
     taken: dict[str, Any] | None = None
+    together: Sequence[Request] = ()  # those it was given with
 
     def __post_init__(self) -> None:
         self.size = self.part.size
@@ -111,7 +112,7 @@ class Flight:
             if self._closed:
                 raise ServerError("this handle was closed", remedy="call connect(address) again")
             for request in requests:
-                request.since = now
+                request.since, request.together = now, requests
             self._queue.extend(requests)
             self._waiting_bytes += size
             if self._keeper is None and requests:
@@ -119,16 +120,20 @@ class Flight:
                 self._keeper.start()
         self._pump()
 
-    def take(self, request: Request) -> dict[str, Any]:
-        """Wait for an answer; its arrays by output name, without padding.
+    def take(self, requests: Sequence[Request]) -> list[dict[str, Any]]:
+        """Wait for answers; of each its arrays by output name, without padding.
 
         Raises:
-            InferenceError: It was refused, could not be had, or is not what the model's metadata says.
+            InferenceError: One was refused, could not be had, or is not what the model's metadata says.
             ServerError: Nobody is left to ask.
         """
         self.check_process()
         with self.waiting():
-            request.done.wait()
+            for request in reversed(requests):  # the last one first: woken once, not by every answer
+                request.done.wait()
+        return [self._taken(request) for request in requests]
+
+    def _taken(self, request: Request) -> dict[str, Any]:
         if request.error is not None:
             raise request.error
         with self._taking:
@@ -301,6 +306,7 @@ class Flight:
         request.said = _failure(request, link, error)
         if permanent(error) or (is_model_error(error) and len(set(tried)) > 1):
             _end(request, request.said)
+            self.drop(request.together, request.said)
             return
         tried.append(link.name)
         self.roster.failed(link)
@@ -321,7 +327,9 @@ class Flight:
             self._again = [r for r in self._again if r not in stranded]
             queued = [] if links else list(self._queue)
         for request in stranded:
-            _end(request, request.said if links and request.said else self.roster.nobody())
+            error = request.said if links and request.said else self.roster.nobody()
+            _end(request, error)
+            self.drop(request.together, error)
         if queued:
             patience = self.roster.address.start_deadline_s if self.roster.coming() else 0.0
             late = [r for r in queued if now - r.since >= patience]

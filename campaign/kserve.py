@@ -33,9 +33,13 @@ class Tensor:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The numpy type (float32 for BF16, object for BYTES)."""
+        """The numpy type (object for BYTES).
+
+        Raises:
+            InferenceError: It has none.
+        """
         known = triton_to_np_dtype(self.datatype)
-        if known is None:
+        if known is None or self.datatype == "BF16":
             raise InferenceError(f"the datatype {self.datatype} of {self.name} has no numpy type", permanent=True)
         dtype: np.dtype[Any] = np.dtype(known)
         return dtype

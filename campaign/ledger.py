@@ -62,9 +62,11 @@ class Ledger:
                     partials.append((at, receipt))
             found = find([r.key for _, r in partials])
             for (at, receipt), (line, i) in zip(partials, found, strict=True):
-                if line is not None:
-                    self._at[line][i] = at if there.has(receipt) else NOT_YET
+                if line is not None and there.has(receipt):
+                    self._at[line][i] = at
                     self._count_events(line, i, receipt.events)
+                elif line is not None:
+                    self._at[line][i] = NOT_YET
         for line, places in self._at.items():
             self._done[line] = int(np.count_nonzero(places >= 0))
 

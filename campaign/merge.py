@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from campaign import outputs
+from campaign.counts import CountsPartial, read_counts, unpack_counts
 from campaign.errors import OutputError, PartialError
 from campaign.histogram import Histogram
-from campaign.outputs import COLUMNS, COUNTS, HISTOGRAMS, ColumnsReader, CountsPartial, HistogramsPartial
+from campaign.outputs import COLUMNS, COUNTS, HISTOGRAMS, ColumnsReader, HistogramsPartial
 from campaign.pack import AGAIN, PackReader
 from campaign.plan import Output
 from campaign.receipts import MERGED, Receipt
@@ -48,7 +49,7 @@ class Merged:
             return {name: h.to_hist() for name, h in outputs.read_histograms(self.path).items()}
         if self.kind == COLUMNS:
             return outputs.read_columns(self.path)
-        return outputs.read_counts(self.path.with_suffix(".exact.json")).rounded()
+        return read_counts(self.path.with_suffix(".exact.json")).rounded()
 
 
 @dataclass
@@ -194,7 +195,7 @@ class _Histograms(HistogramsPartial):
 
 class _Counts(CountsPartial):
     def take(self, content: bytes, where: str) -> None:
-        self.merge(outputs.unpack_counts(content, where))
+        self.merge(unpack_counts(content, where))
 
     def save(self, path: Path, _count: int) -> str:
         write_json(path, self.rounded())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from campaign.errors import InferenceError
-from campaign.kserve import ModelInfo, Tensor
+from campaign.kserve import ModelInfo, Tensor, check_names
 from campaign.wire import Array, Part, as_bytes
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Ragged:
         Raises:
             InferenceError: They differ in lengths, or are not the shape's number.
         """
-        parts = [cls.of(c, Tensor("", "", (-1,)), dtype) for c in columns]
+        parts = [cls.of(c, Tensor("", "FP64", (-1,)), dtype) for c in columns]
         counts = parts[0].counts
         if any(not np.array_equal(p.counts, counts) for p in parts[1:]):
             raise InferenceError("the columns differ in their entries' lengths", permanent=True)
@@ -149,7 +149,9 @@ def _of_awkward(given: Any, tensor: Tensor) -> tuple[Array, Array]:
     for i, want in enumerate(tensor.shape):
         layout = _present(layout, array.type, tensor)
         layout = layout.to_RegularArray() if layout.is_numpy and layout.data.ndim > 1 else layout
-        if layout.is_list and not layout.is_regular:
+        if layout.is_unknown:  # nothing in it, so nobody could say of what type
+            lengths = np.empty(0, np.int64)
+        elif layout.is_list and not layout.is_regular:
             lengths = np.diff(np.asarray(layout.offsets.data))
         elif layout.is_regular:
             lengths = np.full(len(layout), layout.size)
@@ -161,8 +163,10 @@ def _of_awkward(given: Any, tensor: Tensor) -> tuple[Array, Array]:
         # Lists of one event before the variable axis are one as long as the other.
         if (rows != counts[:, None] if want == -1 else lengths != want).any():
             raise _misfit(tensor, str(array.type))
-        layout = layout.content
+        layout = layout if layout.is_unknown else layout.content
     layout = _present(layout, array.type, tensor)
+    if layout.is_unknown:
+        return np.empty(0, tensor.dtype), counts
     if not layout.is_numpy or layout.data.ndim > 1:
         raise _misfit(tensor, str(array.type))
     return np.ascontiguousarray(layout.data), counts
@@ -180,6 +184,24 @@ def _present(layout: Any, kind: Any, tensor: Tensor) -> Any:
 def _misfit(tensor: Tensor, got: str) -> InferenceError:
     want = ", ".join("var" if n == -1 else str(n) for n in tensor.shape)
     return InferenceError(f"expected (events, {want}), got {got}", where=f"input {tensor.name}", permanent=True)
+
+
+def events(info: ModelInfo, inputs: Mapping[str, Any]) -> dict[str, Ragged]:
+    """What a caller gives for all inputs of a model, see `Ragged.of`.
+
+    Raises:
+        InferenceError: A name is not the model's, or an array does not fit its input.
+    """
+    check_names(info, inputs)
+    for tensor in (*info.inputs, *info.outputs):
+        if tensor.shape.count(-1) > 1:
+            text = f"{tensor.name} has more than one variable axis, {tensor.shape}"
+            raise InferenceError(text, where=f"model {info.name}", permanent=True, remedy="use infer_events")
+    try:
+        return {t.name: Ragged.of(inputs[t.name], t) for t in info.inputs}
+    except InferenceError as error:
+        error.where = f"model {info.name}, {error.where}".rstrip(", ")
+        raise
 
 
 def parts(info: ModelInfo, events: Mapping[str, Ragged]) -> list[Part]:
@@ -204,10 +226,10 @@ def parts(info: ModelInfo, events: Mapping[str, Ragged]) -> list[Part]:
 
 def _check(info: ModelInfo, tensor: Tensor, ragged: Ragged) -> None:
     where = f"model {info.name}, input {tensor.name}"
-    if ragged.flat.dtype != tensor.dtype or tensor.datatype in ("BYTES", "BF16"):
+    if tensor.datatype == "BYTES":
+        raise InferenceError("text is not sent ragged", where=where, permanent=True, remedy="use infer_events")
+    if ragged.flat.dtype != tensor.dtype:
         text = f"expected {tensor.dtype}, got {ragged.flat.dtype}"
-        if ragged.flat.dtype == tensor.dtype:
-            text = f"{tensor.datatype} is not sent ragged"
         raise InferenceError(text, where=where, permanent=True, remedy=f"convert with .astype('{tensor.dtype}')")
     fits = len(ragged.shape) == len(tensor.shape) and all(
         w in (-1, n) for w, n in zip(tensor.shape, ragged.shape, strict=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from campaign.client import Pending, Ragged, Servers, Stream
 from campaign.client import StreamPending as Rows
+from campaign.ragged import events as as_events
 
 
 class Asked(Protocol):
@@ -78,7 +79,7 @@ class RangeServers:
     def start(self, step: str, model: str, inputs: Mapping[str, Any]) -> Asked:
         """See `StepServers.start`."""
         for name, given, asked in self._asked:
-            if name == model and given.keys() == inputs.keys() and all(_same(given[k], inputs[k]) for k in inputs):
+            if name == model and given.keys() == inputs.keys() and all(same(given[k], inputs[k]) for k in inputs):
                 return asked
         made = self._start(step, model, inputs)
         self._asked.append((model, inputs, made))
@@ -118,18 +119,16 @@ class StepServers:
 
     def infer_ragged(self, model: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """One request per event of events in one buffer; see `campaign.client.Servers.infer_ragged`."""
-        return self._range.handle.infer_ragged(model, inputs)
+        return self.infer(model, as_events(self.model(model), inputs))
 
     def model(self, name: str) -> Any:
         """What is known of a model; see `campaign.client.Servers.model`."""
         return self._range.handle.model(name)
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Ragged) and isinstance(other, Ragged):
-        return one.shape == other.shape and _same(one.counts, other.counts) and _same(one.flat, other.flat)
+def same(one: Any, other: Any) -> bool:
+    """Whether two inputs are the same bytes: NaN is as good as any other number."""
     if isinstance(one, Ragged) or isinstance(other, Ragged):
-        return False
+        return isinstance(one, Ragged) and one.same(other)
     a, b = np.asarray(one), np.asarray(other)
-    # Bytes, not values: NaN inputs are as good as any others.
     return a.dtype == b.dtype and a.shape == b.shape and (a is b or a.tobytes() == b.tobytes())

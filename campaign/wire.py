@@ -62,8 +62,6 @@ def as_bytes(tensor: Tensor, array: Array) -> Piece:
     if tensor.datatype == "BYTES":
         given = serialize_byte_tensor(array)
         return bytes(given.item()) if given.size else b""
-    if tensor.datatype == "BF16":  # the upper half of a float32
-        array = (array.view(np.uint32) >> 16).astype("<u2")
     return array.reshape(-1).view(np.uint8).data if array.size else b""
 
 
@@ -177,8 +175,6 @@ class Codec:
         try:
             if tensor.datatype == "BYTES":
                 array = deserialize_bytes_tensor(bytes(raw))
-            elif tensor.datatype == "BF16":
-                array = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
             else:
                 array = np.frombuffer(raw, tensor.dtype)
             return array.reshape(shape)  # type: ignore[no-any-return]

@@ -83,13 +83,13 @@ def test_no_rows_is_an_answer_too(servers: Servers) -> None:
     assert servers.requests["batch_sensitive"] == 0
 
 
-@pytest.mark.parametrize("window", [1, 2, 8, 32])
+@pytest.mark.parametrize("window", [1, 2, 8, 32, "auto"])
 @pytest.mark.parametrize("count", [1, 3])
-def test_no_window_and_no_number_of_servers_shows(long_lived_pool: ServerPool, window: int, count: int) -> None:
+def test_no_window_and_no_number_of_servers_shows(long_lived_pool: ServerPool, window: Any, count: int) -> None:
     """Byte-equal predictions of a model that subtracts its request's mean."""
     records = tuple(long_lived_pool.records()[:count])
     address = dataclasses.replace(long_lived_pool.address, folder="", records=records, window=window)
-    x = column(3000, seed=1)
+    x = column(3001, seed=1)  # the last request holds one row and its copies
     live = connect(address)
     y = live.infer("batch_sensitive", {"X": x})["Y"]
     live.close()
@@ -155,6 +155,108 @@ def test_events_come_back_in_order(servers: Servers) -> None:
     answers = servers.infer_events("slow", events)
     assert [a["Y"][0, 0] for a in answers] == list(range(50))
     assert [len(a["Y"]) for a in answers] == [i % 8 + 1 for i in range(50)]
+
+
+def test_servers_do_not_wait_for_the_caller(servers: Servers) -> None:
+    """Starting returns at once, and all requests are sent and answered while the caller does something else."""
+    pending = servers.start("slow", {"X": column(8 * 40)})
+    assert servers.requests["slow"] < 40
+    assert wait_until(lambda: all(span.request.done.is_set() for span in pending._spans), 20)
+    assert servers.requests["slow"] == 40
+    assert pending.result()["Y"].tobytes() == column(8 * 40).tobytes()
+    assert pending.result() is pending.result()
+
+
+def test_who_brings_too_much_waits(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than a limit of bytes waits for room: the next caller is held back until requests have left."""
+    monkeypatch.setattr("campaign.flight.WAITING_BYTES", 8 * 4 * 10)
+    waiting = []
+    for i in range(12):
+        waiting.append(servers.start("slow", {"X": column(8 * 5, seed=i)}))
+        assert servers._flight._waiting_bytes <= 8 * 4 * 10
+    assert all((p.result()["Y"] == column(8 * 5, seed=i)).all() for i, p in enumerate(waiting))
+    assert servers._flight._waiting_bytes == servers._flight._out_bytes == 0
+
+
+def test_large_requests_narrow_the_window(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes in flight are bounded too; a server without any request is given one all the same."""
+    monkeypatch.setattr("campaign.flight.OUT_BYTES", 1)
+    pending = servers.start("slow", {"X": column(8 * 12)})
+    while not all(span.request.done.is_set() for span in pending._spans):
+        assert all(link.outstanding <= 1 for link in servers._roster.links.values())
+    assert pending.result()["Y"].tobytes() == column(8 * 12).tobytes()
+
+
+def test_what_is_given_up_is_not_sent(servers: Servers) -> None:
+    """Requests that wait for room can be called back; those that were sent are answered, and the pool serves on."""
+    pending = servers.start("slow", {"X": column(8 * 100)})
+    pending.cancel()
+    with pytest.raises(InferenceError, match="given up before it was sent"):
+        pending.result()
+    assert servers.requests["slow"] < 100
+    assert len(servers.infer("slow", {"X": column(8)})["Y"]) == 8
+
+
+def test_a_closed_handle_says_so(long_lived_pool: ServerPool) -> None:
+    """Closing ends what is not answered with an error, and takes nothing more."""
+    live = connect(long_lived_pool.address)
+    pending = live.start("slow", {"X": column(8 * 50)})
+    live.close()
+    with pytest.raises(ServerError, match="closed before the answer came"):
+        pending.result()
+    with pytest.raises(ServerError, match="was closed"):
+        live.infer("slow", {"X": column(8)})
+
+
+def test_a_forked_child_is_refused(servers: Servers) -> None:
+    """A handle carried through a fork says so at once, in place of waiting for threads that are not there."""
+    pending = servers.start("slow", {"X": column(8)})
+    child = os.fork()
+    if child == 0:
+        refused = 0
+        for call in (pending.result, lambda: servers.infer("slow", {"X": column(8)}), lambda: servers.model("slow")):
+            try:
+                call()
+            except ServerError as error:
+                refused += "made in another process" in str(error)
+        os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    assert len(pending.result()["Y"]) == 8
+
+
+@pytest.mark.parametrize("sizes", [[3000], [1, 2999], [64] * 10 + [7], [100] * 30, [5, 0, 1, 63, 200, 0], [0, 0], []])
+def test_a_stream_is_cut_as_its_rows_alone_say(servers: Servers, sizes: list[int]) -> None:
+    """Whatever the ranges, the answers are those of one array with all the rows, and only the end is padded."""
+    x = column(sum(sizes), seed=5)
+    whole = servers.infer("batch_sensitive", {"X": x})["Y"]
+    sent = servers.requests["batch_sensitive"]
+    stream = servers.stream("batch_sensitive")
+    ends = np.cumsum([0, *sizes])
+    parts = [stream.add({"X": x[a:b]}) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    stream.end()
+    stream.end()
+    answers = [p.result()["Y"] for p in parts]
+    assert [len(a) for a in answers] == sizes
+    assert b"".join(a.tobytes() for a in answers) == whole.tobytes()
+    assert servers.requests["batch_sensitive"] - sent == -(-len(x) // 64)
+    assert servers.rows["first"] == 2 * len(x)
+
+
+def test_rows_of_a_stream_wait_for_their_batch(servers: Servers) -> None:
+    """An answer is there once its last batch is full or the stream has ended; before, asking for it is an error."""
+    stream = servers.stream("batch_sensitive")
+    first = stream.add({"X": column(100)})
+    assert not first.sent
+    with pytest.raises(RuntimeError, match="36 rows wait"):
+        first.result()
+    second = stream.add({"X": column(30)})
+    assert first.sent
+    assert not second.sent
+    assert len(first.result()["Y"]) == 100
+    stream.end()
+    assert len(second.result()["Y"]) == 30
+    with pytest.raises(InferenceError, match="the stream has ended"):
+        stream.add({"X": column(1)})
 
 
 def test_a_handle_does_not_travel_but_its_address_does(servers: Servers) -> None:

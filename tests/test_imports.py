@@ -32,7 +32,7 @@ HEAVY = (
 FLOORS = [
     ["errors", "limbs", "slices", "exact", "spent", "userfile"],
     ["registry", "axes", "binning", "histogram", "spec", "rundir"],
-    ["frame", "receipts", "pack", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile"],
+    ["frame", "counts", "receipts", "pack", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile"],
     ["outputs", "datasets", "task"],
     ["kserve", "wire", "window", "roster", "flight", "ragged", "client", "stepservers", "canary", "rootfile"],
     ["servers", "plan", "planner"],

@@ -17,16 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from campaign import Columns, Counts, Histogram, Histograms
+from campaign.counts import CountsPartial, read_counts
 from campaign.errors import AxesMismatch, OutputError, PartialError
 from campaign.outputs import (
     ColumnsPartial,
     ColumnsReader,
-    CountsPartial,
     HistogramsPartial,
     as_output,
     histograms_digest,
     read_columns,
-    read_counts,
     read_histograms,
     start_partial,
     unpack_histograms,

@@ -82,6 +82,10 @@ WRONG = {
         lambda d: d["servers"]["models"]["batch_sensitive"].__setitem__("batch", 10**6),
         ["c.yaml:", "servers.models.batch_sensitive.batch", "max_batch_size"],
     ),
+    "a last request that is larger than the others": (
+        lambda d: d["servers"]["models"]["batch_sensitive"].__setitem__("tails", [16, 256]),
+        ["c.yaml:", "servers.models.batch_sensitive.tails", "256 is not less than the rows of a full request"],
+    ),
     "a stage that is not there": (
         lambda d: d["stages"]["select"].__setitem__("use", "stages.py:selekt"),
         ["c.yaml:", "stages.select.use", "did you mean 'select'?"],

@@ -22,13 +22,23 @@ def answers() -> dict[str, np.ndarray]:
     }
 
 
+def other_answers() -> dict[str, dict[str, np.ndarray]]:
+    """Inputs and outputs of the models that have more than X and Y."""
+    f, e = np.arange(12, dtype=np.float32).reshape(4, 3), np.array([[0, 1, 3], [1, 2, 0]])
+    return {
+        "odd": {"input.X": X, "output.Y": X, "output.Z": X},
+        "ragged": {
+            "input.F": f, "input.E": e, "input.W": np.array([0.5], np.float32),
+            "output.S": f.sum(axis=1) / 2, "output.D": e + 4, "output.N": np.array([4]),
+        },
+    }  # fmt: skip
+
+
 def main() -> None:
     """Write one canary.npz per model."""
-    for model, y in answers().items():
-        np.savez(
-            HERE / model / "canary.npz",
-            **{"input.X": X, "output.Y": y, "rtol": np.float64(0), "atol": np.float64(1e-6)},
-        )
+    known = {model: {"input.X": X, "output.Y": y} for model, y in answers().items()} | other_answers()
+    for model, arrays in known.items():
+        np.savez(HERE / model / "canary.npz", **arrays, rtol=np.float64(0), atol=np.float64(1e-6))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ class TritonPythonModel:
         """Load the weights that lie beside this file."""
         if not _one_blas_thread():
             pb_utils.Logger.log_warn("track_gnn: numpy's OpenBLAS was not found; set OPENBLAS_NUM_THREADS=1")
+        _keep_memory()
         with np.load(Path(__file__).with_name("weights.npz")) as weights:
             self.network = TrackGNN(dict(weights))
 
@@ -52,3 +53,15 @@ def _one_blas_thread() -> bool:
                 setter(1)
                 return True
     return False
+
+
+def _keep_memory() -> None:
+    """Let malloc keep what an event's arrays took: given back, it is cleared page by page for the next event.
+
+    That is 344 page faults per event of 314 points, a tenth of its time.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # glibc's malloc.h; another C library is left as it is
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, 1 << 30)

@@ -1,0 +1,224 @@
+"""Batches: what is ready, longest first, as long as was measured; and what a lost worker costs."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import BrokenExecutor, Executor, Future
+
+import numpy as np
+import pytest
+
+from campaign import Campaign, Dataset, StageSpec, batches
+from campaign.batches import Queue
+from campaign.errors import ProviderError
+from campaign.ledger import Ledger
+from campaign.lost import LOSSES, Call, Calls
+from campaign.planner import plan
+from campaign.receipts import Receipts
+from campaign.trees import LEAF, Tree
+
+STAGES = "def s(b, c):\n    return {'x': b.x}\n\n\ndef r(m, c):\n    return {}\n"
+
+
+@pytest.fixture
+def two_passes(tmp_path):
+    """A plan of 40 files of growing size and two passes, the second of which reads what the first has kept."""
+    (tmp_path / "st.py").write_text(STAGES)
+    for i in range(40):
+        (tmp_path / f"{i:02}.root").write_bytes(b"x" * i)
+    stages = {
+        "a": StageSpec(use="st.py:s", keep=True), "f": StageSpec(use="st.py:r", reduce="a"),
+        "b": StageSpec(use="st.py:s", from_="a", with_="f"),
+    }  # fmt: skip
+    made = plan(Campaign(campaign="c", datasets={"d": Dataset(files=".", tree="t")}, stages=stages).at(tmp_path), {})
+    return made, Ledger(made, Receipts(tmp_path / "log"))
+
+
+def everything(queue, ready=lambda shape: True, took=None):
+    found = []
+    while (batch := queue.next(ready)) is not None:
+        found.append(batch)
+        if took is not None:
+            queue.measured(batch[0], len(batch[1]), took * len(batch[1]))
+    return found
+
+
+def done(ledger, line, places):
+    places = np.asarray(places)
+    ledger.record([line], places, np.zeros((len(places), 1), int), np.zeros(len(places), int))
+
+
+def test_files_go_longest_first_and_each_once(two_passes):
+    """However large batches become, every file is in one of them, the largest in the first."""
+    made, ledger = two_passes
+    (first, _) = made.todo()
+    for took in (None, 1.0, 1e-6):
+        found = everything(Queue([first], ledger, 2), took=took)
+        assert np.concatenate([places for _, places in found]).tolist() == list(range(39, -1, -1))
+
+
+def test_batches_grow_with_what_tasks_take_and_shrink_at_the_end(two_passes):
+    """Long tasks go one by one; short ones in batches, never more than a share of what is left."""
+    made, ledger = two_passes
+    (first, _) = made.todo()
+    assert {len(p) for _, p in everything(Queue([first], ledger, 2), took=1.0)} == {1}
+    sizes = [len(p) for _, p in everything(Queue([first], ledger, 1), took=1e-6)]
+    left = 40
+    assert sizes[0] == 1
+    assert max(sizes) > 1
+    for size in sizes:
+        assert size <= -(-left // batches.SHARE)
+        left -= size
+    assert sizes[-1] == 1
+
+
+def test_a_task_waits_for_its_artefact_and_its_frozen_value(two_passes):
+    """Of the second pass only those files are ready whose artefact is there, and none before the frozen value is."""
+    made, ledger = two_passes
+    (_, second) = made.todo()
+    (line,) = [x for x in made.lines if x.stage == "a"]
+    queue = Queue([second], ledger, 1)
+    assert queue.next(lambda shape: True) is None
+    done(ledger, line, [3, 7])
+    assert queue.next(lambda shape: False) is None
+    assert [p.tolist() for _, p in everything(queue)] == [[7], [3]]
+    done(ledger, line, [5])
+    assert [p.tolist() for _, p in everything(queue)] == [[5]]
+
+
+def test_what_cannot_become_ready_is_taken_out(two_passes):
+    """A lost artefact takes its file out of the second pass; a lost frozen value all of them."""
+    made, ledger = two_passes
+    (_, second) = made.todo()
+    (line,) = [x for x in made.lines if x.stage == "a"]
+    queue = Queue([second], ledger, 1)
+    assert queue.hopeless(lambda shape: False) == []
+    ledger.lose([line], np.array([2, 4]))
+    ((_, places),) = queue.hopeless(lambda shape: False)
+    assert sorted(places.tolist()) == [2, 4]
+    ((_, places),) = queue.hopeless(lambda shape: True)
+    assert sorted(places.tolist()) == sorted(set(range(40)) - {2, 4})
+    assert queue.hopeless(lambda shape: True) == []
+
+
+def test_a_range_is_merged_when_its_files_are_there():
+    """Of a large output every range is ready as soon as all its partials are, and is asked for once."""
+
+    class Half:
+        def whole(self, line):
+            return False
+
+        def there(self, line, places):
+            return places < LEAF + 5
+
+    class Planned:
+        keys = range(3 * LEAF - 7)
+        line = object()
+
+    tree = Tree(Planned())
+    assert not tree.small
+    assert list(tree.ready(Half())) == [0]
+    tree.asked.add(0)
+    assert list(tree.ready(Half())) == []
+    assert [tree.end(first) for first in (0, LEAF, 2 * LEAF)] == [LEAF, 2 * LEAF, 3 * LEAF - 7]
+
+
+# Lost workers ---------------------------------------------------------------------------------------------------------
+
+
+class Fragile(Executor):
+    """In-process; a call that holds a bad number breaks it for good."""
+
+    def __init__(self, log):
+        self.log, self.broken = log, False
+
+    def submit(self, fn, /, *args):
+        if self.broken:
+            raise BrokenExecutor
+        future = Future()
+        self.log.append(args[0])
+        if any(n in BAD for n in args[0]):
+            self.broken = True
+            future.set_exception(BrokenExecutor("a worker died"))
+        else:
+            future.set_result(fn(*args))
+        return future
+
+
+BAD = {11, 50}
+
+
+def call(numbers, answers, lost):
+    half = len(numbers) // 2
+    halves = (lambda: (call(numbers[:half], answers, lost), call(numbers[half:], answers, lost))) if half else None
+    return Call(str(numbers), answers.extend, lost.append, list, (numbers,), halves)
+
+
+def to_the_end(calls):
+    while calls:
+        for take in calls.wait(1):
+            take()
+        calls.try_suspect()
+
+
+def test_of_a_lost_batch_the_cause_is_found_and_the_rest_is_done():
+    """A batch that kills its worker is halved until the task that does it is alone; all others are answered once."""
+    log, answers, lost = [], [], []
+    calls = Calls(lambda: Fragile(log))
+    for start in range(0, 96, 32):
+        calls.submit(call(list(range(start, start + 32)), answers, lost))
+    to_the_end(calls)
+    assert sorted(answers) == sorted(set(range(96)) - BAD)
+    assert sorted(error.where for error in lost) == ["[11]", "[50]"]
+    assert all(f"{LOSSES} workers were lost while they did nothing else" in str(error) for error in lost)
+    assert len(log) < 50, "halving, not one by one"
+
+
+def test_a_machine_on_which_nothing_lives_is_given_up():
+    """Where every call kills its worker the machine is named, after a bounded number of executors."""
+    log, lost = [], []
+    calls = Calls(lambda: Fragile(log))
+    for _ in range(4):
+        calls.submit(call([11] * 64, [], lost))
+    with pytest.raises(ProviderError, match="workers were lost together"):
+        to_the_end(calls)
+    assert len(log) < 100
+
+
+def test_a_ledger_matches_what_lies_there(two_passes, tmp_path):
+    """Read back: what the log names, the plan wants and the files hold; the last word counts, foreign keys do not."""
+    from campaign.pack import PackWriter
+    from campaign.receipts import Receipt
+    from campaign.rundir import RunDir
+
+    made, _ = two_passes
+    run = RunDir(tmp_path / "run")
+    (line,) = [x for x in made.lines if x.stage == "b"]
+    with PackWriter(run) as pack:
+        spots = [pack.add(bytes(i)) for i in range(40)]
+
+    def receipt(i, key="", **changes):
+        at, sha = spots[i]
+        given = {"pack": pack.name, "offset": at, "events": i, **changes}
+        return Receipt(key or line.keys[i], "b", "d", "nominal", f"{i}", "counts", sha, i, **given)
+
+    with Receipts(run.receipts) as log:
+        at = [log.add(receipt(i)) for i in (3, 0, 39)]
+        log.add(receipt(5, key="0" * 64))
+        log.add(receipt(6, key="k"))
+        log.add(receipt(7, pack="gone"))
+        log.add(receipt(8, offset=10**6))
+        log.add(receipt(9, pack=""))
+        last = log.add(receipt(3))
+        kept = Ledger(made, log)
+        kept.read(run)
+        assert [i for i in range(40) if kept.there(line, np.array([i]))[0]] == [0, 3, 39]
+        assert kept.newest(line) == last > max(at)
+        assert kept.raw(line, 3, 4) == [receipt(3).line()]
+        assert kept.events["d"].sum() == 0 + 3 + 39
+        assert kept.packs >= {pack.name, "gone"}
+    os.truncate(run.pack(pack.name), 10)
+    with Receipts(run.receipts) as log:
+        kept = Ledger(made, log)
+        kept.read(run)
+        assert [i for i in range(40) if kept.there(line, np.array([i]))[0]] == [0, 3]
