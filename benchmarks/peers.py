@@ -12,6 +12,7 @@
 
 Every peer has an environment of its own in the cache, with our versions of what they share, byte-code compiled. The
 servers of the first two cases run before the measurement begins. A time is printed only if the histograms agree.
+CPU seconds are those of a command's process and of the children that it waits for: Parsl's and Ray's have more.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +200,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are stopped on the way out
     environments.compile_ours()
     print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, {', '.join([*READERS, *CLIENT])}")
+    print(f"ours reads with {'isal' if find_spec('isal') else 'zlib'}, the peers with zlib, as they come")
     for case in args.case or [*CASES, "qg"]:
         print(f"\n{case}", flush=True)
         if case == "qg":
