@@ -59,7 +59,8 @@ class Queue:
         found = [(w, now, later) for w, now, later in found if len(now)]
         if not found:
             return None
-        w, now, later = max(found, key=lambda x: x[0].shape.events.files.sizes[x[1][0]])  # the first of equals
+        # Nominal first: what draws figures of it, or waits for it, then runs beside the rest. Then the largest file.
+        w, now, later = max(found, key=lambda x: (x[0].shape.nominal, x[0].shape.events.files.sizes[x[1][0]]))
         share = math.ceil(sum(len(x[1]) for x in found) / (SHARE * self._workers))
         count = min(self._sizes.get(w.shape, 1), share)
         w.left = now[count:] if not len(later) else np.concatenate([now[count:], later])

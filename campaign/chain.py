@@ -81,7 +81,7 @@ class Worker:
             self._readers[s.dataset] = self.job.readers[s.dataset].thing()
         source = self._readers[s.dataset](s.file.url, s.tree, dict(s.branches))
         if hasattr(source, "touched"):
-            source.touched |= self._touched.get(_reading(task), set())
+            source.touched.update(self._touched.get(_reading(task), ()))
         return source
 
     def remember(self, task: Task, source: Source) -> None:
@@ -147,9 +147,15 @@ class Chain:
         if self.task.artefact is not None:
             reader = ColumnsReader(self.rundir.columns(self.task.artefact))
             stack.callback(reader.close)
-            yield from reader.verified(self.expected)
-            return
-        source = self.worker.open(self.task)
+            written = reader.verified(self.expected)
+            while True:
+                with self.spent.on("read", RUN):
+                    batch = next(written, None)
+                if batch is None:
+                    return
+                yield batch
+        with self.spent.on("read", RUN):
+            source = self.worker.open(self.task)
         stack.callback(source.close)
         self.events = source.entries
         yield from self._read(source, stack.enter_context(ThreadPoolExecutor(1, "read-ahead")))
@@ -161,7 +167,7 @@ class Chain:
             with self.spent.on("read", WAIT if coming else RUN):
                 batch = coming.result() if coming else self._read_range(source, span)
             # A first range says which branches are used, unless an earlier file has; then the next one is read ahead.
-            known = i > 0 or source.touched
+            known = i > 0 or getattr(source, "touched", ())
             coming = ahead.submit(self._read_range, source, spans[i + 1], AHEAD) if known and spans[i + 1 :] else None
             yield self.weighted(source, batch)
         self.worker.remember(self.task, source)
@@ -280,13 +286,14 @@ class Chain:
     def _receipt(self, step: Step) -> Receipt:
         partial = self.partials.pop(step.key)
         pack, offset = "", 0
-        if isinstance(partial, ColumnsPartial):
-            path = self.rundir.columns(step.key)
-            sha256, size = partial.write(path), path.stat().st_size
-        else:
-            assert self.pack is not None
-            content = partial.content()
-            (offset, sha256), size, pack = self.pack.add(content), len(content), self.pack.name
+        with self.spent.on(step.stage, WRITE):
+            if isinstance(partial, ColumnsPartial):
+                path = self.rundir.columns(step.key)
+                sha256, size = partial.write(path), path.stat().st_size
+            else:
+                assert self.pack is not None
+                content = partial.content()
+                (offset, sha256), size, pack = self.pack.add(content), len(content), self.pack.name
         return Receipt(
             key=step.key,
             stage=step.stage,

@@ -276,7 +276,9 @@ class ColumnsPartial:
             self.aside.parent.mkdir(parents=True, exist_ok=True)
             self._schema = table.schema
             try:
-                self._writer = pq.ParquetWriter(self.aside, table.schema, compression="zstd", compression_level=1)
+                # A later pass reads it once: dictionaries and statistics would cost more than all else of writing.
+                settings = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
+                self._writer = pq.ParquetWriter(self.aside, table.schema, **settings)
             except pa.ArrowException as error:
                 self.aside.unlink(missing_ok=True)
                 raise _cannot_hold(table.schema, error) from error

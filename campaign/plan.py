@@ -93,6 +93,11 @@ class Shape:
         return tuple(line for line in self.lines if line.emit)
 
     @cached_property
+    def nominal(self) -> bool:
+        """Whether some of them are of no variation."""
+        return any(line.variation == NOMINAL for line in self.lines)
+
+    @cached_property
     def frozen(self) -> frozenset[tuple[str, str]]:
         """Frozen values they need."""
         return frozenset(at for line in self.lines for at in line.frozen)

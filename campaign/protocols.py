@@ -87,6 +87,8 @@ class Source(Protocol):
 
     Attributes:
         entries: Rows there are.
+        touched: Where there is one: names that stages have used until now; those of a file before are put into it.
+        clusters: Where there is one: rows at which a range is best begun, ascending.
     """
 
     entries: int

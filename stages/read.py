@@ -29,7 +29,6 @@ class RootSource:
 
     Attributes:
         entries: Entries of the tree.
-        touched: Names the stages have used; may be added to by whoever knows them from a file before.
 
     Raises:
         InputError: The file cannot be opened, or has no such tree or branch.
@@ -37,7 +36,7 @@ class RootSource:
 
     def __init__(self, url: str, tree: str, branches: Mapping[str, str]) -> None:
         self.url, self.branches = url, dict(branches)
-        self.touched: set[str] = set()
+        self._touched: set[str] = set()
         # Of the last ranges, because a range may still be worked on while the next ones are read.
         self._logs: deque[list[Any]] = deque(maxlen=8)
         try:
@@ -84,7 +83,6 @@ class RootSource:
 
     def read(self, start: int, stop: int) -> Any:
         """Rows ``start <= i < stop`` as an awkward record array."""
-        self.note_touched()
         known = sorted({self.branches.get(n, n) for n in self.touched} & set(self.names))
         rest = [n for n in self.names if n not in set(known)]
         log: list[Any] = []
@@ -109,15 +107,16 @@ class RootSource:
     def _layouts(array: Any) -> dict[str, Any]:
         return dict(zip(array.layout.fields, array.layout.contents, strict=True))
 
-    def note_touched(self) -> set[str]:
-        """Branches (by the name the stages use) that were read lazily; remembered for the next range."""
+    @property
+    def touched(self) -> set[str]:
+        """Branches (by the name the stages use) that were read until now, all or lazily; more may be put in."""
         back = {branch: use for use, branch in self.branches.items()}
         for log in self._logs:
             for access in list(log):
                 name = access.branch if hasattr(access, "branch") else access.field_name  # TTree, RNTuple
                 if name in self.names:  # parts of jagged and nested fields have names of their own
-                    self.touched.add(back.get(name, name))
-        return self.touched
+                    self._touched.add(back.get(name, name))
+        return self._touched
 
     def weight(self, expression: str, batch: Any) -> Any:
         """A per-event expression of branches, float64, shape (len(batch),).

@@ -89,9 +89,9 @@ def test_only_touched_branches_are_read(source, tree):
     """Nothing is read before a stage touches it; what was touched once is read with each later range."""
     opened = source(tree)
     batch = opened.read(0, 10)
-    assert opened.note_touched() == set()
+    assert opened.touched == set()
     _ = batch.x + 1
-    assert opened.note_touched() == {"x"}
+    assert opened.touched == {"x"}
     _ = ak.sum(batch.pt, axis=1)
     later = opened.read(10, 20)
     assert opened.touched == {"x", "pt"}
@@ -106,7 +106,7 @@ def test_a_range_still_worked_on_is_noticed(source, tree):
     first = opened.read(0, 10)
     opened.read(10, 20)
     _ = first.f + 1
-    assert opened.note_touched() == {"f"}
+    assert opened.touched == {"f"}
 
 
 @BOTH
@@ -135,7 +135,7 @@ def test_a_selection_of_rows_stays_lazy(source):
     opened = source("tree")
     batch = opened.read(100, 200)
     chosen = batch[batch.ok]
-    assert opened.note_touched() == {"ok"}
+    assert opened.touched == {"ok"}
     assert ak.array_equal(ak.materialize(chosen.x), content()["x"][100:200][content()["ok"][100:200]])
 
 
