@@ -118,6 +118,16 @@ class Files(Sequence[File]):
         found._odd = {j: self._odd[i] for j, i in enumerate(places) if i in self._odd} if self._odd else {}
         return found
 
+    def identities(self) -> Iterator[bytes]:
+        """What results depend on, of each; no two that differ are the same."""
+        start, metadata = 0, [text.encode() for text in self._known]
+        for i, (end, size, stamp, meta) in enumerate(
+            zip(self._ends, self.sizes, self._stamps, self._meta, strict=True)
+        ):
+            said = b"%d" % stamp if stamp >= 0 else self._odd[i].encode(errors="surrogateescape")
+            yield b"%b\0%d\0%b\0%b" % (self._names[start:end], size, said, metadata[meta])
+            start = end
+
     def urls(self) -> Iterator[str]:
         """Paths or URLs, in order."""
         return map(self.url, range(len(self)))

@@ -78,6 +78,8 @@ def test_files_are_packed_and_come_back(tree):
     assert list(packed) == files == packed[:]
     assert [packed[-1], packed[3]] == [files[-1], files[3]]
     assert list(packed.urls()) == [f.url for f in files]
+    assert len(set(packed.identities())) == len(files)
+    assert list(packed.pick([3]).identities()) == [list(packed.identities())[3]]
     places = [7, 0, 4, 9, 4]
     again = pickle.loads(pickle.dumps(packed.pick(places)))
     assert list(again) == [files[i] for i in places]
