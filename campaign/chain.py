@@ -167,7 +167,7 @@ class Chain:
             with self.spent.on("read", WAIT if coming else RUN):
                 batch = coming.result() if coming else self._read_range(source, span)
             # A first range says which branches are used, unless an earlier file has; then the next one is read ahead.
-            known = i > 0 or getattr(source, "touched", ())
+            known = i > 0 or bool(getattr(source, "touched", None))
             coming = ahead.submit(self._read_range, source, spans[i + 1], AHEAD) if known and spans[i + 1 :] else None
             yield self.weighted(source, batch)
         self.worker.remember(self.task, source)

@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, overload
 
@@ -70,9 +70,9 @@ class Files(Sequence[File]):
 
     def __init__(self, told: Iterable[tuple[str, int, str, str]]) -> None:
         names = bytearray()
-        self._ends, self.sizes, self._stamps, self._meta = array("q"), array("q"), array("q"), array("l")
-        self._texts: dict[str, int] = {}  # of metadata, few; and stamps that are no number, as a server gives them
-        self._odd: dict[int, str] = {}
+        self._ends, self.sizes, self._stamps, self._meta = array("q"), array("q"), array("q"), array("q")
+        self._odd: dict[int, str] = {}  # stamps that are no number, as a server gives them
+        known: dict[str, int] = {}  # metadata, few
         for i, (url, size, stamp, metadata) in enumerate(told):
             names += url.encode(errors="surrogateescape")
             self._ends.append(len(names))
@@ -81,8 +81,8 @@ class Files(Sequence[File]):
             self._stamps.append(int(stamp) if plain else -1)
             if not plain:
                 self._odd[i] = stamp
-            self._meta.append(self._texts.setdefault(metadata, len(self._texts)))
-        self._names, self._known = bytes(names), list(self._texts)
+            self._meta.append(known.setdefault(metadata, len(known)))
+        self._names, self._known = bytes(names), list(known)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -107,6 +107,26 @@ class Files(Sequence[File]):
 
     def __iter__(self) -> Iterator[File]:
         return map(self.one, range(len(self)))
+
+    def pick(self, places: Sequence[int]) -> Files:
+        """Some of them."""
+        found = Files(())
+        parts = [self._names[self._ends[i - 1] if i else 0 : self._ends[i]] for i in places]
+        found._names, found._ends = b"".join(parts), array("q", accumulate(map(len, parts)))
+        found.sizes, found._stamps = (array("q", [a[i] for i in places]) for a in (self.sizes, self._stamps))
+        found._meta, found._known = array("q", [self._meta[i] for i in places]), self._known
+        found._odd = {j: self._odd[i] for j, i in enumerate(places) if i in self._odd} if self._odd else {}
+        return found
+
+    def identities(self) -> Iterator[bytes]:
+        """What results depend on, of each; no two that differ are the same."""
+        start, metadata = 0, [text.encode() for text in self._known]
+        for i, (end, size, stamp, meta) in enumerate(
+            zip(self._ends, self.sizes, self._stamps, self._meta, strict=True)
+        ):
+            said = b"%d" % stamp if stamp >= 0 else self._odd[i].encode(errors="surrogateescape")
+            yield b"%b\0%d\0%b\0%b" % (self._names[start:end], size, said, metadata[meta])
+            start = end
 
     def urls(self) -> Iterator[str]:
         """Paths or URLs, in order."""

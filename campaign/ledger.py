@@ -48,10 +48,10 @@ class Ledger:
     # What earlier runs have left.
     def read(self, rundir: RunDir) -> None:
         """Read the log; what the plan wants and what lies there still counts."""
-        find, there = _Finder(self.emits), _There(rundir)
-        rest = self.receipts.scan()
+        find: _Finder | None = None
+        there, rest = _There(rundir), self.receipts.scan()
         while chunk := list(islice(rest, CHUNK)):
-            partials = []
+            partials, find = [], find or _Finder(self.emits)
             for at, receipt in chunk:
                 if receipt.kind == FROZEN:
                     self.frozen[receipt.stage, receipt.variation] = receipt

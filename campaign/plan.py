@@ -107,7 +107,7 @@ class Shape:
         at, events = list(places), self.events
         return Batch(
             tuple(line.common(self.lines) for line in self.lines), events.dataset, events.tree, events.branches,
-            events.is_mc, tuple(events.files.one(i) for i in at), tuple(x.keys.pick(at) for x in self.lines),
+            events.is_mc, events.files.pick(at), tuple(x.keys.pick(at) for x in self.lines),
             None if self.artefact is None else self.artefact.keys.pick(at),
         )  # fmt: skip
 

@@ -156,9 +156,9 @@ class _Planner:
         reader = self.readers[e.dataset].digest
         common = _started([FORMAT, e.dataset, e.tree, list(map(list, e.branches)), e.is_mc, reader])
         keys = bytearray()
-        for file in e.files:
+        for identity in e.files.identities():
             one = common.copy()
-            one.update(f"{file.url}\0{file.size}\0{file.stamp}\0{file.metadata_json}".encode(errors="surrogateescape"))
+            one.update(identity)
             keys += one.digest()
         return bytes(keys)
 

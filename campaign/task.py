@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, overload
 
-from campaign.datasets import File, metadata_of
+from campaign.datasets import File, Files, metadata_of
 from campaign.rundir import digest
 
 KEY = 32  # bytes of a key: SHA-256
@@ -153,7 +153,7 @@ class Batch:
     tree: str
     branches: tuple[tuple[str, str], ...]
     is_mc: bool
-    files: tuple[File, ...]
+    files: Files
     keys: tuple[Keys, ...]
     artefacts: Keys | None
 

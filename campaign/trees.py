@@ -11,7 +11,7 @@ from campaign.ledger import Ledger
 from campaign.merge import Leaf
 from campaign.plan import Output
 
-LEAF = 2000  # partials that one worker merges at once; so many receipts travel with the call
+LEAF = 1000  # partials that one worker merges at once; so many receipts travel with the call
 
 
 @dataclass(eq=False)

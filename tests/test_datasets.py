@@ -6,13 +6,14 @@ import contextlib
 import functools
 import http.server
 import os
+import pickle
 import re
 import threading
 
 import pytest
 
 from campaign import Campaign
-from campaign.datasets import expand
+from campaign.datasets import File, Files, expand
 from campaign.errors import SpecError
 from campaign.spec import Origin
 
@@ -64,6 +65,27 @@ def test_globs_lists_and_directories_mean_files_in_canonical_order(tree):
     assert names(tree, "mc") == ["mc/a_10.root", "mc/a_2.root", "mc/b_1.root"]
     assert names(tree, "mc/../data/d.root", f"{tree}/mc/deep") == ["data/d.root", "mc/deep/x.root"]
     assert names(tree, "data/[x].root") == ["data/[x].root"]
+
+
+def test_files_are_packed_and_come_back(tree):
+    """By place, slice or pick, alone or after a pickle, a file is what it was; odd stamps and metadata too."""
+    told = [
+        (f"/d/{i}\udcff.root", i, stamp, f'{{"i":{i % 2}}}')
+        for i, stamp in enumerate(("1", "", "0", "07", "W/x", "9" * 18, "9" * 19, "9" * 25, "-3", "²"))
+    ]
+    files = [File(*one) for one in told]
+    packed = Files(iter(told))
+    assert list(packed) == files == packed[:]
+    assert [packed[-1], packed[3]] == [files[-1], files[3]]
+    assert list(packed.urls()) == [f.url for f in files]
+    assert len(set(packed.identities())) == len(files)
+    assert list(packed.pick([3]).identities()) == [list(packed.identities())[3]]
+    places = [7, 0, 4, 9, 4]
+    again = pickle.loads(pickle.dumps(packed.pick(places)))
+    assert list(again) == [files[i] for i in places]
+    assert list(packed.pick([])) == []
+    with pytest.raises(IndexError):
+        packed[len(files)]
 
 
 def test_a_home_directory_is_expanded(tree, monkeypatch):
