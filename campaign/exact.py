@@ -22,6 +22,7 @@ __all__ = ["BLOCK", "ExactSum", "Target", "add_block", "add_together"]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+_FEW = 4  # this many times fewer bins with something in them than bins: only those are looked at
 _MAX_OPEN = 8  # open accumulators per sum: bounds the memory, whatever the weights
 _COUNTED_ROOM = 1 << 35  # entries of less than 2**27 each that fit into an int64 (2**62)
 _HUGE_FROM, _HUGE_SHIFT = 500, 600  # weights of 2**500 and more are summed 600 bits lower: nothing can overflow
@@ -194,12 +195,17 @@ class _Open:
 
     def empty_into(self, limbs: Limbs, positions: tuple[int, ...], shift: int = 0) -> None:
         """Moves the sums, times 2**shift, into the limbs; leaves zeros."""
-        for sums, position in zip((self.sums.real, self.sums.imag), positions, strict=False):
+        bins: NDArray[np.intp] | slice = slice(None)
+        found = np.flatnonzero(self.sums)
+        if len(found) * _FEW <= len(self.sums):  # a file's entries fill few bins of many
+            bins = found
+        some = self.sums[bins]
+        for sums, position in zip((some.real, some.imag), positions, strict=False):
             half = -position // 2  # the whole factor may exceed the float64 range
             units = sums * math.ldexp(1.0, half)
             units *= math.ldexp(1.0, -position - half)
-            limbs.add(units.astype(np.int64), position + shift)
-        self.sums.fill(0)
+            limbs.add(units.astype(np.int64), position + shift, bins)
+        self.sums[bins] = 0
         self.load = 0.0
 
 

@@ -50,16 +50,15 @@ class Limbs:
         rows = [self._rows[limb] for limb in sorted(self._rows)]
         return np.stack(rows) if rows else np.zeros((0, self.size), np.int64), min(self._rows, default=0)
 
-    def add(self, integers: Ints, position: int) -> None:
-        """Adds integers * 2**position, shape (size,), position >= -1100."""
+    def add(self, integers: Ints, position: int, bins: NDArray[np.intp] | slice = slice(None)) -> None:
+        """Adds integers * 2**position, position >= -1100, to the bins: all, or those named, each once."""
         limb, shift = divmod(position - _BASE, _BITS)
         low = (integers << shift) & _MASK  # bits shifted out of the int64 belong to the next limbs
         middle = (integers >> (_BITS - shift)) & _MASK
         high = integers >> min(2 * _BITS - shift, 63)
         for step, part in enumerate((low, middle, high)):
             if part.any():
-                row = self._row(limb + step)
-                row += part
+                self._row(limb + step)[bins] += part
         self._loads += 1
         if self._loads > _MAX_LOADS:
             self._carry()

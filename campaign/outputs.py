@@ -141,7 +141,8 @@ class HistogramsPartial:
                 if name in self.total:
                     self.total[name] += exact
                 else:  # a copy: what is added up here must not be the stage's own
-                    self.total[name] = Histogram.from_state(*exact.state())
+                    self.total[name] = exact.empty()
+                    self.total[name] += exact
             except OutputError as error:
                 error.where = f"histogram {name}" + (f", {error.where}" if error.where else "")
                 raise
