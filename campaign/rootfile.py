@@ -27,7 +27,9 @@ def write_root(histograms: Mapping[str, hist.Hist], path: Path) -> tuple[Path | 
         The ROOT file (None where nothing can be held), and what was left out and why.
     """
     left_out: list[str] = []
-    entries: dict[str, hist.Hist] = {}
+    keys: set[str] = set()
+    folders: set[str] = set()
+    held: list[tuple[str, hist.Hist]] = []
     for name, h in histograms.items():
         numbers = [a for a in h.axes if not isinstance(a, _CATEGORY)]
         if not 1 <= len(numbers) <= 3:
@@ -39,28 +41,34 @@ def write_root(histograms: Mapping[str, hist.Hist], path: Path) -> tuple[Path | 
         lost = _uncategorised(h)
         if lost:
             left_out.append(f"histogram {name}: sum of weights {lost:g} outside the categories is not in the ROOT file")
-        taken = sorted(k for k, _ in _slices(name, h) if _in_the_way(k, entries))
+        mine = [key for key, _ in _places(name, h)]
+        # A name is either a histogram or a directory.
+        taken = sorted(k for k in mine if k in keys or k in folders or not keys.isdisjoint(_above(k)))
         if taken:
             left_out.append(f"histogram {name}: ROOT already has {taken[0]} or what it lies in, see the lossless file")
             continue
-        entries.update(_slices(name, h))
-    if not entries:
+        keys.update(mine)
+        folders.update(*map(_above, mine))
+        held.append((name, h))
+    if not held:
         return None, left_out
     target = path.with_name(path.name.removesuffix(".hists.npz") + ".root")
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with uproot.recreate(aside) as file:
-            for name, h in entries.items():
-                file[name] = h
+            for name, h in held:
+                for key, part in _slices(name, h):
+                    file[key] = part
         aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)
     return target, left_out
 
 
-def _in_the_way(key: str, entries: Mapping[str, Any]) -> bool:
-    # A name is either a histogram or a directory.
-    return any(key == other or key.startswith(other + "/") or other.startswith(key + "/") for other in entries)
+def _above(key: str) -> list[str]:
+    """The directories that a key lies in."""
+    parts = key.split("/")
+    return ["/".join(parts[:n]) for n in range(1, len(parts))]
 
 
 def _uncategorised(h: hist.Hist) -> float:
@@ -69,18 +77,27 @@ def _uncategorised(h: hist.Hist) -> float:
     return float(outside.sum())
 
 
+def _places(name: str, h: hist.Hist) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Where each combination of categories is written, and where it lies in the histogram's values."""
+    folders = [_folders(axis) if isinstance(axis, _CATEGORY) else [None] for axis in h.axes]
+    for chosen in itertools.product(*(list(enumerate(names)) for names in folders)):
+        path = [name.replace(";", "_"), *(folder for _, folder in chosen if folder is not None)]
+        # Categories have no underflow: their first one is the first in the values too.
+        yield "/".join(path), tuple(slice(None) if folder is None else bin_ for bin_, folder in chosen)
+
+
 def _slices(name: str, h: hist.Hist) -> Iterator[tuple[str, hist.Hist]]:
-    categories = [(i, a) for i, a in enumerate(h.axes) if isinstance(a, _CATEGORY)]
-    for chosen in itertools.product(*(range(len(a)) for _, a in categories)):
-        folders, index = [name.replace(";", "_")], {}
-        for (i, axis), bin_ in zip(categories, chosen, strict=True):
-            folders.append(_folder(axis, bin_))
-            index[i] = bin_
-        yield "/".join(folders), h[index] if index else h
+    """One after the other the same histogram with other contents: it is written before the next one is asked for."""
+    numbers = [axis for axis in h.axes if not isinstance(axis, _CATEGORY)]
+    part = hist.Hist(*numbers, storage=hist.storage.Weight())
+    values, contents = h.view(flow=True), part.view(flow=True)
+    for key, at in _places(name, h):
+        contents[...] = values[at]
+        yield key, part
 
 
-def _folder(axis: Any, bin_: int) -> str:
+def _folders(axis: Any) -> list[str]:
     values = [bool(v) if isinstance(axis, hist.axis.Boolean) else axis.value(v) for v in range(len(axis))]
     labels = [re.sub("[/;]", "_", str(v)) for v in values]
-    label = labels[bin_] if labels.count(labels[bin_]) == 1 else f"{labels[bin_]}_{bin_}"
-    return f"{axis.name}={label}" if axis.name else label
+    labels = [label if labels.count(label) == 1 else f"{label}_{bin_}" for bin_, label in enumerate(labels)]
+    return [f"{axis.name}={label}" if axis.name else label for label in labels]
