@@ -16,16 +16,15 @@ import numpy as np
 from tritonclient.utils import InferenceServerException
 
 from campaign import ragged
+from campaign.address import RUNGS, PoolAddress
 from campaign.errors import InferenceError
 from campaign.flight import Flight, Request
 from campaign.kserve import Arrays, ModelInfo, check_inputs, model_info, open_client, permanent
 from campaign.ragged import Ragged
-from campaign.roster import Link, PoolAddress, Roster
+from campaign.roster import Link, Roster
 from campaign.wire import Array, Codec, batch_of, cut
 
 __all__ = ["RUNGS", "Pending", "PoolAddress", "Ragged", "Servers", "Stream", "connect"]
-
-RUNGS = ("first", "same_server", "other_server", "restarted_server", "local_twin", "parked")
 
 
 def connect(address: PoolAddress) -> Servers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import fnmatch
 import glob
@@ -17,11 +16,12 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, overload
 
-import fsspec
-
 from campaign.errors import SpecError
+from campaign.later import Later
 from campaign.rundir import canonical_json
 from campaign.spec import Campaign
+
+fsspec: Any = Later("fsspec")  # only campaigns with URLs pay for it
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,9 @@ def _listed(c: Campaign, path: Path, key: tuple[str, ...]) -> list[str]:
 
 
 def _unreachable() -> tuple[type[Exception], ...]:
-    import aiohttp  # what fsspec lets through for http; only campaigns with URLs pay for it
+    import asyncio
+
+    import aiohttp  # what fsspec lets through for http
 
     return (OSError, ImportError, ValueError, asyncio.TimeoutError, aiohttp.ClientError)
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from campaign import account, registry, report, work
+from campaign import account, registry, report
+from campaign.address import PoolAddress
 from campaign.checks import check_models, check_options
-from campaign.client import PoolAddress
 from campaign.errors import CampaignError, CampaignFailed, Interrupted, SpecError
 from campaign.frozenvalue import thaw
 from campaign.ledger import Ledger
@@ -28,7 +28,7 @@ from campaign.preflight import preflight
 from campaign.processes import stop_fork_server
 from campaign.profile import Profile
 from campaign.progress import Progress, to_terminal
-from campaign.protocols import Job, Provider, campaign_workers
+from campaign.protocols import Job, Provider, campaign_workers, save_job
 from campaign.receipts import Receipts
 from campaign.report import Report
 from campaign.rundir import RunDir, write_aside
@@ -243,7 +243,7 @@ class _Run:
     def _prepare(self) -> None:
         self.job = Job(self.plan.code, self.plan.readers, None, self.campaign.read_rows, self.campaign.task_deadline_s)
         if self.todo:
-            preflight(self.plan, self.todo, work.save_job(self.job, self.rundir.job))
+            preflight(self.plan, self.todo, save_job(self.job, self.rundir.job))
         self._write_plan()
 
     def _write_plan(self) -> None:
@@ -276,7 +276,7 @@ class _Run:
         job = replace(self.job, servers=address)
         return Scheduler(
             self.plan, self.todo, self.state, self.rundir, self.receipts, provider, campaign_workers(self.campaign),
-            self.campaign.retries, work.save_job(job, self.rundir.job), self.shown,
+            self.campaign.retries, save_job(job, self.rundir.job), self.shown,
             lambda: self.pool.failure() if self.pool else None,
         )  # fmt: skip
 

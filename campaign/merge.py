@@ -19,7 +19,6 @@ from campaign.outputs import COLUMNS, COUNTS, HISTOGRAMS, ColumnsReader, Histogr
 from campaign.pack import AGAIN, PackReader
 from campaign.plan import Output
 from campaign.receipts import MERGED, Receipt
-from campaign.rootfile import write_root
 from campaign.rundir import RunDir, canonical_json, digest, file_digest, write_aside, write_json
 
 
@@ -300,6 +299,8 @@ def _kinds(target: Target, kinds: set[str]) -> OutputError:
 
 def export(merged: Merged) -> Merged:
     """Write the ROOT file of merged histograms. Apart from the merge, because no later stage waits for it."""
+    from campaign.rootfile import write_root  # uproot: for workers alone
+
     root, left_out = write_root(merged.load(), merged.path)
     made = replace(merged, root=root, notes=(*merged.notes, *left_out))
     return replace(made, files=fingerprint(made))

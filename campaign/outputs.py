@@ -10,19 +10,24 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import awkward as ak
 import hist
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from campaign import frame
 from campaign.counts import CountsPartial, what
 from campaign.errors import OutputError, PartialError
 from campaign.histogram import Histogram
+from campaign.later import Later
 from campaign.rundir import canonical_json, write_aside
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+else:
+    pq = Later("pyarrow.parquet")
 
 HISTOGRAMS, COLUMNS, COUNTS = "histograms", "columns", "counts"
 

@@ -11,16 +11,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from campaign import registry
-from campaign.client import PoolAddress, Servers, connect
+from campaign.address import PoolAddress
 from campaign.errors import ServerError, SpecError
 from campaign.pilot import sweep
 from campaign.protocols import Carried, Provider, ServerKind
 from campaign.rundir import read_json, write_aside, write_json
 from campaign.spec import ServerSpec
 from campaign.userfile import reference
+
+if TYPE_CHECKING:
+    from campaign.client import Servers
 
 _OWN_FILES = ("pilot.json", "lease", "stop", "job", "claim-*", "server-*.json", "server-*.log", "pilot-*.log")
 STOP_S = 12.0  # a busy server has 6 s of grace; after that and some more the machine's owner is asked
@@ -229,6 +232,8 @@ class ServerPool:
 
     def servers(self) -> Servers:
         """A live handle for this process."""
+        from campaign.client import connect
+
         if self._live is None:
             self._live = connect(self.address)
         return self._live

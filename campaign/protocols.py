@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel
+
+from campaign.rundir import file_digest, write_aside
 
 if TYPE_CHECKING:
     from campaign.spec import Campaign, ServerSpec
@@ -210,11 +214,17 @@ class Job:
     deadline_s: float
 
 
+def save_job(job: Job, path: Path) -> tuple[str, str]:
+    """Leave the job for workers; returns what tells it from others."""
+    with write_aside(path) as stream:
+        os.fchmod(stream.fileno(), 0o600)  # it may hold the headers of attached servers
+        pickle.dump(job, stream)
+    return str(path), file_digest(path)
+
+
 def campaign_workers(campaign: Campaign) -> int:
     """Worker processes asked for; else one per core this process may use, two where there are servers.
 
     While one waits for answers, the other reads.
     """
-    import os
-
     return campaign.workers or len(os.sched_getaffinity(0)) * (1 if campaign.servers is None else 2)

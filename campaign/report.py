@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from campaign.client import RUNGS
+from campaign.address import RUNGS
 from campaign.profile import Profile
 from campaign.rundir import read_json, write_json
 

@@ -2,57 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tritonclient.grpc import service_pb2
 
+from campaign.address import PoolAddress
 from campaign.errors import ServerError
 from campaign.window import Window
 from campaign.wire import SERVICE, open_channel
 
 DOWN_S = 2.0  # how long a server that failed comes after the others
-LOOK_S, SEARCH_S = 0.5, 0.1  # between two looks at the records: with servers to call, and without
+LOOK_S, SEARCH_S = 0.5, 0.05  # between two looks at the records: with servers to call, and without
 ASK_S = 5.0  # between two questions for a server's own times
-
-
-@dataclass(frozen=True)
-class PoolAddress:
-    """Where a pool is found: a recipe that travels to workers; `campaign.connect` makes it live.
-
-    Attributes:
-        folder: Where pilots leave the records of their servers; empty for servers given by ``records``.
-        batches: Rows per request by model; None: the model's ``max_batch_size``.
-        tails: Sizes that the last request of a file may have instead, by model, ascending.
-        window: Requests in flight per server and process; "auto": as many as keep the server busy, by measurement.
-        start_deadline_s: How long to wait for the first server.
-        request_deadline_s: Deadline of one request, from when it is sent.
-        records: Servers that already run.
-    """
-
-    folder: str
-    batches: Mapping[str, int | None]
-    tails: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    window: int | Literal["auto"] = "auto"
-    start_deadline_s: float = 120.0
-    request_deadline_s: float = 60.0
-    records: tuple[Mapping[str, Any], ...] = ()
-
-    def servers(self) -> list[Mapping[str, Any]]:
-        """Records of the pool's servers, whatever their state."""
-        found: list[Mapping[str, Any]] = [dict(r) for r in self.records]
-        if self.folder:
-            for path in sorted(Path(self.folder).glob("server-*.json")):
-                with suppress(OSError, ValueError):  # being replaced, or swept: the next look sees it
-                    found.append(json.loads(path.read_text()))
-        return found
 
 
 class Link:

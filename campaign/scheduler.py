@@ -6,11 +6,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from campaign import work
 from campaign.batches import Queue
 from campaign.errors import (
     CampaignError,
@@ -21,6 +20,7 @@ from campaign.errors import (
     ProviderError,
     ServerError,
 )
+from campaign.later import Later
 from campaign.ledger import Ledger, Places
 from campaign.lost import Call, Calls
 from campaign.merge import Merged, Target, receipt_of
@@ -32,6 +32,11 @@ from campaign.receipts import FROZEN, Receipt, Receipts, parse
 from campaign.rundir import RunDir
 from campaign.spent import Spent
 from campaign.trees import Tree
+
+if TYPE_CHECKING:
+    from campaign import work
+else:
+    work = Later("campaign.work")
 
 AHEAD = 3  # calls waiting per worker: enough that none idles, few enough that the driver's memory stays small
 
@@ -113,7 +118,7 @@ class Scheduler:
         provider: Who gives the executor.
         workers: How many worker processes.
         retries: How often a task is tried again after an error that can heal.
-        job: From `work.save_job`.
+        job: From `protocols.save_job`.
         shown: Progress.
         pool_failure: Why the pool is of no use any more, or None.
     """

@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 
 from campaign import work
+from campaign.address import PoolAddress
 from campaign.chain import Chain, Worker
-from campaign.client import PoolAddress, Servers, connect
+from campaign.client import Servers, connect
 from campaign.engine import Checked
 from campaign.errors import CampaignError, ServerError
 from campaign.pack import PackWriter
 from campaign.plan import Plan, longest_first
 from campaign.pool import ServerPool
 from campaign.processes import child_setup, context, no_main
-from campaign.protocols import Job
+from campaign.protocols import Job, save_job
 from campaign.rundir import RunDir
 from campaign.spec import NOMINAL, Campaign
 from campaign.spent import AHEAD, RUN, WAIT, WRITE
@@ -93,7 +94,7 @@ def tune(checked: Checked, say: Callable[[str], None]) -> tuple[Measured, list[P
                 checked.plan.code, checked.plan.readers, pool.address, campaign.read_rows, campaign.task_deadline_s
             )
             say(f"reading {len(tasks)} files as the campaign does, then asking the server again and again")
-            found = _in_child(work.save_job(job, root / "job"), tasks, root)
+            found = _in_child(save_job(job, root / "job"), tasks, root)
     return found, [propose(model, rates, found) for model, rates in sorted(found.rates.items())]
 
 

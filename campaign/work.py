@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import pickle
 import resource
 import shutil
@@ -26,7 +25,7 @@ from campaign.frozenvalue import freeze
 from campaign.merge import LazyMerged, Leaf, Merged, Target, export, merge_leaf, merge_leaves, merge_whole, spoilt
 from campaign.outputs import Columns, as_output
 from campaign.pack import PackWriter
-from campaign.protocols import WEIGHT, Context, Job, TwoStepStage
+from campaign.protocols import WEIGHT, Context, TwoStepStage
 from campaign.receipts import parse
 from campaign.rundir import RunDir
 from campaign.spent import Spent
@@ -81,16 +80,6 @@ def _worker(job_path: str, token: str) -> Worker:  # noqa: ARG001  the token tel
     _keep_freed_memory()
     with Path(job_path).open("rb") as stream:
         return Worker(pickle.load(stream))  # noqa: S301  written by this run's own driver, and only by it
-
-
-def save_job(job: Job, path: Path) -> tuple[str, str]:
-    """Leave the job for workers; returns what tells it from others."""
-    from campaign.rundir import file_digest, write_aside
-
-    with write_aside(path) as stream:
-        os.fchmod(stream.fileno(), 0o600)  # it may hold the headers of attached servers
-        pickle.dump(job, stream)
-    return str(path), file_digest(path)
 
 
 def run_batch(job: tuple[str, str], root: str, batch: Batch, frozen: Frozen, expected: Sequence[str]) -> Answer:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import awkward as ak
 import numpy as np
 
 from campaign.errors import InferenceError, OutputError
-from campaign.kserve import Tensor
 from campaign.outputs import Columns
 from campaign.protocols import Context
-from campaign.ragged import Ragged
 from campaign.registry import unknown
+
+if TYPE_CHECKING:
+    from campaign.kserve import Tensor
+    from campaign.ragged import Ragged
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Infer:
         columns = {name: batch[name] for name in ak.fields(batch)}
         for column, output in self.outputs.items():
             array = answer[output]
-            if isinstance(array, Ragged):
+            if not isinstance(array, np.ndarray):  # events of which one axis differs in length
                 columns[column] = array.to_awkward()
                 continue
             columns[column] = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
@@ -91,6 +93,8 @@ def _stack(batch: Any, columns: str | Sequence[str], dtype: np.dtype[Any], ndim:
 
 def _events(batch: Any, columns: str | Sequence[str], tensor: Tensor) -> Ragged:
     """An input of a model that takes one event per request."""
+    from campaign.ragged import Ragged  # the client, which the driver need not load to check options
+
     names = [columns] if isinstance(columns, str) else list(columns)
     if not any(jagged(batch, c) for c in names):
         return Ragged.of(_stack(batch, columns, tensor.dtype, 2), tensor)

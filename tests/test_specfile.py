@@ -63,7 +63,7 @@ WRONG = {
         "is_mc: true", "is_mv: true", 3, "datasets.mc.is_mv", "did you mean 'is_mc'? (allowed: files, tree, is_mc,"
     ),
     "unknown key of a model": (
-        "batch: 64", "batsh: 64", 8, "servers.models.tagger.batsh", "did you mean 'batch'? (allowed: batch, version,"
+        "batch: 64", "batsh: 64", 8, "servers.models.tagger.batsh", "did you mean 'batch'? (allowed: batch, tails,"
     ),
     "a range for the count": ("count: 1", "count: {min: 1, max: 4}", 9, "servers.count", "valid integer"),
     "unknown key of a variation": (

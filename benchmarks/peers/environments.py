@@ -51,6 +51,7 @@ def compile_ours() -> None:
     import campaign
 
     here = Path(__file__).resolve().parent
-    places = {Path(p) for p in sys.path if p.endswith("site-packages")} | {Path(p) for p in campaign.__path__}
-    for place in sorted(places | {here, here.parents[1] / "examples"}):
+    places = {Path(p) for p in sys.path if p.endswith("site-packages")} | {here, here.parents[1] / "examples"}
+    places |= {Path(p) / part for p in campaign.__path__ for part in (".", "providers", "stages")} - {here.parents[1]}
+    for place in sorted(places):
         compileall.compile_dir(place, quiet=2)

@@ -192,7 +192,8 @@ def no_file(_folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("change", [touch_model, touch_config, touch_file, new_parameter, no_file])
 def test_a_served_model_is_known_by_its_content(tmp_path: Path, change: Callable[[Path], Mapping[str, Any]]) -> None:
     """Kind ``triton``: a copy elsewhere, compiled meanwhile, is the same model; one with anything else in it is not."""
-    shutil.copytree(REPOSITORY / "slow", tmp_path / "repository" / "slow")
+    compiled = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(REPOSITORY / "slow", tmp_path / "repository" / "slow", ignore=compiled)
     (tmp_path / "weights").write_text("some")
     model: dict[str, Any] = {**MODELS["slow"], "files": {"weights": "weights"}}
 
