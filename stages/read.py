@@ -167,8 +167,10 @@ def _open(url: str) -> Any:
                 shutil.copyfileobj(remote, whole, 1 << 20)
             whole.seek(0)
             return uproot.open(whole, array_cache=None)
+    # Plain reads of a local file take a fifth less of the CPU than fsspec's; a mapped file that shrinks kills a worker.
+    local = {} if "://" in url else {"handler": uproot.source.file.MultithreadedFileSource, "num_workers": 1}
     # A mapping: a colon in the name is no path inside the file. No array is asked for twice: a cache would only grow.
-    return uproot.open({url: None}, array_cache=None)
+    return uproot.open({url: None}, array_cache=None, **local)
 
 
 _OPERATORS = {
