@@ -14,7 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tritonclient.utils import InferenceServerException
@@ -141,6 +141,8 @@ class Flight:
                 request.taken = request.codec.decode(request.answer, request.part)
                 request.answer = b""
                 self.rows[_rung(request)] += request.part.rows
+                # Its inputs are not needed any more, and requests that name each other would wait for the collector.
+                request.part, request.together = replace(request.part, pieces=()), ()
         return request.taken
 
     def drop(self, requests: Collection[Request], error: CampaignError) -> None:

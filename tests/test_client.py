@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import pickle
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -358,3 +360,19 @@ def test_records_hold_no_secret_and_are_whole(long_lived_pool: ServerPool) -> No
     for path in Path(long_lived_pool.folder).glob("server-*.json"):
         for _ in range(200):
             assert json.loads(path.read_text())["name"] == path.stem
+
+
+def test_what_was_answered_is_let_go_at_once(servers: Servers) -> None:
+    """Inputs are freed with their answer, not when the collector comes by: memory stays flat over a long file."""
+    stream = servers.stream("batch_sensitive")
+    gc.collect()
+    gc.disable()
+    try:
+        sent = np.random.default_rng(1).normal(size=(1000, 1)).astype(np.float32)
+        seen, answer = weakref.ref(sent), stream.add({"X": sent})
+        stream.end()
+        assert len(answer.result()["Y"]) == 1000
+        del sent
+        assert wait_until(lambda: seen() is None)
+    finally:
+        gc.enable()
