@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,7 @@ def test_spawned_processes_use_the_pool_while_this_one_does(long_lived_pool: Ser
     for child in children:
         child.join(10)
     out.close()
+    resource_tracker._resource_tracker._stop()  # the standard library's own, which spawning has started
 
 
 def test_a_request_has_a_deadline(long_lived_pool: ServerPool) -> None:
