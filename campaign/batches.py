@@ -17,7 +17,7 @@ LARGEST = 10_000
 SHARE = 4  # near the end no batch holds more than this part of what one worker has left
 
 
-@dataclass
+@dataclass(eq=False)
 class _Waiting:
     shape: Shape
     left: Places  # files, longest first
@@ -42,6 +42,10 @@ class Queue:
     def add(self, some: Pass) -> None:
         """Take more tasks."""
         sizes = np.frombuffer(some.shape.events.files.sizes, np.int64)
+        for w in self._waiting:
+            if w.shape is some.shape:
+                w.left = longest_first(np.concatenate([w.left, some.places]), sizes)
+                return
         self._waiting.append(_Waiting(some.shape, longest_first(some.places, sizes)))
 
     def measured(self, shape: Shape, tasks: int, wall_s: float) -> None:

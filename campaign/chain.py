@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import traceback
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import awkward as ak
 import numpy as np
 import uproot
 
-from campaign.client import Servers, Stream, connect
+from campaign.client import Servers, Shared, Stream, connect
 from campaign.errors import CampaignError, InputError, OutputError, StageError
 from campaign.frozenvalue import thaw
 from campaign.outputs import Columns, ColumnsPartial, ColumnsReader, Output, Partial, as_output, start_partial
@@ -112,6 +114,8 @@ class Chain:
         self.spent = Spent()
         self.answered = 0.0  # when the first prediction was there, seconds since the epoch
         self.streams: dict[tuple[str, str], Stream] = {}
+        several = len({s.stage for s in task.steps}) < len(task.steps)
+        self.shared: Shared | None = WeakValueDictionary() if several else None
         # A range's events are let go when the last step that takes them has them.
         self.last_reader = max((i for i, s in enumerate(task.steps) if s.parent in (None, task.artefact)), default=0)
 
@@ -122,7 +126,7 @@ class Chain:
             # What is read from stays open until the last range is done: its columns may be read when they are touched.
             with ExitStack() as stack:
                 for batch in self.ranges(stack):
-                    servers = RangeServers(self.worker.connected, self.streams)
+                    servers = RangeServers(self.worker.connected, self.streams, self.shared)
                     steps = self.steps(batch, servers)
                     del batch  # what of it is still needed, the steps keep
                     if next(steps, _DONE) is not _DONE:
@@ -130,8 +134,9 @@ class Chain:
                     # Rows that do not fill a request wait for those of the next ranges.
                     while len(flight) > DEPTH and (flight[0][1].sent or len(flight) > MOST):
                         deque(flight.popleft()[0], maxlen=0)
+                # Not ended: a step behind another that infers may still add to its own, and flushes it when it asks.
                 for stream in self.streams.values():
-                    stream.end()
+                    stream.flush()
                 while flight:
                     deque(flight.popleft()[0], maxlen=0)
             return [self._receipt(s) for s in self.task.steps if s.emit]
@@ -158,9 +163,9 @@ class Chain:
             source = self.worker.open(self.task)
         stack.callback(source.close)
         self.events = source.entries
-        yield from self._read(source, stack.enter_context(ThreadPoolExecutor(1, "read-ahead")))
+        yield from self._read(source)
 
-    def _read(self, source: Any, ahead: ThreadPoolExecutor) -> Iterator[Any]:
+    def _read(self, source: Any) -> Iterator[Any]:
         spans = list(row_ranges(source.entries, self.worker.job.read_rows, getattr(source, "clusters", ())))
         coming: Future[Any] | None = None
         for i, span in enumerate(spans):
@@ -168,7 +173,7 @@ class Chain:
                 batch = coming.result() if coming else self._read_range(source, span)
             # A first range says which branches are used, unless an earlier file has; then the next one is read ahead.
             known = i > 0 or bool(getattr(source, "touched", None))
-            coming = ahead.submit(self._read_range, source, spans[i + 1], AHEAD) if known and spans[i + 1 :] else None
+            coming = _in_background(self._read_range, source, spans[i + 1], AHEAD) if known and spans[i + 1 :] else None
             yield self.weighted(source, batch)
         self.worker.remember(self.task, source)
 
@@ -309,6 +314,20 @@ class Chain:
             offset=offset,
             notes=tuple(partial.notes),
         )
+
+
+def _in_background(call: Callable[..., Any], *args: Any) -> Future[Any]:
+    """Call in a thread that nobody waits for: a read that hangs must not outlive its task's deadline."""
+    future: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call(*args))
+        except BaseException as error:  # noqa: BLE001  thread boundary: raised where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="read-ahead", daemon=True).start()
+    return future
 
 
 _DONE = object()

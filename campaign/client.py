@@ -6,11 +6,13 @@ what the model sees does not depend on how many servers there are, which of them
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
+from weakref import WeakValueDictionary
 
 import numpy as np
 from tritonclient.utils import InferenceServerException
@@ -22,9 +24,9 @@ from campaign.flight import Flight, Request
 from campaign.kserve import Arrays, ModelInfo, check_inputs, model_info, open_client, permanent
 from campaign.ragged import Ragged
 from campaign.roster import Link, Roster
-from campaign.wire import Array, Codec, batch_of, cut
+from campaign.wire import Array, Codec, Part, batch_of, cut
 
-__all__ = ["RUNGS", "Pending", "PoolAddress", "Ragged", "Servers", "Stream", "connect"]
+__all__ = ["RUNGS", "Pending", "PoolAddress", "Ragged", "Servers", "Shared", "Stream", "connect"]
 
 
 def connect(address: PoolAddress) -> Servers:
@@ -187,9 +189,9 @@ class Servers:
         self._flight.submit(requests)
         return Pending(self._flight, info, [Span(r, 0, 1) for r in requests], events=True)
 
-    def stream(self, model: str) -> Stream:
+    def stream(self, model: str, shared: Shared | None = None) -> Stream:
         """Rows that come in several arrays and are cut as if they came in one; see `Stream`."""
-        return Stream(self._flight, self._codec(model))
+        return Stream(self._flight, self._codec(model), shared)
 
     def model(self, name: str) -> ModelInfo:
         """What is known of a model; asked once per process.
@@ -241,6 +243,18 @@ class Servers:
             return replace(info, tails=tuple(t for t in self.address.tails.get(name, ()) if t < info.batch))
 
 
+Shared: TypeAlias = WeakValueDictionary[bytes, Request]
+"""Requests that somebody still waits for, by their content."""
+
+
+def _content(model: str, part: Part) -> bytes:
+    content = hashlib.sha256(f"{model} {part.shapes}".encode())
+    for tensor in part.pieces:
+        for piece in tensor:
+            content.update(piece)
+    return content.digest()
+
+
 class Stream:
     """Rows of one model given in several arrays: full batches are cut across them, and only the end is padded.
 
@@ -253,10 +267,14 @@ class Stream:
         first.result(), second.result()
 
     A model that does not batch gets one request per array.
+
+    Args:
+        flight, codec: The process's queue, and the model's bytes.
+        shared: Requests of other streams; an equal one is not sent again. Each stream is cut by its own rows alone.
     """
 
-    def __init__(self, flight: Flight, codec: Codec) -> None:
-        self._flight, self._codec = flight, codec
+    def __init__(self, flight: Flight, codec: Codec, shared: Shared | None = None) -> None:
+        self._flight, self._codec, self._shared = flight, codec, shared
         self._rest: list[tuple[dict[str, Array], StreamPending]] = []
         self._rows = 0
         self._over = False
@@ -296,11 +314,11 @@ class Stream:
             self.flush()
 
     def _flush(self, batches: int) -> None:
-        requests = [self._next_batch() for _ in range(batches)]
-        self._flight.submit(requests)
+        made = [self._next_batch() for _ in range(batches)]
+        self._flight.submit([request for request, is_new in made if is_new])
 
-    def _next_batch(self) -> Request:
-        """Take up to a batch of rows off the front."""
+    def _next_batch(self) -> tuple[Request, bool]:
+        """Take up to a batch of rows off the front; the request, and whether it is to be sent."""
         info, first = self._codec.info, self._codec.info.inputs[0].name
         chunks: list[dict[str, Array]] = []
         owners: list[tuple[StreamPending, int, int]] = []
@@ -316,11 +334,20 @@ class Stream:
             else:
                 self._rest[0] = ({name: a[n:] for name, a in arrays.items()}, pending)
         self._rows -= filled
-        request = Request(self._codec, batch_of(info, chunks))
+        part = batch_of(info, chunks)
+        key, request = b"", None
+        if self._shared is not None:
+            key = _content(info.name, part)
+            request = self._shared.get(key)
+        is_new = request is None
+        if request is None:
+            request = Request(self._codec, part)
+            if self._shared is not None:
+                self._shared[key] = request
         for pending, start, stop in owners:
             pending._spans.append(Span(request, start, stop))
             pending._missing -= stop - start
-        return request
+        return request, is_new
 
 
 class StreamPending(Pending):

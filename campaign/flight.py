@@ -74,6 +74,7 @@ class Flight:
         self._queue: deque[Request] = deque()
         self._again: list[Request] = []
         self._failed: list[tuple[Request, Link, InferenceServerException]] = []
+        self._moving: list[tuple[Request, Link, InferenceServerException]] = []  # the keeper's
         self._out: dict[Request, float] = {}
         self._waiting_bytes = self._out_bytes = 0
         self._keeper: threading.Thread | None = None
@@ -106,9 +107,10 @@ class Flight:
         size = sum(r.size for r in requests)
         now = time.monotonic()
         with self._lock:
-            self._room_made.wait_for(
-                lambda: self._closed or not self._queue or self._waiting_bytes + size <= WAITING_BYTES
-            )
+            with self.waiting():
+                self._room_made.wait_for(
+                    lambda: self._closed or not self._queue or self._waiting_bytes + size <= WAITING_BYTES
+                )
             if self._closed:
                 raise ServerError("this handle was closed", remedy="call connect(address) again")
             for request in requests:
@@ -167,7 +169,7 @@ class Flight:
 
     def _abandon(self, error: CampaignError) -> None:
         with self._lock:
-            left = [*self._queue, *self._again, *self._out, *(r for r, _, _ in self._failed)]
+            left = [*self._queue, *self._again, *self._out, *(r for r, _, _ in [*self._failed, *self._moving])]
             self._queue.clear()
             self._again, self._failed, self._waiting_bytes = [], [], 0
             for request in list(self._out):
@@ -254,9 +256,11 @@ class Flight:
             else:
                 request.answer = answer
                 link.window.answered(time.monotonic(), more=bool(self._queue))
-        self._pump()
-        if error is None:
-            request.done.set()
+        try:
+            self._pump()
+        finally:
+            if error is None:
+                request.done.set()
 
     def _landed(self, request: Request) -> None:
         assert request.link is not None
@@ -277,16 +281,19 @@ class Flight:
                     if self._closed or now - busy > LINGER_S:
                         self._keeper = None
                         return
-                self._tend(failed, now)
+                    self._moving += failed
+                self._tend(now)
         except Exception as error:  # noqa: BLE001  thread boundary: callers that wait must be told
             with self._lock:
                 self._keeper = None
             self._abandon(ServerError(f"{type(error).__name__}: {error}", where="pool"))
 
-    def _tend(self, failed: list[tuple[Request, Link, InferenceServerException]], now: float) -> None:
+    def _tend(self, now: float) -> None:
+        self._moving += self._forgotten(now)
         self.roster.look(now)
-        for request, link, error in [*failed, *self._forgotten(now)]:
-            self._move_on(request, link, error)
+        while self._moving:
+            self._move_on(*self._moving[0])
+            del self._moving[0]
         self._strand(now)
         models = set(self.sent.copy())
         for link in self.roster.links.values():

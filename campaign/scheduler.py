@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 else:
     work = Later("campaign.work")
 
+SLOW_S = 0.001  # a look at what can be merged that takes longer is not taken every time
 AHEAD = 3  # calls waiting per worker: enough that none idles, few enough that the driver's memory stays small
 
 
@@ -138,6 +140,7 @@ class Scheduler:
         self.unexported: deque[Output] = deque()
         self.tries: Counter[tuple[int, int]] = Counter()
         self.healed: set[tuple[int, int]] = set()
+        self.merges_at = 0.0
         self.calls = Calls(lambda: provider.tasks(workers))
 
     def run(self, look_around: Callable[[], None]) -> None:
@@ -154,10 +157,9 @@ class Scheduler:
             self._submit_ready()
             if not self.calls:
                 return
-            arrived = self.calls.wait(0.2)
-            look_around()
-            for take in arrived:
+            for take in self.calls.wait(0.2):
                 take()
+            look_around()  # after them: what was done is not to be done again
 
     @property
     def _room(self) -> int:
@@ -166,7 +168,7 @@ class Scheduler:
     def _submit_ready(self) -> None:
         for shape, places in self.queue.hopeless(lambda shape: self.state.lacks_frozen(shape.frozen)):
             self._drop(shape, places)
-        self.unmerged = [tree for tree in self.unmerged if not self._merge(tree)]
+        self._look_at_merges()
         self.unreduced = [r for r in self.unreduced if not self._reduce(r)]
         while self._room > 0:
             batch = self.queue.next(lambda shape: self.state.has_frozen(shape.frozen))
@@ -176,6 +178,15 @@ class Scheduler:
         while self.unexported and self._room > 0:
             self._export(self.unexported.popleft())
         self.calls.try_suspect()
+
+    def _look_at_merges(self) -> None:
+        """See which merges are ready; of 100,000 files that takes a while, so not more than a twentieth of the time."""
+        start = time.monotonic()
+        if start < self.merges_at and self.calls:
+            return
+        self.unmerged = [tree for tree in self.unmerged if not self._merge(tree)]
+        end = time.monotonic()
+        self.merges_at = end + 20 * (end - start) if end - start > SLOW_S else 0.0
 
     # Tasks.
     def _drop(self, shape: Shape, places: Places) -> None:
@@ -190,7 +201,7 @@ class Scheduler:
         return Call(
             batch.files[0].url,
             lambda answer: self._arrived(shape, places, answer),
-            lambda error: self._task_failed(shape, int(places[0]), error),
+            lambda error: self._lost(shape, int(places[0]), error),
             work.run_batch,
             (self.job, self.root, batch, frozen, self._expected(shape, places)),
             (lambda: (self._batch(shape, places[:half]), self._batch(shape, places[half:]))) if half else None,
@@ -215,10 +226,12 @@ class Scheduler:
             self.state.counts["done"] += len(done)
             for stage, lines in Counter(line.stage for line in shape.lines).items():
                 self.shown.add(stage, lines * len(done), rows=answer.rows[stage])
-        for i, error in answer.errors:
-            self._task_failed(shape, int(places[i]), error)
+        again = [int(places[i]) for i, error in answer.errors if self._task_failed(shape, int(places[i]), error)]
+        if again:
+            self.queue.add(Pass(shape, np.array(again)))
 
-    def _task_failed(self, shape: Shape, place: int, error: CampaignError) -> None:
+    def _task_failed(self, shape: Shape, place: int, error: CampaignError) -> bool:
+        """Note it; True if the task is to be tried again."""
         if isinstance(error, FrozenChanged):
             raise error
         failure = self.pool_failure() if isinstance(error, ServerError) else None
@@ -227,11 +240,15 @@ class Scheduler:
         at = (shape.emits[0].number, place)
         self.tries[at] += 1
         if can_heal(error) and self.tries[at] <= self.retries:
-            self.queue.add(Pass(shape, np.array([place])))
-            return
+            return True
         self.state.note(error)
         self.state.counts["failed"] += 1
         self._drop(shape, np.array([place]))
+        return False
+
+    def _lost(self, shape: Shape, place: int, error: CampaignError) -> None:
+        if self._task_failed(shape, place, error):
+            self.queue.add(Pass(shape, np.array([place])))
 
     # Merges.
     def _merge(self, tree: Tree) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from campaign.client import Pending, Ragged, Servers, Stream
+from campaign.client import Pending, Ragged, Servers, Shared, Stream
 from campaign.client import StreamPending as Rows
 from campaign.ragged import events as as_events
 
@@ -46,15 +46,19 @@ class RangeServers:
 
     What a step starts joins the rows it started for the ranges before: requests are cut from the file's stream of
     rows, and only the last one of a file is padded. When an answer is asked for is a function of the file too, so
-    what is sent because of it is the same in every run. Steps that differ in a weight alone ask for the same: once.
+    what is sent because of it is the same in every run. Steps that differ in a weight alone make the same requests:
+    each is sent once. Every step is cut by its own rows all the same, so that who else is in the task cannot show.
 
     Args:
         servers: Gives the process's handle on the pool.
         streams: The task's streams by step and model; those that begin are added.
+        shared: Requests of the task under way, where several steps may make the same.
     """
 
-    def __init__(self, servers: Callable[[], Servers], streams: dict[tuple[str, str], Stream]) -> None:
-        self._servers, self._streams = servers, streams
+    def __init__(
+        self, servers: Callable[[], Servers], streams: dict[tuple[str, str], Stream], shared: Shared | None = None
+    ) -> None:
+        self._servers, self._streams, self._shared = servers, streams, shared
         self._asked: list[tuple[str, Mapping[str, Any], Answer | Pending]] = []
 
     @property
@@ -78,20 +82,23 @@ class RangeServers:
 
     def start(self, step: str, model: str, inputs: Mapping[str, Any]) -> Asked:
         """See `StepServers.start`."""
+        if not self.handle.model(model).batch or any(isinstance(given, Ragged) for given in inputs.values()):
+            return self._start_whole(model, inputs)
+        stream = self._streams.get((step, model))
+        if stream is None:
+            stream = self._streams[step, model] = self.handle.stream(model, self._shared)
+        made = Answer(stream, stream.add(inputs))
+        self._asked.append((model, {}, made))
+        return made
+
+    def _start_whole(self, model: str, inputs: Mapping[str, Any]) -> Asked:
+        """One request with the arrays as they are, or one per event: nothing is cut."""
         for name, given, asked in self._asked:
             if name == model and given.keys() == inputs.keys() and all(same(given[k], inputs[k]) for k in inputs):
                 return asked
-        made = self._start(step, model, inputs)
+        made = self.handle.start(model, inputs)
         self._asked.append((model, inputs, made))
         return made
-
-    def _start(self, step: str, model: str, inputs: Mapping[str, Any]) -> Answer | Pending:
-        if not self.handle.model(model).batch or any(isinstance(given, Ragged) for given in inputs.values()):
-            return self.handle.start(model, inputs)
-        stream = self._streams.get((step, model))
-        if stream is None:
-            stream = self._streams[step, model] = self.handle.stream(model)
-        return Answer(stream, stream.add(inputs))
 
 
 class StepServers:

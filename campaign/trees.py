@@ -50,8 +50,9 @@ class Tree:
         if self.small and not whole:
             return
         for first in range(0, self.files, LEAF):
-            there = whole or ledger.there(line, np.arange(first, self.end(first))).all()
-            if first not in self.asked and first not in self.leaves and there:
+            if first in self.asked or first in self.leaves:
+                continue
+            if whole or ledger.there(line, np.arange(first, self.end(first))).all():
                 yield first
 
     @property

@@ -13,6 +13,7 @@ from campaign.batches import Queue
 from campaign.errors import ProviderError
 from campaign.ledger import Ledger
 from campaign.lost import LOSSES, Call, Calls
+from campaign.plan import Pass
 from campaign.planner import plan
 from campaign.receipts import Receipts
 from campaign.trees import LEAF, Tree
@@ -222,3 +223,15 @@ def test_a_ledger_matches_what_lies_there(two_passes, tmp_path):
         kept = Ledger(made, log)
         kept.read(run)
         assert [i for i in range(40) if kept.there(line, np.array([i]))[0]] == [0, 3]
+
+
+def test_tasks_tried_again_join_the_others_of_their_shape(two_passes):
+    """Files of different sizes, tried again while others wait, are put among them, largest first, none twice."""
+    made, ledger = two_passes
+    (first, second) = made.todo()
+    queue = Queue([first, second], ledger, 1)
+    shape, places = queue.next(lambda shape: shape is first.shape)
+    assert places.tolist() == [39]
+    queue.add(Pass(shape, np.array([3, 39])))
+    left = np.concatenate([p for s, p in everything(queue, ready=lambda shape: shape is first.shape)])
+    assert left.tolist() == sorted([*range(39), 3, 39], reverse=True)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pytest
@@ -378,3 +379,24 @@ def test_what_was_answered_is_let_go_at_once(servers: Servers) -> None:
         assert wait_until(lambda: seen() is None)
     finally:
         gc.enable()
+
+
+def test_who_shares_requests_does_not_show(servers: Servers) -> None:
+    """A stream that makes some of another's requests sends those not again, and is cut by its own rows all the same."""
+    x = column(600)
+    other = np.concatenate([x[:200], column(400, seed=9)])
+
+    def answers(shared: Any, *given: np.ndarray[Any, Any]) -> list[bytes]:
+        streams = [servers.stream("batch_sensitive", shared) for _ in given]
+        parts = [
+            [s.add({"X": a[i : i + 100]}) for s, a in zip(streams, given, strict=True)] for i in range(0, 600, 100)
+        ]
+        for stream in streams:
+            stream.end()
+        return [b"".join(p[i].result()["Y"].tobytes() for p in parts) for i in range(len(given))]
+
+    before = servers.requests["batch_sensitive"]
+    together = answers(WeakValueDictionary(), x, other)
+    sent = servers.requests["batch_sensitive"] - before
+    assert together == [*answers(None, x), *answers(None, other)]
+    assert sent == 2 * 10 - 200 // 64, "the full requests of the rows both have are sent once"

@@ -12,7 +12,7 @@ import yaml
 
 from campaign import load, outputs
 from campaign.engine import run
-from tests.conftest import change, command, hashes, make_small, report_of
+from tests.conftest import change, command, hashes, make_small, report_of, yaml_of
 
 
 @pytest.fixture
@@ -236,3 +236,18 @@ def test_tune_proposes_what_it_has_measured(finished: Path) -> None:
     assert batch in sizes
     assert window in {"1", "2", "4", "8", "16"}
     assert "2 files, 2,100 events" in lines[0]
+
+
+def test_a_model_behind_a_model_sees_every_range(small: Path) -> None:
+    """Two stages that infer, one behind the other, over a file of many ranges: all rows come through both."""
+    stages = yaml_of(small)["stages"]
+    stages["twice"] = {**stages["predict"], "from": "predict", "inputs": {"X": ["p"]}, "outputs": {"q": "Y"}}
+    change(small, stages=stages, read_rows=300, variations={})
+    report = run(load(small / "c.yaml"), run_dir=small / "r", progress=False)
+    for dataset in ("mc", "data"):
+        once, twice = (
+            outputs.read_columns(Path(report.outputs[f"{s}/{dataset}/nominal"]["path"])) for s in ("predict", "twice")
+        )
+        assert len(twice) == len(once) > 1000
+        assert np.array_equal(twice.p, once.p)
+        assert not np.array_equal(twice.q, once.p)

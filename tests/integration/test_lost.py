@@ -219,3 +219,47 @@ def test_the_order_of_files_is_recorded(plain: Path) -> None:
     files = json.loads((plain / "r" / "plan.json").read_text())["files"]
     assert [Path(f).name for f in files["a"]] == ["a0.root", "a1.root", "a2.root", "a3.root"]
     assert list(files) == ["a", "b"]
+
+
+HANGS = """
+import time
+import awkward as ak
+import numpy as np
+
+
+class Hangs:
+    entries = 1000
+
+    def __init__(self, url, tree, branches):
+        self.touched = {"x"}
+
+    def read(self, start, stop):
+        if start >= 400:
+            time.sleep(3600)
+        return ak.Array({"x": np.zeros(stop - start)})
+
+    def weight(self, expression, batch):
+        return np.ones(len(batch))
+
+    def close(self):
+        pass
+
+
+def count(batch, ctx):
+    return {"n": len(batch)}
+"""
+
+
+def test_a_read_that_hangs_ahead_of_its_stages_is_given_up(tmp_path: Path) -> None:
+    """A range that is read in the background and never comes ends its task at the deadline; nothing is left of it."""
+    (tmp_path / "h.py").write_text(HANGS)
+    (tmp_path / "some.root").write_text("")
+    campaign = {
+        "campaign": "hangs", "workers": 1, "read_rows": 200, "task_deadline_s": 2,
+        "datasets": {"d": {"files": "some.root", "tree": "t", "reader": "h.py:Hangs"}},
+        "stages": {"count": {"use": "h.py:count"}},
+    }  # fmt: skip
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(campaign))
+    done = command("run", "c.yaml", "--run-dir", "r", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "ran longer than 2 s" in done.stdout + done.stderr
