@@ -17,7 +17,7 @@ import numpy as np
 from campaign import work
 from campaign.address import PoolAddress
 from campaign.chain import Chain, Worker
-from campaign.client import Servers, connect
+from campaign.client import Servers, Shared, connect
 from campaign.engine import Checked
 from campaign.errors import CampaignError, ServerError
 from campaign.pack import PackWriter
@@ -166,8 +166,8 @@ class _Keeping:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._servers, name)
 
-    def stream(self, model: str) -> Any:
-        stream = self._servers.stream(model)
+    def stream(self, model: str, shared: Shared | None = None) -> Any:
+        stream = self._servers.stream(model, shared)
         add = stream.add
 
         def keeping(inputs: Mapping[str, Any]) -> Any:
