@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import awkward as ak
 import numpy as np
-import uproot
 
+from campaign.blame import explain
 from campaign.client import Servers, Shared, Stream, connect
-from campaign.errors import CampaignError, InputError, OutputError, StageError
-from campaign.frozenvalue import thaw
+from campaign.errors import CampaignError, OutputError, StageError
+from campaign.frozenvalue import fresh, thawed
 from campaign.outputs import Columns, ColumnsPartial, ColumnsReader, Output, Partial, as_output, start_partial
 from campaign.pack import PackWriter
 from campaign.protocols import WEIGHT, Context, Job, Source, TwoStepStage
@@ -350,56 +348,3 @@ def row_ranges(entries: int, rows: int, clusters: Sequence[int] = ()) -> Iterato
         yield start, stop
         start = stop
     yield start, entries
-
-
-_READER = Path(uproot.__file__).parent
-
-
-class MissingBranch(StageError):
-    """A stage asks for a branch or a column that is not there."""
-
-
-def explain(error: Exception, stage: str, where: str, url: str) -> CampaignError:
-    """Whose fault an exception inside a stage is: the file's, or the stage's; with the user's part of the traceback."""
-    frames = traceback.extract_tb(error.__traceback__)
-    text = (str(error).strip().splitlines() or [""])[0]
-    if any(Path(f.filename).is_relative_to(_READER) for f in frames):
-        # Branches are read when they are touched, so a torn basket shows inside the stage.
-        return InputError(
-            f"cannot be read: {type(error).__name__}: {text[:300]}", where=url, remedy="check or replace it"
-        )
-    user = [
-        f
-        for f in frames
-        if "/awkward/" not in f.filename and not f.filename.endswith(("campaign/work.py", "errors.py"))
-    ]
-    log = "".join(traceback.format_list(user[-4:])) + f"{type(error).__name__}: {text}"
-    if isinstance(error, (AttributeError, KeyError, IndexError, ValueError)) and "no field" in text:
-        name = text.split("no field", 1)[1].split("'")[1:2]
-        return MissingBranch(
-            f"asks for '{(name or ['?'])[0]}', which is not there", where=f"stage {stage} ({where})", log=log,
-            remedy="correct the name, or the tree, or map it under 'branches'",
-        )  # fmt: skip
-    return StageError(f"raised {type(error).__name__}: {text}", where=f"stage {stage} ({where})", log=log)
-
-
-_THAWED: dict[tuple[str, str, int, int], Any] = {}
-
-
-def thawed(path: str, sha256: str) -> Any:
-    """A frozen value, read once per process as long as its file does not change."""
-    try:
-        stat = Path(path).stat()
-    except OSError:
-        return thaw(Path(path), sha256)  # says what is wrong
-    at = (path, sha256, stat.st_mtime_ns, stat.st_size)
-    if at not in _THAWED:
-        _THAWED[at] = thaw(Path(path), sha256)
-    return fresh(_THAWED[at])
-
-
-def fresh(value: Any) -> Any:
-    """New containers around the same values, so that what one task does to them no other task sees."""
-    if isinstance(value, Mapping):
-        return {key: fresh(inner) for key, inner in value.items()}
-    return [fresh(inner) for inner in value] if isinstance(value, list) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,25 @@ def _decode(value: Any) -> Any:
         array.setflags(write=False)  # frozen in memory too: a worker hands the same array to many tasks
         return array
     return {key: _decode(inner) for key, inner in value.items()}
+
+
+_THAWED: dict[tuple[str, str, int, int], Any] = {}
+
+
+def thawed(path: str, sha256: str) -> Any:
+    """A frozen value, read once per process as long as its file does not change."""
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return thaw(Path(path), sha256)  # says what is wrong
+    at = (path, sha256, stat.st_mtime_ns, stat.st_size)
+    if at not in _THAWED:
+        _THAWED[at] = thaw(Path(path), sha256)
+    return fresh(_THAWED[at])
+
+
+def fresh(value: Any) -> Any:
+    """New containers around the same values, so that what one task does to them no other task sees."""
+    if isinstance(value, Mapping):
+        return {key: fresh(inner) for key, inner in value.items()}
+    return [fresh(inner) for inner in value] if isinstance(value, list) else value

@@ -19,9 +19,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from campaign.chain import Chain, Frozen, MissingBranch, Worker, explain, fresh, thawed
+from campaign.blame import MissingBranch, explain
+from campaign.chain import Chain, Frozen, Worker
 from campaign.errors import CampaignError, InputError, OutputError, PartialError, StageError
-from campaign.frozenvalue import freeze
+from campaign.frozenvalue import freeze, fresh, thawed
 from campaign.merge import LazyMerged, Leaf, Merged, Target, export, merge_leaf, merge_leaves, merge_whole, spoilt
 from campaign.outputs import Columns, as_output
 from campaign.pack import PackWriter

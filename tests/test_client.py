@@ -23,7 +23,7 @@ import pytest
 
 from campaign import InferenceError, ServerPool, connect
 from campaign.client import Servers
-from campaign.errors import ServerError
+from campaign.errors import CampaignError, ServerError
 from tests.conftest import PROJECT, left, lying_about, ours, wait_until
 
 REPOSITORY = PROJECT / "tests" / "models"
@@ -400,3 +400,27 @@ def test_who_shares_requests_does_not_show(servers: Servers) -> None:
     sent = servers.requests["batch_sensitive"] - before
     assert together == [*answers(None, x), *answers(None, other)]
     assert sent == 2 * 10 - 200 // 64, "the full requests of the rows both have are sent once"
+
+
+def test_a_record_that_cannot_be_used_leaves_nobody_waiting(long_lived_pool: ServerPool, tmp_path: Path) -> None:
+    """A server's record whose certificates are not there, found while requests fail: their caller is told."""
+    for record in long_lived_pool.records():
+        (tmp_path / f"{record['name']}.json").write_text(json.dumps(record))
+    servers = connect(dataclasses.replace(long_lived_pool.address, folder=str(tmp_path), request_deadline_s=0.02))
+    servers.model("slow")
+    bad = {**long_lived_pool.records()[0], "name": "server-9", "tls": {"ca": str(tmp_path / "nothing.pem")}}
+    (tmp_path / "server-9.json").write_text(json.dumps(bad))
+    time.sleep(0.6)  # so that the next look at the records is due when the first request has failed
+    told: list[CampaignError] = []
+
+    def ask() -> None:
+        try:
+            servers.infer("slow", {"X": column(40)})
+        except CampaignError as error:
+            told.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(20)
+    assert len(told) == 1, "the caller still waits"
+    servers.close()
