@@ -33,7 +33,7 @@ import numpy as np
 
 from campaign import ServerPool, connect
 from campaign.client import PoolAddress
-from campaign.pilot import sweep
+from campaign.guardian import sweep
 from campaign.servers.environment import cache_dir, environment
 from campaign.servers.triton import Triton
 from campaign.spec import ServerSpec

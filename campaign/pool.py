@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from campaign import registry
 from campaign.address import PoolAddress
 from campaign.errors import ServerError, SpecError
-from campaign.pilot import sweep
+from campaign.guardian import sweep
 from campaign.protocols import Carried, Provider, ServerKind
 from campaign.rundir import read_json, write_aside, write_json
 from campaign.spec import ServerSpec

@@ -13,7 +13,7 @@ from multiprocessing.context import ForkServerContext
 from typing import Any
 
 from campaign import registry
-from campaign.pilot import die_with_parent
+from campaign.guardian import die_with_parent
 
 _tracker = {"ours": False}
 

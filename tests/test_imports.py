@@ -37,7 +37,7 @@ FLOORS = [
     ["kserve", "wire", "window", "roster", "flight", "ragged", "client", "stepservers", "canary", "rootfile"],
     ["servers", "plan", "planner"],
     ["ledger", "merge", "profile", "report", "progress"],
-    ["pilot", "processes", "blame", "chain", "work", "preflight"],
+    ["guardian", "pilot", "processes", "blame", "chain", "work", "preflight"],
     ["pool", "batches", "lost", "trees", "scheduler"],
     ["account", "engine", "tune"],
     ["cli"],

@@ -15,7 +15,7 @@ from typing import Any
 
 from data import folder
 
-from campaign.pilot import sweep
+from campaign.guardian import sweep
 from campaign.protocols import Launch
 from campaign.spec import ServerSpec
 

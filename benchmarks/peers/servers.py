@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from campaign.pilot import die_with_parent
+from campaign.guardian import die_with_parent
 from campaign.pool import ServerPool
 from campaign.protocols import Launch
 from campaign.servers.triton import Triton
