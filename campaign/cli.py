@@ -90,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
         if do is _report:
             command.add_argument("--profile", action="store_true", help="say where each second went")
 
+    reaper = _command(commands, "reap", "end what dead campaigns of yours left here or in the scheduler", _reap)
+    reaper.add_argument("--dry-run", action="store_true", help="only say what would be done")
+
     tune = _command(commands, "tune", "measure a sample against one server, propose batch, window, workers", _tune)
     _file(tune)
     _file(_command(commands, "prepare", "make the server environment ahead of the first run", _prepare))
@@ -245,6 +248,19 @@ def _report(args: argparse.Namespace) -> int:
     if report is None:
         raise CampaignError("has no report yet", where=str(args.run_dir), remedy="see 'campaign status'")
     print(report.text(profile=args.profile))
+    return 0
+
+
+def _reap(args: argparse.Namespace) -> int:
+    from campaign.reap import reap
+
+    said = reap(dry_run=args.dry_run)
+    for line in said.ended:
+        print(f"{'would end' if args.dry_run else 'ended'} {line}")
+    for line in said.left:
+        print(f"left {line}")
+    if not said.ended:
+        print("nothing of a dead campaign was found")
     return 0
 
 
