@@ -25,6 +25,7 @@ from typing import Any
 
 from campaign.errors import CampaignError, ModelError, ServerError
 from campaign.guardian import Guardian, die_with_parent, sweep
+from campaign.reap import abandoned
 from campaign.rundir import write_json
 from campaign.userfile import named
 
@@ -126,6 +127,7 @@ class Pilot:
     # Start.
     def start(self) -> None:
         """Start the server in a private folder, its whole group tied to this process."""
+        abandoned()
         self.place = tempfile.mkdtemp(prefix="campaign-")
         self.tell_guardian(self.slow_s)
         self.folders_before = _python_env_folders()
