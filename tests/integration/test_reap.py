@@ -142,7 +142,7 @@ def test_reap_ends_what_nothing_else_can(slow: Path, before: Before, provider: s
     driver = start("run", "c.yaml", "--run-dir", "r", *settings, cwd=slow)
     reach_the_middle(driver, slow / "r")
     live = start("run", "c.yaml", "--run-dir", "live", "--set", LATE, cwd=slow)
-    assert wait_until(lambda: any(r["state"] == "ready" for r in records(slow / "live")), 30)
+    assert wait_until(lambda: any(r["state"] == "ready" for r in records(slow / "live")), 120)
     record = records(slow / "r")[0]
     killed = watchers(driver.pid, record)
     assert len(killed) == 2

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from tests.conftest import PROJECT, command, left, lying_about, ours, wait_until
+from tests.integration.test_left_behind import below
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
@@ -90,7 +91,7 @@ class Held:
 
     def kill(self) -> None:
         """End the driver and its keeper together: what remains is the scheduler's."""
-        keeper = [p.pid for p in psutil.Process(self.driver.pid).children() if "campaign.keeper" in p.cmdline()]
+        keeper = below(self.driver.pid, "campaign.keeper")
         assert len(keeper) == 1
         for pid in (*keeper, self.driver.pid):
             os.kill(pid, signal.SIGKILL)
@@ -124,7 +125,7 @@ def test_the_schedulers_limit_alone_is_enough(slurm: None, tmp_path: Path) -> No
         Held(tmp_path / "limit", "SingleNodeLauncher", "00:01:00"),
     ]
     for pool in pools:
-        assert wait_until(pool.in_flight, 50), (pool.folder / "log").read_text()
+        assert wait_until(pool.in_flight, 120), (pool.folder / "log").read_text()
     for pool in pools:
         pool.kill()
     assert all(pool.there() for pool in pools)
@@ -151,7 +152,7 @@ def test_reap_ends_the_jobs_of_the_dead_and_no_others(
     decoy = subprocess.run([*sbatch, "--wrap=sleep 600"], capture_output=True, text=True, check=True).stdout.strip()
     try:
         for pool in (dead, live):
-            assert wait_until(pool.in_flight, 50), (pool.folder / "log").read_text()
+            assert wait_until(pool.in_flight, 120), (pool.folder / "log").read_text()
         dead.kill()
         said = command("reap", "--dry-run", cwd=tmp_path)
         assert f"would end job {dead.job} " in said.stdout, said.stdout + said.stderr
