@@ -30,7 +30,7 @@ HEAVY = (
 
 # Each room imports only from rooms on floors below its own, or a neighbour that comes before it on its line.
 FLOORS = [
-    ["errors", "later", "identity", "address", "limbs", "slices", "exact", "spent", "userfile"],
+    ["errors", "later", "identity", "hardship", "address", "limbs", "slices", "exact", "spent", "userfile"],
     ["registry", "axes", "binning", "histogram", "spec", "rundir"],
     ["frame", "counts", "receipts", "pack", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile"],
     ["outputs", "datasets", "task"],
