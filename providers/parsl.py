@@ -165,9 +165,7 @@ class ParslProvider:
             "heartbeat_period": o.heartbeat_period_s,
             "heartbeat_threshold": o.heartbeat_threshold_s,
             "interchange_launch_cmd": _interchange(),
-            "launch_cmd": _beside_python(DEFAULT_LAUNCH_CMD.split(" ", 1)[0])
-            + " "
-            + DEFAULT_LAUNCH_CMD.split(" ", 1)[1],
+            "launch_cmd": _worker_command(),
             **o.executor,
         }
         htex = HighThroughputExecutor(**arguments)
@@ -217,6 +215,11 @@ def _beside_python(program: str) -> str:
     """The program of this very environment, which need not be on PATH."""
     own = Path(sys.executable).parent / program
     return str(own) if own.exists() else program
+
+
+def _worker_command() -> str:
+    program, _, arguments = DEFAULT_LAUNCH_CMD.partition(" ")
+    return f"{shlex.join([sys.executable, '-m', 'campaign.providers.block', _beside_python(program)])} {arguments}"
 
 
 def _interchange() -> list[str]:

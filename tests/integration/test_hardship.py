@@ -1,4 +1,4 @@
-"""What a machine does to a campaign: a full disk, a home that is read-only, a clock that jumps, a terminal that goes."""
+"""What a machine does to a campaign: a full disk, a read-only home, a clock that jumps, a terminal that goes."""
 
 from __future__ import annotations
 
