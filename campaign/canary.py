@@ -15,13 +15,14 @@ import numpy as np
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
+from campaign.address import Secret
 from campaign.errors import ModelError
 from campaign.kserve import ModelInfo, as_input, model_info, open_client
 
 
-def client_of(url: str) -> grpcclient.InferenceServerClient:
+def client_of(name: str, url: str, secret: Secret | None = None) -> grpcclient.InferenceServerClient:
     """A client of a server that is being started."""
-    return open_client({"url": url})
+    return open_client({"name": name, "url": url, "secret": secret, "own": True})
 
 
 def ready(client: grpcclient.InferenceServerClient) -> bool:

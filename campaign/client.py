@@ -21,7 +21,7 @@ from campaign import ragged
 from campaign.address import RUNGS, PoolAddress
 from campaign.errors import InferenceError
 from campaign.flight import Flight, Request
-from campaign.kserve import Arrays, ModelInfo, check_inputs, model_info, open_client, permanent
+from campaign.kserve import Arrays, ModelInfo, check_inputs, identity_refused, model_info, open_client, permanent
 from campaign.ragged import Ragged
 from campaign.roster import Link, Roster
 from campaign.wire import Array, Codec, Part, batch_of, cut
@@ -234,7 +234,7 @@ class Servers:
                 raise InferenceError(
                     f"cannot be asked for its metadata: {error.message()}",
                     where=f"model {name} on {link.name}",
-                    permanent=permanent(error),
+                    permanent=permanent(error) or identity_refused(error),
                 ) from error
 
     def _ask_one(self, link: Link, name: str) -> ModelInfo:

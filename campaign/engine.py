@@ -292,8 +292,9 @@ class _Run:
         spec = self.campaign.servers
         assert spec is not None
         self.pool = ServerPool(
-            spec, provider=provider, folder=self.rundir.servers, base=self.campaign.base, say=self.shown.say
-        )
+            spec, provider=provider, folder=self.rundir.servers, base=self.campaign.base, say=self.shown.say,
+            kind=self.checked.kind,
+        )  # fmt: skip
         stack.enter_context(self.pool)
         self._passed("pool")
         if self.pool.kind.managed:

@@ -20,7 +20,7 @@ from typing import Any
 from tritonclient.utils import InferenceServerException
 
 from campaign.errors import CampaignError, InferenceError, ServerError
-from campaign.kserve import is_model_error, permanent
+from campaign.kserve import identity_refused, is_model_error, permanent
 from campaign.roster import Link, Roster
 from campaign.wire import Codec, Part, outcome
 
@@ -318,6 +318,8 @@ class Flight:
             self.drop(request.together, request.said)
             return
         tried.append(link.name)
+        if identity_refused(error):
+            self.roster.refuse(link, str(error.message()))
         self.roster.failed(link)
         # Once more on the same server: its channel may have been reset. Not after a deadline: it hangs.
         again = tried.count(link.name) < 2 and "DEADLINE" not in str(error.status())

@@ -23,6 +23,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from campaign import enclose
+from campaign.address import Secret
 from campaign.errors import CampaignError, ModelError, ServerError
 from campaign.guardian import die_with_parent, guardian, sweep
 from campaign.rundir import write_json
@@ -128,7 +130,8 @@ class Pilot:
         self.tell_guardian()
         self.folders_before = _python_env_folders()
         launch = named(str(self.order["kind"])).launch(self.order["recipe"], Path(self.place), self.name)
-        self.url, self.shm = launch.url, launch.shm_prefix
+        self.launch, self.url, self.shm = launch, launch.url, launch.shm_prefix
+        argv, env = enclose.command(launch, Path(self.place), self.folder, self.name)
 
         def child() -> None:
             die_with_parent(signal.SIGKILL)
@@ -137,8 +140,8 @@ class Pilot:
 
         with self.log.open("ab") as log:
             self.server = subprocess.Popen(
-                list(launch.argv),
-                env=dict(launch.env),
+                argv,
+                env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -192,7 +195,7 @@ class Pilot:
         from campaign import canary
 
         end = time.monotonic() + float(self.order["start_deadline_s"])
-        client = canary.client_of(self.url)
+        client = canary.client_of(self.name, self.url, self._let_in(end))
         while not canary.ready(client):
             if time.monotonic() > end:
                 raise ServerError(
@@ -207,13 +210,29 @@ class Pilot:
                 raise ModelError(error.message, where=f"model {model} on {self.name}", log=self.tail()) from None
             if warning:
                 self.warnings.append(warning)
-        for region in Path("/dev/shm").glob(f"{self.shm}*"):  # noqa: S108  Triton makes them readable by everybody
+        for region in list(Path("/dev/shm").glob(f"{self.shm}*")):  # noqa: S108  Triton makes them readable by everybody
             region.chmod(0o600)
+            if _SHARED not in self.warnings:
+                self.warnings.append(_SHARED)
         # The Python backend makes an empty folder in /tmp, wherever TMPDIR points, and leaves it when it is killed.
         self.folders = sorted(_python_env_folders() - self.folders_before)
         self.tell_guardian()
         self.baseline = canary.counted(client, self.order["recipe"]["models"])  # what the canaries were is not counted
         self.client = client
+
+    def _let_in(self, end: float) -> Secret | None:
+        """What lets this process ask the server, from the driver; None where the server has a socket in our folder."""
+        if not self.launch.ca:
+            return None
+        from campaign.tls import PILOT, Applicant
+
+        recipe, asked = self.order["recipe"]["tls"], Applicant(self.folder, self.name + PILOT)
+        asked.ask()
+        while (found := asked.answer()) is None:
+            if time.monotonic() > end:
+                raise ServerError("the driver gave it no certificate", where=self.name)
+            self.pause()
+        return Secret(recipe["ca"].encode(), *found, domain=recipe["domain"])
 
     # Watch and stop.
     def watch(self) -> str:
@@ -272,6 +291,7 @@ class Pilot:
         return ""
 
 
+_SHARED = "its shared memory lies in the node's /dev/shm: other users may have seen it for an instant when it was made"
 _NOISE = ("NVML", "DCGM", "CUDA driver version", "CUDA memory pool disabled", "cudaGetDeviceCount")
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from campaign import registry
-from campaign.address import PoolAddress
+from campaign.address import PoolAddress, Secret
 from campaign.errors import ServerError, SpecError
 from campaign.guardian import sweep
+from campaign.private import make_private
 from campaign.protocols import Carried, Provider, ServerKind
 from campaign.rundir import read_json, write_aside, write_json
 from campaign.spec import ServerSpec
@@ -25,7 +26,8 @@ from campaign.userfile import reference
 if TYPE_CHECKING:
     from campaign.client import Servers
 
-_OWN_FILES = ("pilot.json", "lease", "stop", "job", "claim-*", "server-*.json", "server-*.log", "pilot-*.log")
+_OWN_FILES = ("pilot.json", "lease", "stop", "job", "claim-*", "server-*.json", "*-*.log", "*.csr", "*.crt")
+WEEK_S = 7 * 86400.0
 STOP_S = 12.0  # a busy server has 6 s of grace; after that and some more the machine's owner is asked
 
 
@@ -66,6 +68,7 @@ class ServerPool:
         folder: Where records and logs go, seen by every machine; None: a private temporary folder, removed at the end.
         base: Where relative paths start.
         say: Called with progress lines.
+        kind: Of ``spec``, where one was made already: the models it has seen are the ones that are served.
         options: Further keys of `ServerSpec` or of the server kind.
     """
 
@@ -79,14 +82,16 @@ class ServerPool:
         folder: Path | None = None,
         base: Path | None = None,
         say: Callable[[str], None] = quiet,
+        kind: ServerKind | None = None,
         **options: Any,
     ) -> None:
         if not isinstance(spec, ServerSpec):
             given = {"model_repository": str(spec), "models": models, "count": count or 1, **options}
             spec = ServerSpec.model_validate(given)
         self.spec, self.say = spec, say
-        self.kind = make_kind(spec, base or Path.cwd())
-        self.kind.check()
+        self.kind = kind or make_kind(spec, base or Path.cwd())
+        if kind is None:
+            self.kind.check()
         self._provider_given = provider
         self._folder_given = folder
         self._stack = ExitStack()
@@ -94,6 +99,7 @@ class ServerPool:
         self._beat: threading.Thread | None = None
         self._over = threading.Event()
         self._live: Servers | None = None
+        self._secret: Secret | None = None
         self.folder = folder or Path()
 
     def __reduce__(self) -> NoReturn:
@@ -109,18 +115,24 @@ class ServerPool:
         return self
 
     def _start(self) -> None:
-        recipe = self.kind.prepare(self.say)
+        recipe = dict(self.kind.prepare(self.say))
         if not self.kind.managed:
+            self._secret = self.kind.secret()
             return
         if self._folder_given is None:
             self.folder = Path(tempfile.mkdtemp(prefix="campaign-pool-"))
             self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        why = make_private(self.folder)
+        if why:
+            raise SpecError(f"cannot be the folder of a pool: {why}", where=str(self.folder), remedy="give another")
         for name in _OWN_FILES:  # of an earlier run of the same directory; whatever else lies there is not ours
             for old in self.folder.glob(name):
                 old.unlink()
         cls = type(self.kind)
         count = self.spec.count
+        provider = self._provider()
+        if self.kind.through_tls(getattr(provider, "one_node", False)):
+            recipe["tls"] = self._open_gate(provider)
         write_json(
             self.folder / "pilot.json",
             {
@@ -131,11 +143,20 @@ class ServerPool:
                 "start_deadline_s": self.spec.start_deadline_s,
             },
         )
-        provider = self._provider()
         self._stack.callback(self._stop)
         self._beat = threading.Thread(target=self._hold, name="campaign-lease", daemon=True)
         self._beat.start()
         self._carried = provider.carry([sys.executable, "-m", "campaign.pilot", str(self.folder)], count, self.folder)
+
+    def _open_gate(self, provider: Provider) -> dict[str, str]:
+        from campaign.tls import Gate
+
+        walltime = getattr(provider, "walltime_s", None) or WEEK_S
+        gate = Gate(self.folder, WEEK_S + walltime, walltime)  # batch jobs queue before their walltime begins
+        self._stack.callback(gate.stop)
+        gate.start()
+        self._secret = gate.secret
+        return gate.recipe
 
     def _provider(self) -> Provider:
         given = self._provider_given
@@ -169,6 +190,7 @@ class ServerPool:
             start_deadline_s=self.spec.start_deadline_s + 10,
             request_deadline_s=self.spec.request_deadline_s,
             records=tuple(self.kind.addresses()),
+            secret=self._secret,
         )
 
     def records(self) -> list[dict[str, Any]]:

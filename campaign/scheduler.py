@@ -28,7 +28,7 @@ from campaign.merge import Merged, Target, receipt_of
 from campaign.outputs import HISTOGRAMS
 from campaign.plan import Output, Pass, Plan, Reduce, Shape, shapes
 from campaign.progress import Progress
-from campaign.protocols import Provider
+from campaign.protocols import JobTicket, Provider
 from campaign.receipts import FROZEN, Receipt, Receipts, parse
 from campaign.rundir import RunDir
 from campaign.spent import Spent
@@ -127,7 +127,7 @@ class Scheduler:
 
     def __init__(
         self, plan: Plan, todo: Iterable[Pass], state: State, rundir: RunDir, receipts: Receipts, provider: Provider,
-        workers: int, retries: int, job: tuple[str, str], shown: Progress,
+        workers: int, retries: int, job: JobTicket, shown: Progress,
         pool_failure: Callable[[], CampaignError | None],
     ) -> None:  # fmt: skip
         self.plan, self.state, self.rundir, self.receipts = plan, state, rundir, receipts

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import pickle
 import resource
 import shutil
 import signal
@@ -26,7 +25,7 @@ from campaign.frozenvalue import freeze, fresh, thawed
 from campaign.merge import LazyMerged, Leaf, Merged, Target, export, merge_leaf, merge_leaves, merge_whole, spoilt
 from campaign.outputs import Columns, as_output
 from campaign.pack import PackWriter
-from campaign.protocols import WEIGHT, Context, TwoStepStage
+from campaign.protocols import WEIGHT, Context, JobTicket, TwoStepStage
 from campaign.receipts import parse
 from campaign.rundir import RunDir
 from campaign.spent import Spent
@@ -77,13 +76,12 @@ def _keep_freed_memory() -> None:
 
 
 @cache
-def _worker(job_path: str, token: str) -> Worker:  # noqa: ARG001  the token tells runs of one directory apart
+def _worker(ticket: JobTicket) -> Worker:
     _keep_freed_memory()
-    with Path(job_path).open("rb") as stream:
-        return Worker(pickle.load(stream))  # noqa: S301  written by this run's own driver, and only by it
+    return Worker(ticket.job())
 
 
-def run_batch(job: tuple[str, str], root: str, batch: Batch, frozen: Frozen, expected: Sequence[str]) -> Answer:
+def run_batch(job: JobTicket, root: str, batch: Batch, frozen: Frozen, expected: Sequence[str]) -> Answer:
     """Do the tasks of a batch, one after the other; its small partials go into one pack.
 
     Args:
@@ -102,7 +100,7 @@ def run_batch(job: tuple[str, str], root: str, batch: Batch, frozen: Frozen, exp
     worker: Worker | None = None
     before: Counter[str] = Counter()
     try:
-        worker = _worker(*job)
+        worker = _worker(job)
         before = Counter(worker.servers.rows) if worker.servers else before
         with _Deadline(worker.job.deadline_s) as deadline, PackWriter(rundir) as pack:
             answer.lines = b"".join(_each(worker, rundir, batch, frozen, expected, pack, deadline, answer))
@@ -280,14 +278,14 @@ class ReduceCall:
 
 
 def run_reduce(
-    job: tuple[str, str], root: str, reduce: ReduceCall, merged: Mapping[str, Merged], frozen: Frozen,
+    job: JobTicket, root: str, reduce: ReduceCall, merged: Mapping[str, Merged], frozen: Frozen,
     metadata: Mapping[str, Any],
 ) -> Reduced | CampaignError:  # fmt: skip
     """Call a reduce stage on merged outputs and freeze what it returns; an error is returned."""
     rundir = RunDir(Path(root))
     where = f"stage {reduce.stage}, variation {reduce.variation}"
     try:
-        worker = _worker(*job)
+        worker = _worker(job)
         folder = rundir.artefacts(reduce.stage, reduce.variation)
         shutil.rmtree(folder, ignore_errors=True)  # what an earlier version of the stage has left is not its work
         folder.mkdir(parents=True)
@@ -319,14 +317,14 @@ def run_reduce(
         return told
 
 
-def look(job: tuple[str, str], task: Task, rows: int) -> CampaignError | str | None:
+def look(job: JobTicket, task: Task, rows: int) -> CampaignError | str | None:
     """Try the stages before the first inference on a few rows, in a process of its own.
 
     Returns:
         None if all is well; ``"empty"`` or ``"unreadable"`` if this file cannot tell; or what is missing.
     """
     try:
-        worker = _worker(*job)
+        worker = _worker(job)
         chain = Chain(worker, RunDir(Path("/nonexistent")), task, {})
         source = worker.open(task)
     except InputError as error:

@@ -27,6 +27,8 @@ class LocalProvider:
     """See `campaign.protocols.Provider`."""
 
     Options = Options
+    one_node = True
+    walltime_s = None
 
     def __init__(self, options: BaseModel, folder: Path) -> None:
         del options  # there are none

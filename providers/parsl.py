@@ -132,6 +132,26 @@ class ParslProvider:
         self._tasks: list[_Htex] = []
         self._carried: list[_Job] = []
 
+    @property
+    def one_node(self) -> bool:
+        """Whether all of it runs here: only Parsl's LocalProvider is known to."""
+        given = (self._given, self.options.server_provider if self.options.server_provider is not None else self._given)
+        return all(
+            g is None or isinstance(g, parsl.providers.LocalProvider)
+            or (isinstance(g, Mapping) and g.get("class") == "LocalProvider")
+            for g in given
+        )  # fmt: skip
+
+    @property
+    def walltime_s(self) -> float | None:
+        """Of the pilots' jobs, where their provider has one."""
+        given = self.options.server_provider if self.options.server_provider is not None else self._given
+        told = given.get("walltime") if isinstance(given, Mapping) else getattr(given, "walltime", None)
+        parts = str(told or "").replace("-", ":").split(":")
+        if not all(part.isdigit() for part in parts):
+            return None
+        return float(sum(int(part) * unit for part, unit in zip(reversed(parts), (1, 60, 3600, 86400), strict=False)))
+
     def __enter__(self) -> ParslProvider:
         return self
 
@@ -163,6 +183,7 @@ class ParslProvider:
             "heartbeat_period": o.heartbeat_period_s,
             "heartbeat_threshold": o.heartbeat_threshold_s,
             "interchange_launch_cmd": _interchange(),
+            "encrypted": True,  # tasks carry the pool's certificates; and nobody else may hand out or take tasks
             "launch_cmd": _beside_python(DEFAULT_LAUNCH_CMD.split(" ", 1)[0])
             + " "
             + DEFAULT_LAUNCH_CMD.split(" ", 1)[1],

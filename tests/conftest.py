@@ -29,6 +29,7 @@ OURS = (
     "tritonserver",
     "triton_python_backend_stub",
     "campaign.pilot",
+    "campaign.enclose",
     "multiprocessing.forkserver",
     "multiprocessing.resource_tracker",
     "process_worker_pool",

@@ -30,8 +30,9 @@ HEAVY = (
 
 # Each room imports only from rooms on floors below its own, or a neighbour that comes before it on its line.
 FLOORS = [
-    ["errors", "later", "address", "limbs", "slices", "exact", "spent", "userfile"],
+    ["errors", "later", "private", "address", "limbs", "slices", "exact", "spent", "userfile"],
     ["registry", "axes", "binning", "histogram", "spec", "rundir"],
+    ["tls", "enclose"],
     ["frame", "counts", "receipts", "pack", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile"],
     ["outputs", "datasets", "task"],
     ["kserve", "wire", "window", "roster", "flight", "ragged", "client", "stepservers", "canary", "rootfile"],
