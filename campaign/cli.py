@@ -162,27 +162,29 @@ def _check(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     from campaign import engine
+    from campaign.intent import Intent
     from campaign.ledger import Ledger
-    from campaign.plan import reasons
+    from campaign.reasons import Reasons, as_json
     from campaign.receipts import Receipts
     from campaign.rundir import RunDir
 
     campaign = _load(args)
     plan = engine.check(campaign).plan
-    if args.json:
-        print(json.dumps({"plan": plan.digest, "tasks": [[s.key for s in t.steps] for t in plan.tasks],
-                          "outputs": {o.name: list(o.files) for o in plan.outputs}}, indent=1))  # fmt: skip
-        return 0
     rundir = RunDir(args.run_dir.resolve() if args.run_dir else engine.default_run_dir(campaign))
     ledger = Ledger(plan, Receipts(rundir.receipts))
     ledger.read(rundir)
     todo = plan.todo(ledger.missing())
+    reasons = Reasons(plan, ledger, Intent.read(rundir), rundir)
+    if args.json:
+        print(json.dumps(as_json(plan, reasons, todo), indent=1))
+        return 0
     print(f"plan {plan.digest[:16]}: {sum(len(some.places) for some in todo)} tasks to do")
-    for text in (reasons(some, i) for some in todo for i in some.places.tolist()):
-        print(f"  {text}")
+    for some in todo:
+        for group in reasons.groups(some):
+            print(f"  {group.text()}")
     for reduce in plan.reduces:
-        frozen = ledger.frozen.get((reduce.stage, reduce.variation))
-        state = "done" if frozen is not None and frozen.key == reduce.key else "to do"
+        why = "; ".join(reasons.reduce(reduce))
+        state = f"to do: {why}" if why else "done"
         print(f"  {reduce.stage}/{reduce.variation}: {state}, from {', '.join(o.name for o in reduce.inputs.values())}")
     return 0
 

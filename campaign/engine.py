@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -14,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from campaign import account, registry, report
+from campaign import account, intent, registry, report
 from campaign.address import PoolAddress
 from campaign.checks import check_models, check_options
 from campaign.errors import CampaignError, CampaignFailed, Interrupted, SpecError
@@ -31,7 +30,7 @@ from campaign.progress import Progress, to_terminal
 from campaign.protocols import Job, Provider, campaign_workers, save_job
 from campaign.receipts import Receipts
 from campaign.report import Report
-from campaign.rundir import RunDir, write_aside
+from campaign.rundir import RunDir
 from campaign.scheduler import Scheduler, State
 from campaign.spec import Campaign, ProviderSpec
 
@@ -244,28 +243,7 @@ class _Run:
         self.job = Job(self.plan.code, self.plan.readers, None, self.campaign.read_rows, self.campaign.task_deadline_s)
         if self.todo:
             preflight(self.plan, self.todo, save_job(self.job, self.rundir.job))
-        self._write_plan()
-
-    def _write_plan(self) -> None:
-        """``plan.json``, file by file: there may be 100,000."""
-        total: Counter[str] = Counter()
-        for line in self.plan.lines:
-            total[line.stage] += len(line.keys) if line.emit else 0
-        head = json.dumps({"plan": self.plan.digest, "partials": dict(+total)}, indent=1)
-        head = head.removesuffix("\n}") + ',\n "files": {'
-        path = self.rundir.root / "plan.json"
-        if path.exists():
-            with path.open() as old:
-                if old.read(len(head)) == head:
-                    return  # the digest says that it is the same plan
-        with write_aside(path, "w") as stream:
-            stream.write(head)
-            for i, (name, files) in enumerate(self.plan.files.items()):
-                stream.write(f"{',' if i else ''}\n  {json.dumps(name)}: [")
-                for j, url in enumerate(files.urls()):
-                    stream.write(f"{',' if j else ''}\n   {json.dumps(url)}")
-                stream.write("\n  ]")
-            stream.write("\n }\n}\n")
+        intent.write(self.rundir, self.plan)
 
     def _start(self, stack: ExitStack) -> Scheduler:
         waiting = [r for r in self.plan.reduces if (r.stage, r.variation) not in self.state.frozen]

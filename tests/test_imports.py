@@ -36,7 +36,7 @@ FLOORS = [
     ["outputs", "datasets", "task"],
     ["kserve", "wire", "window", "roster", "flight", "ragged", "client", "stepservers", "canary", "rootfile"],
     ["servers", "plan", "planner"],
-    ["ledger", "merge", "profile", "report", "progress"],
+    ["ledger", "intent", "reasons", "merge", "profile", "report", "progress"],
     ["guardian", "pilot", "processes", "blame", "chain", "work", "preflight"],
     ["pool", "batches", "lost", "trees", "scheduler"],
     ["account", "engine", "tune"],
