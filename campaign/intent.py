@@ -24,7 +24,7 @@ def head(plan: Plan) -> dict[str, Any]:
     total: Counter[str] = Counter()
     for line in plan.lines:
         total[line.stage] += len(line.keys) if line.emit else 0
-    lists = _lists(plan)
+    lists = {id(files): name for name, files in file_lists(plan).items()}
     return {
         "plan": plan.digest,
         "partials": dict(+total),
@@ -52,12 +52,15 @@ def _frozen(plan: Plan, needed: tuple[tuple[str, str], ...]) -> dict[str, str]:
     return {f"{stage}/{variation}": keys[stage, variation] for stage, variation in needed}
 
 
-def _lists(plan: Plan) -> dict[int, str]:
-    """Names of the lists of files: the dataset's, and with the variation's where it reads others."""
-    names = {id(files): name for name, files in plan.files.items()}
+def file_lists(plan: Plan) -> dict[str, Files]:
+    """Lists of files, each once: by dataset, and with the variation where that reads others."""
+    found = dict(plan.files)
+    known = {id(files) for files in found.values()}
     for e in plan.events:
-        names.setdefault(id(e.files), e.dataset if e.variation == NOMINAL else f"{e.dataset}/{e.variation}")
-    return names
+        if id(e.files) not in known:
+            known.add(id(e.files))
+            found[e.dataset if e.variation == NOMINAL else f"{e.dataset}/{e.variation}"] = e.files
+    return found
 
 
 def write(rundir: RunDir, plan: Plan) -> None:
@@ -68,11 +71,10 @@ def write(rundir: RunDir, plan: Plan) -> None:
         with path.open(errors="replace") as old:
             if old.read(len(text)) == text:
                 return  # the digest says that it is the same plan
-    names, files = _lists(plan), {id(f): f for f in [*plan.files.values(), *(e.files for e in plan.events)]}
     with write_aside(path, "w") as stream:
         stream.write(text)
-        for i, (at, some) in enumerate(files.items()):
-            stream.write(f"{',' if i else ''}\n  {json.dumps(names[at])}: [")
+        for i, (name, some) in enumerate(file_lists(plan).items()):
+            stream.write(f"{',' if i else ''}\n  {json.dumps(name)}: [")
             for j, row in enumerate(_rows(some)):
                 stream.write(f"{',' if j else ''}\n   {row}")
             stream.write("\n  ]")
