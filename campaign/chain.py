@@ -23,7 +23,7 @@ from campaign.outputs import Columns, ColumnsPartial, ColumnsReader, Output, Par
 from campaign.pack import PackWriter
 from campaign.protocols import WEIGHT, Context, Job, Source, TwoStepStage
 from campaign.receipts import Receipt
-from campaign.rundir import RunDir
+from campaign.rundir import RunDir, file_digest
 from campaign.spent import AHEAD, RUN, WAIT, WRITE, Spent
 from campaign.stepservers import RangeServers
 from campaign.task import Step, Task
@@ -288,11 +288,12 @@ class Chain:
 
     def _receipt(self, step: Step) -> Receipt:
         partial = self.partials.pop(step.key)
-        pack, offset = "", 0
+        pack, offset, own = "", 0, ""
         with self.spent.on(step.stage, WRITE):
             if isinstance(partial, ColumnsPartial):
                 path = self.rundir.columns(step.key)
                 sha256, size = partial.write(path), path.stat().st_size
+                own = file_digest(path)  # still in memory: a small part of what writing it took
             else:
                 assert self.pack is not None
                 content = partial.content()
@@ -311,6 +312,7 @@ class Chain:
             pack=pack,
             offset=offset,
             notes=tuple(partial.notes),
+            bytes_sha256=own,
         )
 
 

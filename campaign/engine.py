@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -14,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from campaign import account, registry, report
+from campaign import account, intent, manifest, registry, report
 from campaign.address import PoolAddress
 from campaign.checks import check_models, check_options
 from campaign.errors import CampaignError, CampaignFailed, Interrupted, SpecError
@@ -31,7 +30,7 @@ from campaign.progress import Progress, to_terminal
 from campaign.protocols import Job, Provider, campaign_workers, save_job
 from campaign.receipts import Receipts
 from campaign.report import Report
-from campaign.rundir import RunDir, write_aside
+from campaign.rundir import RunDir
 from campaign.scheduler import Scheduler, State
 from campaign.spec import Campaign, ProviderSpec
 
@@ -57,13 +56,14 @@ def override(
 
 @dataclass
 class Checked:
-    """A campaign that was found right: its plan, and who does it."""
+    """A campaign that was found right: its plan, who does it, and what its models' answers depend on."""
 
     campaign: Campaign
     plan: Plan
     kind: Any
     provider: type[Provider]
     options: Any
+    models: Mapping[str, Mapping[str, Any]]
 
 
 def check(campaign: Campaign) -> Checked:
@@ -85,7 +85,7 @@ def check(campaign: Campaign) -> Checked:
         check_models(campaign, made.code, kind)
     except SpecError as error:
         raise campaign.locate(error) from error.__cause__
-    return Checked(campaign, made, kind, cls, options)
+    return Checked(campaign, made, kind, cls, options, models)
 
 
 def run(
@@ -122,8 +122,8 @@ def run(
     rundir = RunDir(Path(run_dir).resolve() if run_dir else default_run_dir(campaign))
     checked = check(campaign)
     try:
-        with rundir.owned(), _signals() as stop:
-            made = _Run(checked, rundir, shown, stop).run()
+        with rundir.owned(), signals() as stop:
+            made = Run(checked, rundir, shown, stop).run()
     finally:
         stop_fork_server()  # it looked at the files, whoever did the work
     if raises and made.status == report.INTERRUPTED:
@@ -134,7 +134,7 @@ def run(
 
 
 @contextmanager
-def _signals() -> Iterator[threading.Event]:
+def signals() -> Iterator[threading.Event]:
     """INT, TERM and HUP ask for an orderly end, once; a second one ends this process, and its children with it."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -154,7 +154,7 @@ def _signals() -> Iterator[threading.Event]:
             signal.signal(s, old)
 
 
-class _Run:
+class Run:
     """One run from start to report."""
 
     def __init__(self, checked: Checked, rundir: RunDir, shown: Progress, stop: threading.Event) -> None:
@@ -166,6 +166,7 @@ class _Run:
         self.state = State(Ledger(self.plan, self.receipts))
         self.todo: list[Pass] = []
         self.pool: ServerPool | None = None
+        self.hashes = manifest.InputHashes(self.plan, {})
         self.looked = 0.0
         self.told_ready = False
 
@@ -176,6 +177,7 @@ class _Run:
             self._remember()
             self._prepare()
             self._passed("checked")
+            self._hash_inputs()
             if not self._complete:
                 with ExitStack() as stack:
                     self._start(stack).run(self._look_around)
@@ -198,6 +200,7 @@ class _Run:
         self.report.profile = account.profiled(self.profile, self.plan, self.state, self.pool).to_json()
         self.report.wall_s = round(time.time() - self.profile.began, 3)
         self.report.save()
+        self._sign()
         self.shown.close()
         return self.report
 
@@ -244,28 +247,30 @@ class _Run:
         self.job = Job(self.plan.code, self.plan.readers, None, self.campaign.read_rows, self.campaign.task_deadline_s)
         if self.todo:
             preflight(self.plan, self.todo, save_job(self.job, self.rundir.job))
-        self._write_plan()
+        intent.write(self.rundir, self.plan)
 
-    def _write_plan(self) -> None:
-        """``plan.json``, file by file: there may be 100,000."""
-        total: Counter[str] = Counter()
-        for line in self.plan.lines:
-            total[line.stage] += len(line.keys) if line.emit else 0
-        head = json.dumps({"plan": self.plan.digest, "partials": dict(+total)}, indent=1)
-        head = head.removesuffix("\n}") + ',\n "files": {'
-        path = self.rundir.root / "plan.json"
-        if path.exists():
-            with path.open() as old:
-                if old.read(len(head)) == head:
-                    return  # the digest says that it is the same plan
-        with write_aside(path, "w") as stream:
-            stream.write(head)
-            for i, (name, files) in enumerate(self.plan.files.items()):
-                stream.write(f"{',' if i else ''}\n  {json.dumps(name)}: [")
-                for j, url in enumerate(files.urls()):
-                    stream.write(f"{',' if j else ''}\n   {json.dumps(url)}")
-                stream.write("\n  ]")
-            stream.write("\n }\n}\n")
+    def _hash_inputs(self) -> None:
+        """Beside the work. From now on an old manifest is wrong, unless there is nothing to do."""
+        try:
+            known = manifest.read(self.rundir)["inputs"]["hashed"]
+        except CampaignError:
+            known = {}
+        if not self._complete:
+            self.rundir.manifest.unlink(missing_ok=True)
+        self.hashes = manifest.InputHashes(self.plan, known)
+        self.hashes.start()
+
+    def _sign(self) -> None:
+        """Write the manifest, if all is there. What it says comes from receipts: what is spoilt stays so."""
+        if self.report.status != report.COMPLETE:
+            self.hashes.stop()
+            return
+        self.hashes.join()
+        done = manifest.Done(
+            self.campaign, self.plan, self.checked.models, self.state.merged, self.state.frozen, self.state.ledger,
+            self.report.versions, self.hashes.found,
+        )  # fmt: skip
+        manifest.write(self.rundir, done)
 
     def _start(self, stack: ExitStack) -> Scheduler:
         waiting = [r for r in self.plan.reduces if (r.stage, r.variation) not in self.state.frozen]

@@ -32,7 +32,7 @@ def freeze(value: Any, path: Path) -> str:
         OutputError: Something in it cannot be frozen; its place is named.
     """
     text = json.dumps(_encode(value, "value"), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-    with write_aside(path) as stream:
+    with write_aside(path, durable=True) as stream:
         stream.write(text)
     path.chmod(0o444)
     return hashlib.sha256(text).hexdigest()

@@ -14,6 +14,7 @@ from typing import Any
 CHECK = 16  # characters of each line's own digest
 BLOCK = 1 << 16  # bytes of the log that are read at once
 FROZEN, MERGED = "frozen", "merged"  # kinds beside those of partials
+_HUGE = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Receipt:
         offset: Its place in the pack, bytes.
         notes: Remarks for the report (weights that are no numbers, for example).
         more: What else is to be known of a merged output.
+        bytes_sha256: Of the file's bytes, where the partial is a file of its own: its container's bytes count as well.
     """
 
     key: str
@@ -48,6 +50,7 @@ class Receipt:
     offset: int = 0
     notes: tuple[str, ...] = ()
     more: str = ""
+    bytes_sha256: str = ""
 
     def line(self) -> bytes:
         """As it stands in the log: a digest of the rest, then JSON."""
@@ -58,6 +61,7 @@ class Receipt:
 _NAMES = tuple(f.name for f in fields(Receipt))
 _DECODE = json.JSONDecoder().raw_decode
 _NOTES = _NAMES.index("notes")
+_TYPES = [{"int": int, "str": str}.get(str(f.type), list) for f in fields(Receipt)]  # as JSON holds them
 _ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -68,14 +72,22 @@ def parse(line: bytes) -> Receipt | None:
         return None
     try:
         given, _ = _DECODE(text.decode())
-        if not isinstance(given, list) or len(given) != len(_NAMES):
+        if not isinstance(given, list) or list(map(type, given)) != _TYPES:
             return None
         given[_NOTES] = tuple(given[_NOTES])
         receipt = object.__new__(Receipt)  # 100,000 of them are read when a run begins; a frozen __init__ takes thrice
         receipt.__dict__.update(zip(_NAMES, given, strict=True))
-        return receipt
-    except (ValueError, TypeError):
+    except (ValueError, RecursionError):
         return None
+    return receipt if _sound(receipt) else None
+
+
+def _sound(r: Receipt) -> bool:
+    """Whether it can be what a task wrote: key and pack become names of files, numbers become places in them."""
+    if not r.key.isalnum() or (r.pack and not r.pack.isalnum()) or not all(type(note) is str for note in r.notes):
+        return False
+    numbers = (r.size, r.offset, r.rows, r.events)
+    return min(numbers) >= 0 and max(numbers) < _HUGE
 
 
 class Receipts:
@@ -114,6 +126,11 @@ class Receipts:
             view = view[stream.write(view) :]
         self._end += len(lines)
         return at
+
+    def sync(self) -> None:
+        """See it on the disk. Not per task: a log that a power cut has shortened makes work be done again, no more."""
+        if self._stream is not None:
+            os.fsync(self._stream.fileno())
 
     def add(self, receipt: Receipt) -> int:
         """Record one."""

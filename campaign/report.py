@@ -64,7 +64,7 @@ class Report:
 
     def save(self) -> None:
         """Write ``report.json``."""
-        write_json(Path(self.run_dir) / "report.json", asdict(self))
+        write_json(Path(self.run_dir) / "report.json", asdict(self), durable=True)
 
     @classmethod
     def load(cls, run_dir: Path) -> Report | None:

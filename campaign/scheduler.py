@@ -30,7 +30,7 @@ from campaign.plan import Output, Pass, Plan, Reduce, Shape, shapes
 from campaign.progress import Progress
 from campaign.protocols import JobTicket, Provider
 from campaign.receipts import FROZEN, Receipt, Receipts, parse
-from campaign.rundir import RunDir
+from campaign.rundir import RunDir, canonical_json
 from campaign.spent import Spent
 from campaign.trees import Tree
 
@@ -380,7 +380,12 @@ class Scheduler:
             self._reduce_failed(reduce)
             return
         size = Path(found.path).stat().st_size
-        self.receipts.add(Receipt(reduce.key, reduce.stage, "all", reduce.variation, "", FROZEN, found.sha256, size))
+        receipt = Receipt(
+            reduce.key, reduce.stage, "all", reduce.variation, "", FROZEN, found.sha256, size,
+            more=canonical_json(found.artefacts),
+        )  # fmt: skip
+        self.receipts.add(receipt)
+        self.state.ledger.frozen[reduce.stage, reduce.variation] = receipt
         self.state.frozen[reduce.stage, reduce.variation] = (found.path, found.sha256)
         self.shown.add(reduce.stage)
 

@@ -27,7 +27,7 @@ from campaign.outputs import Columns, as_output
 from campaign.pack import PackWriter
 from campaign.protocols import WEIGHT, Context, JobTicket, TwoStepStage
 from campaign.receipts import parse
-from campaign.rundir import RunDir
+from campaign.rundir import RunDir, file_digest
 from campaign.spent import Spent
 from campaign.task import Batch, Keys, Task
 
@@ -261,11 +261,11 @@ def run_export(merged: Merged) -> Merged | CampaignError:
 
 @dataclass(frozen=True)
 class Reduced:
-    """A reduce stage's frozen value: where it lies, and what it must be."""
+    """A reduce stage's frozen value: where it lies, and what it must be; its artefacts by name, with their SHA-256."""
 
     path: str
     sha256: str
-    artefacts: tuple[str, ...]
+    artefacts: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -303,10 +303,10 @@ def run_reduce(
         value = stage(LazyMerged(merged), ctx)
         path = rundir.frozen(reduce.stage, reduce.variation)
         sha256 = freeze(value, path)
-        names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-        if not names:
+        artefacts = {str(p.relative_to(folder)): file_digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+        if not artefacts:
             folder.rmdir()
-        return Reduced(str(path), sha256, tuple(names))
+        return Reduced(str(path), sha256, artefacts)
     except CampaignError as error:
         error.where = f"{where}: {error.where}" if error.where else where
         return error

@@ -37,10 +37,10 @@ FLOORS = [
     ["outputs", "datasets", "task"],
     ["kserve", "wire", "window", "roster", "flight", "ragged", "client", "stepservers", "canary", "rootfile"],
     ["servers", "plan", "planner"],
-    ["ledger", "merge", "profile", "report", "progress"],
+    ["ledger", "intent", "reasons", "merge", "manifest", "integrity", "profile", "report", "progress"],
     ["guardian", "pilot", "processes", "blame", "chain", "work", "preflight"],
     ["pool", "batches", "lost", "trees", "scheduler"],
-    ["account", "engine", "tune"],
+    ["account", "engine", "tune", "verification"],
     ["cli"],
 ]
 

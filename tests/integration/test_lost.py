@@ -217,7 +217,7 @@ def test_the_order_of_files_is_recorded(plain: Path) -> None:
     change(plain, datasets=datasets)
     assert command("run", "c.yaml", "--run-dir", "r", cwd=plain).returncode == 0
     files = json.loads((plain / "r" / "plan.json").read_text())["files"]
-    assert [Path(f).name for f in files["a"]] == ["a0.root", "a1.root", "a2.root", "a3.root"]
+    assert [Path(f[0]).name for f in files["a"]] == ["a0.root", "a1.root", "a2.root", "a3.root"]
     assert list(files) == ["a", "b"]
 
 
