@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from campaign import account, intent, manifest, registry, report
+from campaign import account, intent, keeper, manifest, registry, report
 from campaign.address import PoolAddress
 from campaign.checks import check_models, check_options
 from campaign.errors import CampaignError, CampaignFailed, Interrupted, SpecError
@@ -122,7 +122,7 @@ def run(
     rundir = RunDir(Path(run_dir).resolve() if run_dir else default_run_dir(campaign))
     checked = check(campaign)
     try:
-        with rundir.owned(), signals() as stop:
+        with rundir.owned(), signals() as stop, keeper.hold(rundir.root, remove=(rundir.job,), say=shown.say):
             made = Run(checked, rundir, shown, stop).run()
     finally:
         stop_fork_server()  # it looked at the files, whoever did the work
@@ -327,6 +327,7 @@ class Run:
         if now - self.looked < 0.5:
             return
         self.looked = now
+        keeper.beat()
         if self.rundir.request_stop.exists():
             raise Interrupted(_ASKED)
         failure = self.pool.failure() if self.pool else None

@@ -26,12 +26,13 @@ from typing import Any
 from campaign import enclose
 from campaign.address import Secret
 from campaign.errors import CampaignError, ModelError, ServerError
-from campaign.guardian import die_with_parent, guardian, sweep
+from campaign.guardian import Guardian, die_with_parent, sweep
 from campaign.rundir import write_json
 from campaign.userfile import named
 
 POLL_S = 0.1
 GRACE_S = 6.0  # of a server that may be busy, between SIGTERM and SIGKILL
+SILENT_S = 5.0  # beyond the lease: a pilot that has not looked around for so long is ended by its guardian
 
 
 class Pilot:
@@ -52,7 +53,8 @@ class Pilot:
         self.server: subprocess.Popen[bytes] | None = None
         self.place, self.shm, self.url = "", "", ""
         self.folders: list[str] = []
-        self.keeper = -1
+        self.guardian = Guardian()
+        self.slow_s = float(self.order["start_deadline_s"]) + 60.0  # a model may take that long to load and answer
         self.ready_s: float | None = None
         self.warnings: list[str] = []
         self.baseline: dict[str, list[int]] = {}
@@ -90,6 +92,7 @@ class Pilot:
         self.record("stopping")  # clients send it nothing more
         self.stop()
         self.record("ended", why=why, told=told, remedy=remedy, tail=log or ("" if told else self.tail()))
+        self.guardian.end()
         return 0 if told else 1
 
     def _signalled(self, signum: int, _frame: object) -> None:
@@ -126,8 +129,7 @@ class Pilot:
     def start(self) -> None:
         """Start the server in a private folder, its whole group tied to this process."""
         self.place = tempfile.mkdtemp(prefix="campaign-")
-        self.keeper = guardian()
-        self.tell_guardian()
+        self.tell_guardian(self.slow_s)
         self.folders_before = _python_env_folders()
         launch = named(str(self.order["kind"])).launch(self.order["recipe"], Path(self.place), self.name)
         self.launch, self.url, self.shm = launch, launch.url, launch.shm_prefix
@@ -149,14 +151,14 @@ class Pilot:
                 preexec_fn=child,
                 cwd=self.place,
             )
-        self.tell_guardian()
+        self.tell_guardian(self.slow_s)
         self.record("starting")
 
-    def tell_guardian(self) -> None:
-        """What is to be ended and swept if this process dies."""
-        group = self.server.pid if self.server else 0
-        known = [group, self.place, self.shm, self.folders, str(self.folder / f"{self.name}.json")]
-        os.write(self.keeper, (json.dumps(known) + "\n").encode())
+    def tell_guardian(self, patience_s: float) -> None:
+        """What is to be ended and swept if this process dies, or does not `pause` for so long."""
+        server = self.server.pid if self.server else 0
+        record = self.folder / f"{self.name}.json"
+        self.guardian.guard(server, self.place, self.shm, self.folders, record, patience_s)
 
     def pause(self) -> None:
         """One look around; raises when it is time to stop, or when the server has ended.
@@ -165,6 +167,7 @@ class Pilot:
             ServerError: The server ended by itself.
         """
         assert self.server is not None
+        self.guardian.beat()
         code = self.server.poll()
         if code is not None:
             how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
@@ -216,7 +219,7 @@ class Pilot:
                 self.warnings.append(_SHARED)
         # The Python backend makes an empty folder in /tmp, wherever TMPDIR points, and leaves it when it is killed.
         self.folders = sorted(_python_env_folders() - self.folders_before)
-        self.tell_guardian()
+        self.tell_guardian(self.lease.lease_s + SILENT_S)
         self.baseline = canary.counted(client, self.order["recipe"]["models"])  # what the canaries were is not counted
         self.client = client
 
@@ -263,6 +266,8 @@ class Pilot:
 
     def stop(self) -> None:
         """End the server's group: at once where it is known idle, else by SIGTERM first. Then sweep."""
+        if self.place:
+            self.tell_guardian(GRACE_S + 10 * SILENT_S)
         if self.server is not None:
             if self.server.poll() is None and self.ready_s is not None and not self._idle():
                 with contextlib.suppress(ProcessLookupError):

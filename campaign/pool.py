@@ -13,10 +13,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from campaign import registry
+from campaign import keeper, registry
 from campaign.address import PoolAddress, Secret
 from campaign.errors import ServerError, SpecError
-from campaign.guardian import sweep
+from campaign.guardian import own, sweep
+from campaign.identity import mark
 from campaign.private import make_private
 from campaign.protocols import Carried, Provider, ServerKind
 from campaign.rundir import read_json, write_aside, write_json
@@ -122,9 +123,11 @@ class ServerPool:
         if self._folder_given is None:
             self.folder = Path(tempfile.mkdtemp(prefix="campaign-pool-"))
             self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            own(self.folder, str(mark()))
         why = make_private(self.folder)
         if why:
             raise SpecError(f"cannot be the folder of a pool: {why}", where=str(self.folder), remedy="give another")
+        self._stack.enter_context(keeper.hold(self.folder, say=self.say))
         for name in _OWN_FILES:  # of an earlier run of the same directory; whatever else lies there is not ours
             for old in self.folder.glob(name):
                 old.unlink()

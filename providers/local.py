@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from campaign.identity import environment
 from campaign.processes import child_setup, context, no_main, stop_fork_server
 from campaign.protocols import Carried
 
@@ -142,7 +143,7 @@ class _Spawner:
                                 stdout=stream,
                                 stderr=subprocess.STDOUT,
                                 start_new_session=True,  # Ctrl-C in the terminal is for the driver alone
-                                env={**os.environ, "CAMPAIGN_PARENT": str(os.getpid())},
+                                env={**environment(), "CAMPAIGN_PARENT": str(os.getpid())},
                             )
                         )
                     )

@@ -23,7 +23,9 @@ from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 from parsl.providers.base import ExecutionProvider
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from campaign import runs
 from campaign.errors import ProviderError, SpecError
+from campaign.identity import VARIABLE, mark, marked
 from campaign.protocols import Carried
 from campaign.registry import unknown
 
@@ -175,7 +177,7 @@ class ParslProvider:
         nodes = o.blocks * int(getattr(provider, "nodes_per_block", 1))
         per_node = o.workers_per_node or math.ceil(workers / nodes)
         arguments = {
-            "label": f"campaign-{len(self._tasks)}",
+            "label": f"campaign-{mark().campaign}-{len(self._tasks)}",  # the blocks' jobs bear it in their names
             "provider": provider,
             "address": self.address,
             "max_workers_per_node": per_node,
@@ -201,10 +203,13 @@ class ParslProvider:
         given = self.options.server_provider if self.options.server_provider is not None else self._given
         provider = self._provider(given, "servers")
         per_node = math.ceil(count / int(getattr(provider, "nodes_per_block", 1)))
-        # exec: the pilot itself is what gets the scheduler's SIGTERM, not a shell around it.
-        command = "exec " + shlex.join(argv)
+        # exec: the pilot itself is what gets the scheduler's SIGTERM, not a shell around it. A batch system may pass no
+        # environment on.
+        command = "exec " + shlex.join(["env", f"{VARIABLE}={mark()}", *argv])
+        name = f"campaign-{mark().campaign}-servers"
         try:
-            job = provider.submit(command, per_node, job_name="campaign-servers")
+            with marked():
+                job = provider.submit(command, per_node, job_name=name)
         except Exception as error:
             raise ProviderError(f"the pilots' job was refused: {error}", where=type(provider).__name__) from error
         if job is None:
@@ -212,9 +217,15 @@ class ParslProvider:
                 "the pilots' job was not taken: the provider is at capacity", where=type(provider).__name__
             )
         (folder / "job").write_text(f"{type(provider).__name__} {job}\n")
+        _remember(provider, job, name)
         carried = _Job(provider, job)
         self._carried.append(carried)
         return [carried]
+
+
+def _remember(provider: Any, job: Any, name: str) -> None:
+    if not isinstance(provider, parsl.providers.LocalProvider):  # those are processes of this machine
+        runs.remember(job=(type(provider).__name__, str(job), name))
 
 
 def _beside_python(program: str) -> str:
@@ -267,8 +278,11 @@ class _Htex(Executor):
         Raises:
             ProviderError: The provider refused a block.
         """
-        self._htex.start()
-        started = self._htex.scale_out_facade(self._blocks)
+        with marked():
+            self._htex.start()
+            started = self._htex.scale_out_facade(self._blocks)
+        for job in self._htex.blocks_to_job_id.values():
+            _remember(self._htex.provider, job, self._htex.label)
         if not started:
             said = "; ".join(str(s.message) for s in self._htex.status_facade.values())
             self.end()

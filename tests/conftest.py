@@ -30,6 +30,8 @@ OURS = (
     "triton_python_backend_stub",
     "campaign.pilot",
     "campaign.enclose",
+    "campaign.guardian",
+    "campaign.keeper",
     "multiprocessing.forkserver",
     "multiprocessing.resource_tracker",
     "process_worker_pool",
@@ -64,6 +66,7 @@ def lying_about() -> set[str]:
     temp = Path(tempfile.gettempdir())
     found = [p for p in Path("/dev/shm").glob("campaign_*") if p.name[:17] not in others]
     found += [p for p in temp.glob("campaign-*") if str(p) not in others]
+    found += [p for p in temp.glob("pymp-*") if str(p) not in others]
     if "tritonserver" not in others:  # whose an empty folder is cannot be told
         found += Path("/tmp").glob("python_env_*")
     return {str(p) for p in found}
