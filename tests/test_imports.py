@@ -30,15 +30,17 @@ HEAVY = (
 
 # Each room imports only from rooms on floors below its own, or a neighbour that comes before it on its line.
 FLOORS = [
-    ["errors", "later", "address", "limbs", "slices", "exact", "spent", "userfile"],
+    ["errors", "later", "incarnation", "lease", "serverlog", "address", "limbs", "slices", "exact"],
+    ["spent", "userfile"],
     ["registry", "axes", "binning", "histogram", "spec", "rundir"],
     ["frame", "counts", "receipts", "pack", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile"],
     ["outputs", "datasets", "task"],
-    ["kserve", "wire", "window", "roster", "flight", "ragged", "client", "stepservers", "canary", "rootfile"],
+    ["kserve", "wire", "window", "roster", "request", "flight", "ragged", "client", "stepservers"],
+    ["canary", "health", "rootfile"],
     ["servers", "plan", "planner"],
     ["ledger", "merge", "profile", "report", "progress"],
     ["guardian", "pilot", "processes", "blame", "chain", "work", "preflight"],
-    ["pool", "batches", "lost", "trees", "scheduler"],
+    ["replacer", "pool", "batches", "lost", "trees", "scheduler"],
     ["account", "engine", "tune"],
     ["cli"],
 ]
