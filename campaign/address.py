@@ -53,6 +53,8 @@ class PoolAddress:
         window: Requests in flight per server and process; "auto": as many as keep the server busy, by measurement.
         start_deadline_s: How long to wait for the first server.
         request_deadline_s: Deadline of one request, from when it is sent.
+        settle_s: Within so many seconds a pilot knows whether its server, of which a request was not answered, is dead;
+            0 where no pilots look after the servers.
         records: Servers that already run.
         secret: What lets clients in: certificates, headers.
     """
@@ -63,6 +65,7 @@ class PoolAddress:
     window: int | Literal["auto"] = "auto"
     start_deadline_s: float = 120.0
     request_deadline_s: float = 60.0
+    settle_s: float = 0.0
     records: tuple[Mapping[str, Any], ...] = ()
     secret: Secret | None = field(default=None, repr=False, compare=False)
 

@@ -6,8 +6,6 @@ environment is wrong answers READY and then nonsense.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -125,35 +123,24 @@ def _few(array: Any) -> str:
     return np.array2string(np.asarray(array).ravel()[:4], precision=6, threshold=4)
 
 
-def counted(client: grpcclient.InferenceServerClient, models: Iterable[str]) -> dict[str, list[int]]:
-    """`statistics`, once they hold the canary of every model: the server counts a request after it has answered.
+Counts = dict[str, list[int]]
+"""``{model: [rows inferred, executions, ns computing, ns queueing, requests answered, requests failed]}``"""
 
-    A user's own backend need not report any; it is waited for in vain, but not for long.
+NOTHING = [0, 0, 0, 0, 0, 0]
+OK, FAILED = 4, 5  # where in these numbers
+
+
+def statistics(client: grpcclient.InferenceServerClient, timeout_s: float = 2.0) -> Counts | None:
+    """What the server has counted since it started; computing includes the copies in and out.
+
+    Returns:
+        Counts; none for a server that answers and keeps none. None: it does not answer.
     """
-    told: dict[str, list[int]] = {}
-    for _ in range(15):
-        told = statistics(client, tries=20)
-        if all(told.get(model, NOTHING)[1] for model in models):
-            break
-        time.sleep(0.05)
-    return told
-
-
-def statistics(client: grpcclient.InferenceServerClient, tries: int = 2) -> dict[str, list[int]]:
-    """``{model: [rows inferred, executions, ns computing, ns queueing]}`` since the server started.
-
-    Computing includes the copies in and out. Empty if the server does not answer.
-    """
-    for _ in range(tries):
-        try:
-            told = client.get_inference_statistics(client_timeout=1)
-            return {m.name: [m.inference_count, m.execution_count, *_times(m)] for m in told.model_stats}
-        except InferenceServerException:
-            time.sleep(0.05)
-    return {}
-
-
-NOTHING = [0, 0, 0, 0]
+    try:
+        told = client.get_inference_statistics(client_timeout=timeout_s)
+    except InferenceServerException as error:
+        return None if any(x in str(error.status()) for x in ("DEADLINE", "UNAVAILABLE", "CANCELLED")) else {}
+    return {m.name: [m.inference_count, m.execution_count, *_times(m)] for m in told.model_stats}
 
 
 def _times(model: Any) -> list[int]:
@@ -162,4 +149,4 @@ def _times(model: Any) -> list[int]:
     once = [
         getattr(b, part).ns for b in model.batch_stats for part in ("compute_input", "compute_infer", "compute_output")
     ]
-    return [sum(once), s.queue.ns]
+    return [sum(once), s.queue.ns, s.success.count, s.fail.count]

@@ -7,6 +7,7 @@ what the model sees does not depend on how many servers there are, which of them
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -20,9 +21,10 @@ from tritonclient.utils import InferenceServerException
 from campaign import ragged
 from campaign.address import RUNGS, PoolAddress
 from campaign.errors import InferenceError
-from campaign.flight import Flight, Request
+from campaign.flight import Flight
 from campaign.kserve import Arrays, ModelInfo, check_inputs, identity_refused, model_info, open_client, permanent
 from campaign.ragged import Ragged
+from campaign.request import Request
 from campaign.roster import Link, Roster
 from campaign.wire import Array, Codec, Part, batch_of, cut
 
@@ -219,8 +221,9 @@ class Servers:
         return self._codecs[name]
 
     def _ask(self, name: str) -> ModelInfo:
-        """Ask one server after the other, each once."""
+        """Ask one server after the other, each once; those that come in place of lost ones too."""
         tried: set[str] = set()
+        start = time.monotonic()
         while True:
             with self._flight.waiting():
                 link = self._roster.wait(tried)
@@ -229,13 +232,16 @@ class Servers:
             except InferenceServerException as error:
                 tried.add(link.name)
                 self._roster.failed(link)
-                if not permanent(error) and set(self._roster.links) - tried:
+                if not permanent(error) and (set(self._roster.links) - tried or self._waits(tried, start)):
                     continue
                 raise InferenceError(
                     f"cannot be asked for its metadata: {error.message()}",
                     where=f"model {name} on {link.name}",
                     permanent=permanent(error) or identity_refused(error),
                 ) from error
+
+    def _waits(self, tried: set[str], start: float) -> bool:
+        return self._roster.hope(tried, start, self._roster.newest())
 
     def _ask_one(self, link: Link, name: str) -> ModelInfo:
         with closing(open_client(link.record)) as client:

@@ -337,7 +337,7 @@ class Run:
             self._tell_ready(self.pool)
 
     def _tell_ready(self, pool: ServerPool) -> None:
-        records = pool.records()
+        records = pool.current()
         if len(records) == pool.spec.count and all(r["state"] == "ready" for r in records):
             self.told_ready = True
             slowest = max(float(r["ready_s"]) for r in records)

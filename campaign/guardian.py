@@ -57,10 +57,14 @@ def own(folder: Path, mark: str, **more: Any) -> None:
 
 
 class Guardian(Apart):
-    """The pilot's side of the pipe. Killed, the guardian is started again with all it knew."""
+    """The pilot's side of the pipe. Killed, the guardian is started again with all it knew.
 
-    def __init__(self) -> None:
-        super().__init__("campaign.guardian")
+    Args:
+        handed: What `hand_over` gave in this process before an ``exec``.
+    """
+
+    def __init__(self, handed: str = "") -> None:
+        super().__init__("campaign.guardian", handed=handed)
 
     def guard(
         self, server: int, place: str, shm_prefix: str, folders: Iterable[str], record: Path, patience_s: float

@@ -134,6 +134,8 @@ class ServerSpec(_Open):
         start_deadline_s: A server that has not proved itself ready by then is stopped and reported.
         request_deadline_s: Deadline of one request.
         lease_s: A pilot whose submitter has been silent for so long stops its server.
+        restarts: How often each server of the pool is replaced when it is lost.
+        canary_s: A model that has answered nothing for so long is asked for its known answer again.
     """
 
     kind: str = "triton"
@@ -143,6 +145,13 @@ class ServerSpec(_Open):
     start_deadline_s: Seconds = 120.0
     request_deadline_s: Seconds = 60.0
     lease_s: Seconds = 10.0
+    restarts: int = Field(default=3, ge=0, le=1000)
+    canary_s: Seconds = 5.0
+
+    @property
+    def silent_s(self) -> float:
+        """A server that has said nothing for so long is taken for dead."""
+        return max(3.0, min(10.0, self.request_deadline_s))
 
 
 class ProviderSpec(_Open):

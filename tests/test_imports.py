@@ -30,17 +30,19 @@ HEAVY = (
 
 # Each room imports only from rooms on floors below its own, or a neighbour that comes before it on its line.
 FLOORS = [
-    ["errors", "later", "private", "identity", "address", "limbs", "slices", "exact", "spent", "userfile"],
+    ["errors", "later", "private", "identity", "incarnation", "lease", "serverlog", "address"],
+    ["limbs", "slices", "exact", "spent", "userfile"],
     ["registry", "axes", "binning", "histogram", "spec", "rundir"],
     ["tls", "enclose"],
     ["frame", "counts", "receipts", "pack", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile"],
     ["outputs", "datasets", "task"],
-    ["kserve", "wire", "window", "roster", "flight", "ragged", "client", "stepservers", "canary", "rootfile"],
+    ["kserve", "wire", "window", "roster", "request", "flight", "ragged", "client", "stepservers"],
+    ["canary", "health", "rootfile"],
     ["servers", "plan", "planner"],
     ["ledger", "intent", "reasons", "merge", "manifest", "integrity", "profile", "report", "progress"],
     ["apart", "guardian", "runs", "jobs", "reap", "keeper"],
     ["pilot", "processes", "blame", "chain", "work", "preflight"],
-    ["pool", "batches", "lost", "trees", "scheduler"],
+    ["replacer", "pool", "batches", "lost", "trees", "scheduler"],
     ["account", "engine", "tune", "verification"],
     ["cli"],
 ]
