@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -97,6 +98,7 @@ def write_json(path: Path, value: Any, *, durable: bool = False) -> None:
         stream.write("\n")
 
 
+_ASIDE = re.compile(r"\..+\.[0-9a-f]{12}")  # names that `write_aside` gives
 SUFFIX = {"histograms": ".hists.npz", "columns": ".parquet", "counts": ".json"}
 
 
@@ -186,9 +188,14 @@ class RunDir:
         Only the owner may.
         """
         shutil.rmtree(self.leaf(""), ignore_errors=True)
+        for pattern in ("", "servers", "frozen/*", "outputs/*/*"):
+            for some in self.root.glob(pattern) if pattern else (self.root,):
+                for entry in _scan(some):
+                    if _ASIDE.fullmatch(entry.name) and entry.is_file():
+                        Path(entry.path).unlink(missing_ok=True)
         for folder in _scan(self.partials):
             for entry in _scan(folder.path):
-                unfinished = entry.name.startswith(".")
+                unfinished = entry.name.startswith(".")  # columns that grew there have another name
                 if unfinished or (entry.name.endswith(".pack") and entry.name.removesuffix(".pack") not in packs):
                     Path(entry.path).unlink(missing_ok=True)
 

@@ -75,6 +75,10 @@ MODELS = {"tagger": {"sha256": "1"}, "other": {"sha256": "2"}}
 
 @pytest.fixture
 def folder(tmp_path):
+    yield from folder_of(tmp_path)
+
+
+def folder_of(tmp_path):
     for name in ("mc/b.root", "mc/a.root", "data/d.root", "alt/x.root"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
