@@ -72,6 +72,11 @@ def lying_about() -> set[str]:
     return {str(p) for p in found}
 
 
+def regions_of(record: dict[str, Any]) -> list[Path]:
+    """Shared memory of a server, in the ``/dev/shm`` that it sees."""
+    return list(Path(f"/proc/{record['server_pid']}/root/dev/shm").glob(f"{record['shm_prefix']}*"))
+
+
 def left(before: tuple[set[int], set[str]]) -> list[str]:
     """What is there now that was not there before."""
     return [f"{pid}: {line}" for pid, line in ours(before[0]).items()] + sorted(lying_about() - before[1])

@@ -125,7 +125,7 @@ def settled(live: Live, victim: str, signum: int, hit: list[int]) -> str:
     if victim in ("guardian", "keeper"):  # they ignore what can be ignored, and are replaced otherwise
         find = live.guardian if victim == "guardian" else live.keeper
         if signum in (signal.SIGKILL, signal.SIGSTOP):
-            ok = wait_until(lambda: over() or not live.pilot_lives() or bool(find()) and find() != hit, GONE_S)
+            ok = wait_until(lambda: over() or not live.pilot_lives() or (bool(find()) and find() != hit), GONE_S)
         else:
             ok = over() or not live.pilot_lives() or find() == hit
         return "" if ok else f"{victim} is not there any more"
