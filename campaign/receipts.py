@@ -31,7 +31,8 @@ class Receipt:
         pack: Name of the pack it lies in; empty: it is a file of its own.
         offset: Its place in the pack, bytes.
         notes: Remarks for the report (weights that are no numbers, for example).
-        more: What else is to be known of a merged output.
+        more: What else is to be known: of a merged output, its files and gaps; of a frozen value, a digest of what it
+            was made from; of a partial, one of the frozen values it was made with.
     """
 
     key: str
