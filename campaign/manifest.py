@@ -182,7 +182,7 @@ def _output(rundir: RunDir, merged: Merged) -> dict[str, Any]:
 def _artefacts(rundir: RunDir, done: Done) -> Iterator[tuple[str, str]]:
     for stage, variation in sorted(done.frozen):
         receipt = done.ledger.frozen.get((stage, variation))
-        for name, sha256 in json.loads(receipt.more).items() if receipt and receipt.more else ():
+        for name, sha256 in receipt.about.get("artefacts", {}).items() if receipt else ():
             yield _inside(rundir, rundir.artefacts(stage, variation) / name), sha256
 
 

@@ -32,7 +32,8 @@ class Receipt:
         pack: Name of the pack it lies in; empty: it is a file of its own.
         offset: Its place in the pack, bytes.
         notes: Remarks for the report (weights that are no numbers, for example).
-        more: What else is to be known of a merged output.
+        more: What else is to be known: of a merged output, its files and gaps; of a frozen value, what it was made from
+            and its plots and tables; of a partial, a digest of the frozen values it was made with.
         bytes_sha256: Of the file's bytes, where the partial is a file of its own: its container's bytes count as well.
     """
 
@@ -51,6 +52,15 @@ class Receipt:
     notes: tuple[str, ...] = ()
     more: str = ""
     bytes_sha256: str = ""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """`more` of a frozen value or a merged output; empty where there is nothing of the kind."""
+        try:
+            found = json.loads(self.more)
+        except (ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def line(self) -> bytes:
         """As it stands in the log: a digest of the rest, then JSON."""

@@ -31,7 +31,7 @@ HEAVY = (
 # Each room imports only from rooms on floors below its own, or a neighbour that comes before it on its line.
 FLOORS = [
     ["errors", "later", "private", "identity", "incarnation", "lease", "serverlog", "address"],
-    ["limbs", "slices", "exact", "spent", "userfile"],
+    ["limbs", "slices", "exact", "spent", "userfile", "watch"],
     ["registry", "axes", "binning", "histogram", "spec", "rundir"],
     ["tls", "enclose"],
     ["frame", "counts", "receipts", "pack", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile"],
@@ -39,9 +39,9 @@ FLOORS = [
     ["kserve", "wire", "window", "roster", "request", "flight", "ragged", "client", "stepservers"],
     ["canary", "health", "rootfile"],
     ["servers", "plan", "planner"],
-    ["ledger", "intent", "reasons", "merge", "manifest", "integrity", "profile", "report", "progress"],
+    ["ledger", "intent", "reasons", "merge", "gaps", "state", "manifest", "integrity", "profile", "report", "progress"],
     ["apart", "guardian", "runs", "jobs", "reap", "keeper"],
-    ["pilot", "processes", "blame", "chain", "work", "preflight"],
+    ["pilot", "processes", "blame", "chain", "work", "facts", "preflight"],
     ["replacer", "pool", "batches", "lost", "trees", "scheduler"],
     ["account", "engine", "tune", "verification"],
     ["cli"],
