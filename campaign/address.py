@@ -25,6 +25,7 @@ class PoolAddress:
         start_deadline_s: How long to wait for the first server.
         request_deadline_s: Deadline of one request, from when it is sent.
         records: Servers that already run.
+        twins: Models that a process may ask in its own memory when no server is left (`campaign.twin.Twin`).
     """
 
     folder: str
@@ -34,6 +35,7 @@ class PoolAddress:
     start_deadline_s: float = 120.0
     request_deadline_s: float = 60.0
     records: tuple[Mapping[str, Any], ...] = ()
+    twins: tuple[Any, ...] = ()
 
     def servers(self) -> list[Mapping[str, Any]]:
         """Records of the pool's servers, whatever their state."""

@@ -19,11 +19,12 @@ from tritonclient.utils import InferenceServerException
 
 from campaign import ragged
 from campaign.address import RUNGS, PoolAddress
-from campaign.errors import InferenceError
+from campaign.errors import InferenceError, ServerError
 from campaign.flight import Flight, Request
 from campaign.kserve import Arrays, ModelInfo, check_inputs, model_info, open_client, permanent
 from campaign.ragged import Ragged
 from campaign.roster import Link, Roster
+from campaign.twin import Twins
 from campaign.wire import Array, Codec, Part, batch_of, cut
 
 __all__ = ["RUNGS", "Pending", "PoolAddress", "Ragged", "Servers", "Shared", "Stream", "connect"]
@@ -106,6 +107,7 @@ class Servers:
     def __init__(self, address: PoolAddress) -> None:
         self.address = address
         self._roster = Roster(address)
+        self._twins = Twins(address.twins)
         self._flight = Flight(self._roster)
         self._codecs: dict[str, Codec] = {}
         self.rows: Counter[str] = self._flight.rows
@@ -222,8 +224,14 @@ class Servers:
         """Ask one server after the other, each once."""
         tried: set[str] = set()
         while True:
-            with self._flight.waiting():
-                link = self._roster.wait(tried)
+            try:
+                with self._flight.waiting():
+                    link = self._roster.wait(tried)
+            except ServerError:
+                known = self._twins.info(name)
+                if known is not None:
+                    return known
+                raise
             try:
                 return self._ask_one(link, name)
             except InferenceServerException as error:

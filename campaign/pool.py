@@ -17,9 +17,11 @@ from campaign import registry
 from campaign.address import PoolAddress
 from campaign.errors import ServerError, SpecError
 from campaign.guardian import sweep
+from campaign.processes import ask_child
 from campaign.protocols import Carried, Provider, ServerKind
 from campaign.rundir import read_json, write_aside, write_json
 from campaign.spec import ServerSpec
+from campaign.twin import DEADLINE_S, agree_and_tell, twin_of
 from campaign.userfile import reference
 
 if TYPE_CHECKING:
@@ -87,6 +89,8 @@ class ServerPool:
         self.spec, self.say = spec, say
         self.kind = make_kind(spec, base or Path.cwd())
         self.kind.check()
+        found = (twin_of(self.kind, base or Path.cwd(), name, model) for name, model in spec.models.items())
+        self.twins = tuple(twin for twin in found if twin is not None)
         self._provider_given = provider
         self._folder_given = folder
         self._stack = ExitStack()
@@ -109,6 +113,10 @@ class ServerPool:
         return self
 
     def _start(self) -> None:
+        if self.twins:
+            wrong = ask_child(agree_and_tell, (self.twins,), DEADLINE_S, "local twins")
+            if wrong is not None:
+                raise wrong
         recipe = self.kind.prepare(self.say)
         if not self.kind.managed:
             return
@@ -169,6 +177,7 @@ class ServerPool:
             start_deadline_s=self.spec.start_deadline_s + 10,
             request_deadline_s=self.spec.request_deadline_s,
             records=tuple(self.kind.addresses()),
+            twins=self.twins,
         )
 
     def records(self) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ FLOORS = [
     ["registry", "axes", "binning", "histogram", "spec", "rundir"],
     ["frame", "counts", "receipts", "pack", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile"],
     ["outputs", "datasets", "task"],
-    ["kserve", "wire", "window", "roster", "flight", "ragged", "client", "stepservers", "canary", "rootfile"],
+    ["kserve", "canary", "wire", "window", "roster", "flight", "ragged", "twin", "client", "stepservers", "rootfile"],
     ["servers", "plan", "planner"],
     ["ledger", "merge", "profile", "report", "progress"],
     ["guardian", "pilot", "processes", "blame", "chain", "work", "preflight"],
