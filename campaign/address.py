@@ -57,6 +57,7 @@ class PoolAddress:
             0 where no pilots look after the servers.
         records: Servers that already run.
         secret: What lets clients in: certificates, headers.
+        twins: Models that a process may ask in its own memory when no server is left (`campaign.twin.Twin`).
     """
 
     folder: str
@@ -68,6 +69,7 @@ class PoolAddress:
     settle_s: float = 0.0
     records: tuple[Mapping[str, Any], ...] = ()
     secret: Secret | None = field(default=None, repr=False, compare=False)
+    twins: tuple[Any, ...] = ()
 
     def servers(self) -> list[Mapping[str, Any]]:
         """Records of the pool's servers, whatever their state; one that cannot be believed is ``ended``, with a reason.

@@ -169,7 +169,7 @@ class Run:
         self.pool: ServerPool | None = None
         self.hashes = manifest.InputHashes(self.plan, {})
         self.looked = 0.0
-        self.told_ready = False
+        self.told_ready = self.told_lost = False
 
     def run(self) -> Report:
         """Do it and write the report, however it ends."""
@@ -270,7 +270,7 @@ class Run:
         return Scheduler(
             self.plan, self.todo, self.state, self.rundir, self.receipts, provider, campaign_workers(self.campaign),
             self.campaign.retries, save_job(job, self.rundir.job), self.shown,
-            lambda: self.pool.failure() if self.pool else None,
+            self._pool_failure,
         )  # fmt: skip
 
     def _needs_servers(self, waiting: list[Reduce]) -> bool:
@@ -318,11 +318,27 @@ class Run:
         keeper.beat()
         if self.rundir.request_stop.exists():
             raise Interrupted(_ASKED)
-        failure = self.pool.failure() if self.pool else None
+        failure = self._pool_failure()
         if failure is not None:
             raise failure
         if self.pool and self.pool.kind.managed and not self.told_ready:
             self._tell_ready(self.pool)
+
+    def _pool_failure(self) -> CampaignError | None:
+        """Why the run cannot go on for want of servers; it can where every model has a twin and servers have proved it.
+
+        A pool that never came up is an error all the same: what is wrong then is wrong in the campaign.
+        """
+        failure = self.pool.failure() if self.pool else None
+        if failure is None or self.pool is None or len(self.pool.twins) < len(self.pool.spec.models):
+            return failure
+        if not any(r["ready_s"] is not None for r in self.pool.records()):
+            return failure
+        if not self.told_lost:
+            self.told_lost = True
+            self.shown.say("servers   none is left: the models' local twins answer")
+            self.report.warnings.append(f"no server was left ({failure.where}: {failure.message})")
+        return None
 
     def _tell_ready(self, pool: ServerPool) -> None:
         records = pool.current()

@@ -20,10 +20,12 @@ from campaign.guardian import own, sweep
 from campaign.identity import mark
 from campaign.incarnation import causes, in_order, newest, on_the_way
 from campaign.private import make_private
+from campaign.processes import ask_child
 from campaign.protocols import Carried, Provider, ServerKind
 from campaign.replacer import Replacer
 from campaign.rundir import read_json, write_aside, write_json
 from campaign.spec import ServerSpec
+from campaign.twin import DEADLINE_S, agree_and_tell, twin_of
 from campaign.userfile import reference
 
 if TYPE_CHECKING:
@@ -96,9 +98,12 @@ class ServerPool:
             given = {"model_repository": str(spec), "models": models, "count": count or 1, **options}
             spec = ServerSpec.model_validate(given)
         self.spec, self.say = spec, say
-        self.kind = kind or make_kind(spec, base or Path.cwd())
+        base = base or Path.cwd()
+        self.kind = kind or make_kind(spec, base)
         if kind is None:
             self.kind.check()
+        found = (twin_of(self.kind, base, name, model) for name, model in spec.models.items())
+        self.twins = tuple(twin for twin in found if twin is not None)
         self._provider_given = provider
         self._folder_given = folder
         self._stack = ExitStack()
@@ -123,6 +128,10 @@ class ServerPool:
         return self
 
     def _start(self) -> None:
+        if self.twins:
+            wrong = ask_child(agree_and_tell, (self.twins,), DEADLINE_S, "local twins")
+            if wrong is not None:
+                raise wrong
         recipe = dict(self.kind.prepare(self.say))
         if not self.kind.managed:
             self._secret = self.kind.secret()
@@ -225,6 +234,7 @@ class ServerPool:
             settle_s=self.spec.silent_s + self.spec.canary_s if self.kind.managed else 0.0,
             records=tuple(self.kind.addresses()),
             secret=self._secret,
+            twins=self.twins,
         )
 
     def records(self) -> list[dict[str, Any]]:
