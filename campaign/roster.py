@@ -136,7 +136,7 @@ class Roster:
     def coming(self) -> bool:
         """Whether a server may still come up (one that has just become ready counts too)."""
         records = self.address.servers()
-        return not records or any(r["state"] != "ended" for r in records)
+        return not records or any(r["state"] != "ended" and r["name"] not in self.gone for r in records)
 
     def nobody(self) -> ServerError:
         """The error for a pool in which nobody can be asked."""
