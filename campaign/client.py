@@ -238,6 +238,9 @@ class Servers:
             try:
                 return self._ask_one(link, name)
             except InferenceServerException as error:
+                if identity_refused(error):
+                    self._roster.refuse(link, str(error.message()))
+                    continue  # another server, or the roster says that there is none
                 tried.add(link.name)
                 self._roster.failed(link)
                 if not permanent(error) and (set(self._roster.links) - tried or self._waits(tried, start)):
@@ -245,7 +248,7 @@ class Servers:
                 raise InferenceError(
                     f"cannot be asked for its metadata: {error.message()}",
                     where=f"model {name} on {link.name}",
-                    permanent=permanent(error) or identity_refused(error),
+                    permanent=permanent(error),
                 ) from error
 
     def _waits(self, tried: set[str], start: float) -> bool:

@@ -161,6 +161,8 @@ class Roster:
         return not records or any(self._may_serve(r, tried, waited) for r in records)
 
     def _may_serve(self, record: Record, tried: Collection[str], waited: float) -> bool:
+        if record["state"] == "ready" and record["name"] in self.gone:
+            return False  # it was refused: it is not who it says
         if record["state"] == "ready" and record["name"] not in self._elsewhere:
             return record["name"] not in tried or waited < self.address.settle_s
         return on_the_way(record)
