@@ -30,7 +30,7 @@ HEAVY = (
 
 # Each room imports only from rooms on floors below its own, or a neighbour that comes before it on its line.
 FLOORS = [
-    ["errors", "later", "incarnation", "lease", "serverlog", "address", "limbs", "slices", "exact"],
+    ["errors", "later", "incarnation", "lease", "serverlog", "family", "address", "limbs", "slices", "exact"],
     ["spent", "userfile"],
     ["registry", "axes", "binning", "histogram", "spec", "rundir"],
     ["frame", "counts", "receipts", "pack", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile"],
