@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from campaign import enclose, serverlog
 from campaign.address import Secret
 from campaign.errors import CampaignError, ModelError, ServerError
+from campaign.family import Family
 from campaign.guardian import Guardian, die_with_parent, sweep
 from campaign.incarnation import backoff, blank, name_of
 from campaign.lease import Lease
@@ -335,14 +336,16 @@ class Pilot:
             ServerError: The server has ended, hangs, or does not give its known answers any more.
         """
         assert self.health is not None
+        assert self.server is not None
         told = self.health.counted
+        family = Family(self.server.pid, float(self.order["health"]["silent_s"]))
         while True:
             try:
                 self.pause()
             except _Stop as stop:
                 self.health.settle()
                 return str(stop)
-            why = self.health.look()
+            why = family.look() or self.health.look()
             if why:
                 raise ServerError(why, where=self.name, log=self.tail())
             if told != self.health.counted and time.monotonic() - self.recorded > BEAT_S:
