@@ -13,6 +13,9 @@ RUNGS = ("first", "same_server", "other_server", "restarted_server", "local_twin
 """The ladder that a request climbs until somebody answers."""
 
 
+_NEEDED = ("name", "state", "url")
+
+
 @dataclass(frozen=True)
 class PoolAddress:
     """Where a pool is found: a recipe that travels to workers; `campaign.connect` makes it live.
@@ -40,6 +43,8 @@ class PoolAddress:
         found: list[Mapping[str, Any]] = [dict(r) for r in self.records]
         if self.folder:
             for path in sorted(Path(self.folder).glob("server-*.json")):
-                with suppress(OSError, ValueError):  # being replaced, or swept: the next look sees it
-                    found.append(json.loads(path.read_text()))
+                with suppress(OSError, ValueError, RecursionError):  # being replaced, or swept: the next look sees it
+                    record = json.loads(path.read_text())
+                    if isinstance(record, dict) and all(isinstance(record.get(k), str) for k in _NEEDED):
+                        found.append(record)
         return found
