@@ -100,9 +100,10 @@ class Chain:
 
     def __init__(
         self, worker: Worker, rundir: RunDir, task: Task, frozen: Frozen, expected: str = "",
-        pack: PackWriter | None = None,
+        pack: PackWriter | None = None, marks: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.expected, self.pack = expected, pack
+        self.marks = dict(zip((s.key for s in task.steps), marks, strict=True)) if marks else {}
         self.worker, self.rundir, self.task = worker, rundir, task
         self.frozen = {at: thawed(*frozen[at]) for s in task.steps for at in s.frozen if at in frozen}
         self.options = {s.stage: fresh(worker.job.stages[s.stage].options) for s in task.steps}
@@ -313,6 +314,7 @@ class Chain:
             offset=offset,
             notes=tuple(partial.notes),
             bytes_sha256=own,
+            more=self.marks.get(step.key, ""),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -17,9 +18,8 @@ from campaign import account, intent, manifest, registry, report
 from campaign.address import PoolAddress
 from campaign.checks import check_models, check_options
 from campaign.errors import CampaignError, CampaignFailed, Interrupted, SpecError
-from campaign.frozenvalue import thaw
+from campaign.gaps import Gaps
 from campaign.ledger import Ledger
-from campaign.merge import restored
 from campaign.plan import Pass, Plan, Reduce
 from campaign.planner import plan
 from campaign.pool import ServerPool, make_kind
@@ -31,8 +31,9 @@ from campaign.protocols import Job, Provider, campaign_workers, save_job
 from campaign.receipts import Receipts
 from campaign.report import Report
 from campaign.rundir import RunDir
-from campaign.scheduler import Scheduler, State
+from campaign.scheduler import Scheduler
 from campaign.spec import Campaign, ProviderSpec
+from campaign.state import State
 
 
 def default_run_dir(campaign: Campaign) -> Path:
@@ -163,7 +164,7 @@ class Run:
         self.report = Report(self.campaign.campaign, str(rundir.root))
         self.profile = Profile(began=time.time())
         self.receipts = Receipts(rundir.receipts)
-        self.state = State(Ledger(self.plan, self.receipts))
+        self.state = State(Ledger(self.plan, self.receipts), Gaps(self.plan))
         self.todo: list[Pass] = []
         self.pool: ServerPool | None = None
         self.hashes = manifest.InputHashes(self.plan, {})
@@ -195,6 +196,8 @@ class Run:
         finally:
             self.receipts.close()
             self.rundir.job.unlink(missing_ok=True)
+            self.rundir.late_job.unlink(missing_ok=True)
+            shutil.rmtree(self.rundir.workers, ignore_errors=True)
         account.fill(self.report, self.plan, self.state, self.rundir, self.checked.kind, self.pool, self.tasks_to_do)
         self.profile.workers = campaign_workers(self.campaign)
         self.report.profile = account.profiled(self.profile, self.plan, self.state, self.pool).to_json()
@@ -209,25 +212,11 @@ class Run:
 
     def _remember(self) -> None:
         """What earlier runs of this directory have left, as far as it is still what this plan wants."""
-        ledger = self.state.ledger
-        ledger.read(self.rundir)
-        self.rundir.sweep(ledger.packs)
-        for reduce in self.plan.reduces:
-            old = ledger.frozen.get((reduce.stage, reduce.variation))
-            path = self.rundir.frozen(reduce.stage, reduce.variation)
-            if old is not None and old.key == reduce.key and path.exists():
-                thaw(path, old.sha256)  # an altered one is refused now, not when half the work is done
-                self.state.frozen[reduce.stage, reduce.variation] = (str(path), old.sha256)
-        for output in self.plan.outputs:
-            line = output.line
-            at, receipt = ledger.merged.get(output.name, (0, None))
-            # A partial that was made anew after the merge has its receipt behind it.
-            if receipt is None or line is None or not ledger.whole(line) or ledger.newest(line) > at:
-                continue
-            merged = restored(self.rundir, output, receipt)
-            if merged is not None:
-                self.state.merged[output.name] = merged
-        self.todo = self.plan.todo(ledger.missing())
+        shutil.rmtree(self.rundir.workers, ignore_errors=True)
+        self.state.ledger.read(self.rundir)
+        self.rundir.sweep(self.state.ledger.packs)
+        self.state.remember(self.plan, self.rundir)
+        self.todo = self.plan.todo(self.state.ledger.missing())
 
     @property
     def tasks_to_do(self) -> int:
@@ -278,20 +267,24 @@ class Run:
         self.rundir.logs.mkdir(parents=True, exist_ok=True)
         provider = stack.enter_context(self.checked.provider(self.checked.options, self.rundir.logs))
         address = self._start_pool(stack, provider) if self._needs_servers(waiting) else None
-        job = replace(self.job, servers=address)
+        ticket = save_job(replace(self.job, servers=address), self.rundir.job)
+
+        def with_servers() -> tuple[str, str]:
+            nonlocal ticket
+            if self.pool is None and self.campaign.servers is not None:
+                late = replace(self.job, servers=self._start_pool(stack, provider))
+                ticket = save_job(late, self.rundir.late_job)  # workers may still have to read the other one
+            return ticket
+
         return Scheduler(
             self.plan, self.todo, self.state, self.rundir, self.receipts, provider, campaign_workers(self.campaign),
-            self.campaign.retries, save_job(job, self.rundir.job), self.shown,
-            lambda: self.pool.failure() if self.pool else None,
+            self.campaign.retries, ticket, self.shown, lambda: self.pool.failure() if self.pool else None,
+            with_servers,
         )  # fmt: skip
 
     def _needs_servers(self, waiting: list[Reduce]) -> bool:
-        def infers(stage: str) -> bool:
-            code = self.plan.code[stage]
-            return code.uses_servers or isinstance(code.options.get("model"), str)
-
         stages = {line.stage for some in self.todo for line in some.shape.lines} | {r.stage for r in waiting}
-        return self.campaign.servers is not None and any(map(infers, stages))
+        return self.campaign.servers is not None and any(map(self.plan.infers, stages))
 
     def _start_pool(self, stack: ExitStack, provider: Provider) -> PoolAddress:
         spec = self.campaign.servers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 
@@ -42,6 +42,9 @@ class Ledger:
         self._at = {line: np.full(len(line.keys), NOT_YET, np.int64) for line in self.emits}
         self._done = dict.fromkeys(self.emits, 0)
         self._lost = dict.fromkeys(self.emits, 0)
+        # Which frozen values partials were made with: numbers of the marks in their receipts.
+        self._made_with = {line: np.full(len(line.keys), NOT_YET, np.int32) for line in self.emits if line.needs}
+        self._marks: dict[str, int] = {}
         self.events = {name: np.zeros(len(files), np.int64) for name, files in plan.files.items()}
         self.merged: dict[str, tuple[int, Receipt]] = {}
         self.frozen: dict[tuple[str, str], Receipt] = {}
@@ -68,6 +71,8 @@ class Ledger:
                     continue
                 has = there.has(receipt)
                 self._at[line][i] = at if has else GONE
+                if line.needs:
+                    self._made_with[line][i] = self._marks.setdefault(receipt.more, len(self._marks))
                 if has and receipt.events and line.variation == NOMINAL:
                     counted = self.events[line.events.dataset]
                     counted[i] = max(int(counted[i]), receipt.events)
@@ -101,6 +106,25 @@ class Ledger:
         """These partials were found to be spoilt."""
         self._set([line], places, NOT_YET)
 
+    def stale(self, marks: Mapping[Line, str]) -> list[tuple[Events, frozenset[Line], Places]]:
+        """Forget partials that earlier runs have made with other frozen values; which, alike ones together.
+
+        Args:
+            marks: Of the frozen values that each of these lines is to be made with.
+        """
+        found: dict[tuple[Events, int], set[Line]] = {}
+        for line, mark in marks.items():
+            other = (self._at[line] >= 0) & (self._made_with[line] != self._marks.get(mark, NOT_YET))
+            for i in np.flatnonzero(other).tolist():
+                found.setdefault((line.events, i), set()).add(line)
+        alike: dict[tuple[Events, frozenset[Line]], list[int]] = {}
+        for (events, i), lines in found.items():
+            alike.setdefault((events, frozenset(lines)), []).append(i)
+        told = [(events, lines, np.array(sorted(places))) for (events, lines), places in alike.items()]
+        for _, forgotten, places in told:
+            self._set(forgotten, places, NOT_YET)
+        return told
+
     def _set(self, lines: Iterable[Line], places: Places, value: int) -> None:
         for line in lines:
             before = self._at[line][places]
@@ -116,6 +140,14 @@ class Ledger:
     def whole(self, line: Line) -> bool:
         """Whether all are."""
         return self._done[line] == len(line.keys)
+
+    def settled(self, line: Line) -> bool:
+        """Whether of each it is known that it is there or will not be."""
+        return self._done[line] + self._lost[line] == len(line.keys)
+
+    def gaps(self, line: Line, start: int, stop: int) -> Places:
+        """Which of consecutive files will have none."""
+        return start + np.flatnonzero(self._at[line][start:stop] == LOST)
 
     def cannot(self, line: Line) -> bool:
         """Whether some will not be."""
@@ -134,8 +166,9 @@ class Ledger:
         return int(self._at[line].max(initial=NOT_YET))
 
     def raw(self, line: Line, start: int, stop: int) -> list[bytes]:
-        """Receipts of consecutive files, as they stand in the log."""
-        return self.receipts.lines(self._at[line][start:stop].tolist())
+        """Receipts of those of consecutive files that will have one, as they stand in the log."""
+        at = self._at[line][start:stop]
+        return self.receipts.lines(at[at != LOST].tolist())
 
     def of(self, line: Line, places: Places) -> list[bytes]:
         """Receipts of some files."""

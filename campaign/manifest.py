@@ -182,7 +182,8 @@ def _output(rundir: RunDir, merged: Merged) -> dict[str, Any]:
 def _artefacts(rundir: RunDir, done: Done) -> Iterator[tuple[str, str]]:
     for stage, variation in sorted(done.frozen):
         receipt = done.ledger.frozen.get((stage, variation))
-        for name, sha256 in json.loads(receipt.more).items() if receipt and receipt.more else ():
+        for note in receipt.notes if receipt is not None else ():
+            sha256, _, name = note.partition(" ")
             yield _inside(rundir, rundir.artefacts(stage, variation) / name), sha256
 
 

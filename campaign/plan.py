@@ -68,6 +68,11 @@ class Line:
         """Lines before it."""
         return 0 if self.parent is None else 1 + self.parent.depth
 
+    @cached_property
+    def needs(self) -> frozenset[tuple[str, str]]:
+        """Frozen values that it, or a line before it, depends on."""
+        return frozenset(self.frozen) | (self.parent.needs if self.parent else frozenset())
+
     def common(self, lines: Sequence[Line]) -> Common:
         """What its steps have in common, as one of ``lines``."""
         here = [i for i, other in enumerate(lines) if other is self.parent]
@@ -104,8 +109,8 @@ class Shape:
 
     @cached_property
     def frozen(self) -> frozenset[tuple[str, str]]:
-        """Frozen values they need."""
-        return frozenset(at for line in self.lines for at in line.frozen)
+        """Frozen values that they, or what they read, depend on."""
+        return frozenset(at for line in self.lines for at in line.needs)
 
     def tasks(self, places: Iterable[int]) -> Batch:
         """Its tasks on some files."""
@@ -224,6 +229,11 @@ class Plan:
                 found += [Pass(shape, places) for shape in shapes(lines, have)]
         place = {events: i for i, events in enumerate(self.events)}
         return sorted(found, key=lambda p: (p.shape.lines[0].level, place[p.shape.events]))  # stable
+
+    def infers(self, stage: str) -> bool:
+        """Whether a stage asks servers."""
+        code = self.code[stage]
+        return code.uses_servers or isinstance(code.options.get("model"), str)
 
     @property
     def tasks(self) -> list[Task]:

@@ -36,6 +36,8 @@ class Context:
         frozen: Frozen values of the reduce stages named under ``with``.
         servers: The pool: ``infer(model, {name: array})``.
         artefacts: Folder for plots and tables (reduce stages only).
+        missing: Of a reduce stage: what its merged inputs lack because files failed within what the campaign tolerates,
+            ``{dataset: {files: [names], entries, sum_of_weights}}`` (None: unknown); empty where they are complete.
     """
 
     dataset: str
@@ -46,6 +48,7 @@ class Context:
     frozen: Mapping[str, Any] = field(default_factory=dict)
     servers: Any = None
     artefacts: Path | None = None
+    missing: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Stage(Protocol):

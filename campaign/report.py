@@ -30,7 +30,10 @@ class Report:
         campaign: Its name.
         run_dir: Where everything lies.
         datasets: ``{name: {files, events}}``, events read once from the nominal tree.
-        outputs: ``{stage/dataset/variation: {path, kind, sha256, ...}}``.
+        outputs: ``{stage/dataset/variation: {path, kind, sha256, ...}}``; where files are missing from it, or from what
+            its frozen values were made of, also ``incomplete: true``, ``missing: {files, entries, sum_of_weights}``
+            (null: unknown) and ``because``: incomplete outputs it depends on.
+        lost: Files that failed for good: ``{file, dataset, error, entries, sum_of_weights}`` (null: unknown).
         tasks: Counts: total, done (in this run), reused (from earlier ones), failed.
         servers: What each server was and did.
         artefacts: ``{name: path}`` of plots and tables.
@@ -50,6 +53,7 @@ class Report:
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     tasks: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("total", "done", "reused", "failed"), 0))
     servers: list[dict[str, Any]] = field(default_factory=list)
+    lost: list[dict[str, Any]] = field(default_factory=list)
     artefacts: dict[str, str] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RUNGS, 0))
     errors: list[str] = field(default_factory=list)
@@ -100,6 +104,7 @@ class Report:
         if rows:
             yield "  rows     " + ", ".join(f"{v:,} {k.replace('_', ' ')}" for k, v in rows.items()) + " answered"
         yield f"  outputs  {len(self.outputs)} in {self.run_dir}/outputs"
+        yield from self._gaps()
         if self.artefacts:
             yield f"  plots and tables  {len(self.artefacts)} in {self.run_dir}/artefacts"
         for warning in self.warnings:
@@ -107,6 +112,20 @@ class Report:
         for error in self.errors:
             yield f"  error: {error}"
         yield f"  report   {self.run_dir}/report.json"
+
+    def _gaps(self) -> Iterator[str]:
+        without = {name: o for name, o in self.outputs.items() if o.get("incomplete")}
+        if not without:
+            return
+        yield f"  INCOMPLETE  {len(without)} of {len(self.outputs)} outputs; {len(self.lost)} files failed"
+        for lost in self.lost:
+            entries = "unknown" if lost["entries"] is None else f"{lost['entries']:,}"
+            weights = "unknown" if lost["sum_of_weights"] is None else f"{lost['sum_of_weights']:.17g}"
+            yield f"    lost {lost['file']} ({lost['dataset']}): entries {entries}, sum of weights {weights}"
+        for name, o in without.items():
+            why = [f"{len(o['missing']['files'])} files"] if o.get("missing", {}).get("files") else []
+            why += [f"what {source} lacks" for source in o["because"]]
+            yield f"    {name}: without {' and '.join(why)}"
 
     def _repr_html_(self) -> str:
         rows = "".join(

@@ -138,6 +138,16 @@ class RunDir:
         return self.root / "job.pickle"
 
     @property
+    def workers(self) -> Path:
+        """What workers would leave behind if they died (`campaign.watch`)."""
+        return self.root / "logs" / "workers"
+
+    @property
+    def late_job(self) -> Path:
+        """The same, of a pool that was started later than the workers."""
+        return self.root / "job-late.pickle"
+
+    @property
     def servers(self) -> Path:
         """Folder of the pool: lease, records, logs."""
         return self.root / "servers"

@@ -30,14 +30,14 @@ HEAVY = (
 
 # Each room imports only from rooms on floors below its own, or a neighbour that comes before it on its line.
 FLOORS = [
-    ["errors", "later", "address", "limbs", "slices", "exact", "spent", "userfile"],
+    ["errors", "later", "address", "limbs", "slices", "exact", "spent", "userfile", "watch"],
     ["registry", "axes", "binning", "histogram", "spec", "rundir"],
     ["frame", "counts", "receipts", "pack", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile"],
     ["outputs", "datasets", "task"],
     ["kserve", "wire", "window", "roster", "flight", "ragged", "client", "stepservers", "canary", "rootfile"],
     ["servers", "plan", "planner"],
-    ["ledger", "intent", "reasons", "merge", "manifest", "integrity", "profile", "report", "progress"],
-    ["guardian", "pilot", "processes", "blame", "chain", "work", "preflight"],
+    ["ledger", "intent", "reasons", "merge", "manifest", "integrity", "gaps", "state", "profile", "report", "progress"],
+    ["guardian", "pilot", "processes", "blame", "chain", "work", "facts", "preflight"],
     ["pool", "batches", "lost", "trees", "scheduler"],
     ["account", "engine", "tune", "verification"],
     ["cli"],
