@@ -226,7 +226,8 @@ def _status(args: argparse.Namespace) -> int:
         report = Report.load(rundir.root)
         print(report.text() if report else "not running, and never came to its end; run it again to resume")
         return 0
-    total = dict((read_json(rundir.root / "plan.json") or {}).get("partials", {}))
+    told = (read_json(rundir.root / "plan.json") or {}).get("partials")
+    total = {str(k): v for k, v in told.items() if isinstance(v, int)} if isinstance(told, dict) else {}
     done: dict[str, set[str]] = {stage: set() for stage in total}
     for receipt in Receipts(rundir.receipts):
         if receipt.stage in done and receipt.kind not in (FROZEN, MERGED):
@@ -237,7 +238,7 @@ def _status(args: argparse.Namespace) -> int:
     for path in sorted(rundir.servers.glob("server-*.json")):
         record = read_json(path)
         if record:
-            print(f"  {record['name']:<16} {record['state']} on {record['host']}")
+            print(f"  {record.get('name', '?')!s:<16} {record.get('state', '?')} on {record.get('host', '?')}")
     return 0
 
 

@@ -27,7 +27,7 @@ from campaign.preflight import preflight
 from campaign.processes import stop_fork_server
 from campaign.profile import Profile
 from campaign.progress import Progress, to_terminal
-from campaign.protocols import Job, Provider, campaign_workers, save_job
+from campaign.protocols import Job, JobTicket, Provider, campaign_workers, save_job
 from campaign.receipts import Receipts
 from campaign.report import Report
 from campaign.rundir import RunDir
@@ -196,6 +196,7 @@ class Run:
         finally:
             self.receipts.close()
             self.rundir.job.unlink(missing_ok=True)
+            self.rundir.late_job.unlink(missing_ok=True)
             shutil.rmtree(self.rundir.workers, ignore_errors=True)
         account.fill(self.report, self.plan, self.state, self.rundir, self.checked.kind, self.pool, self.tasks_to_do)
         self.profile.workers = campaign_workers(self.campaign)
@@ -266,20 +267,23 @@ class Run:
         self.rundir.logs.mkdir(parents=True, exist_ok=True)
         provider = stack.enter_context(self.checked.provider(self.checked.options, self.rundir.logs))
         address = self._start_pool(stack, provider) if self._needs_servers(waiting) else None
-        job = replace(self.job, servers=address)
+        ticket = save_job(replace(self.job, servers=address), self.rundir.job)
+
+        def with_servers() -> JobTicket:
+            nonlocal ticket
+            if self.pool is None and self.campaign.servers is not None:
+                late = replace(self.job, servers=self._start_pool(stack, provider))
+                ticket = save_job(late, self.rundir.late_job)  # workers may still have to read the other one
+            return ticket
+
         return Scheduler(
             self.plan, self.todo, self.state, self.rundir, self.receipts, provider, campaign_workers(self.campaign),
-            self.campaign.retries, save_job(job, self.rundir.job), self.shown,
-            self._pool_failure,
+            self.campaign.retries, ticket, self.shown, self._pool_failure, with_servers,
         )  # fmt: skip
 
     def _needs_servers(self, waiting: list[Reduce]) -> bool:
-        def infers(stage: str) -> bool:
-            code = self.plan.code[stage]
-            return code.uses_servers or isinstance(code.options.get("model"), str)
-
         stages = {line.stage for some in self.todo for line in some.shape.lines} | {r.stage for r in waiting}
-        return self.campaign.servers is not None and any(map(infers, stages))
+        return self.campaign.servers is not None and any(map(self.plan.infers, stages))
 
     def _start_pool(self, stack: ExitStack, provider: Provider) -> PoolAddress:
         spec = self.campaign.servers

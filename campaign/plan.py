@@ -230,6 +230,11 @@ class Plan:
         place = {events: i for i, events in enumerate(self.events)}
         return sorted(found, key=lambda p: (p.shape.lines[0].level, place[p.shape.events]))  # stable
 
+    def infers(self, stage: str) -> bool:
+        """Whether a stage asks servers."""
+        code = self.code[stage]
+        return code.uses_servers or isinstance(code.options.get("model"), str)
+
     @property
     def tasks(self) -> list[Task]:
         """Every task there is, in canonical order: for people and tests; a run makes them batch by batch."""

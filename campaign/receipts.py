@@ -11,6 +11,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from campaign.errors import CampaignError
+
 CHECK = 16  # characters of each line's own digest
 BLOCK = 1 << 16  # bytes of the log that are read at once
 FROZEN, MERGED = "frozen", "merged"  # kinds beside those of partials
@@ -118,10 +120,14 @@ class Receipts:
 
     def scan(self) -> Iterator[tuple[int, Receipt]]:
         """Receipts and where in the log they begin."""
-        if not self.path.exists():
+        try:
+            stream = self.path.open("rb")
+        except FileNotFoundError:
             return
+        except OSError as error:  # taken for an empty one, all would be done again
+            raise self._unusable(error) from None
         at = 0
-        with self.path.open("rb") as stream:
+        with stream:
             for line in stream:
                 receipt = parse(line) if line.endswith(b"\n") else None
                 if receipt is not None:
@@ -163,12 +169,19 @@ class Receipts:
 
     def _open(self) -> FileIO:
         if self._stream is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = FileIO(str(self.path), "a+")
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._stream = FileIO(str(self.path), "a+")
+            except OSError as error:
+                raise self._unusable(error) from None
             self._end = self._stream.seek(0, os.SEEK_END)
             if self._end:
                 self._end += self._stream.write(b"\n")  # ends a line that a killed writer may have torn
         return self._stream
+
+    def _unusable(self, error: OSError) -> CampaignError:
+        text = f"the log of receipts cannot be used: {error.strerror}"
+        return CampaignError(text, where=str(self.path), remedy="see what lies there, or take another --run-dir")
 
     def close(self) -> None:
         """Close the log."""

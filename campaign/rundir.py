@@ -143,6 +143,11 @@ class RunDir:
         return self.root / "logs" / "workers"
 
     @property
+    def late_job(self) -> Path:
+        """The same, of a pool that was started later than the workers."""
+        return self.root / "job-late.pickle"
+
+    @property
     def servers(self) -> Path:
         """Folder of the pool: lease, records, logs."""
         return self.root / "servers"

@@ -24,7 +24,7 @@ from campaign.progress import Progress
 from campaign.reasons import differing
 from campaign.receipts import FROZEN, MERGED, Receipt, Receipts
 from campaign.rundir import RunDir, file_digest
-from campaign.spec import Campaign
+from campaign.spec import Campaign, ErrorSpec
 
 
 @dataclass
@@ -124,6 +124,7 @@ def _made_again(
                 )
                 return None
             campaign = specfile.loads(written["yaml"], Path(written["base"]), "manifest.json")
+        campaign = campaign.model_copy(update={"errors": ErrorSpec()})  # what failed here would not be held against
         return engine.check(engine.override(campaign, workers=workers, servers=1, provider="local"))
     except SpecError as error:
         made.findings.append(Finding("campaign", str(told["campaign"]), f"cannot be made again: {error}"))

@@ -24,12 +24,17 @@ from parsl.providers.base import ExecutionProvider
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from campaign import runs
+from campaign.checks import ASSIGNMENT, check_script
 from campaign.errors import ProviderError, SpecError
 from campaign.identity import VARIABLE, mark, marked
 from campaign.protocols import Carried
 from campaign.registry import unknown
 
 WATCH_S = 1.0
+DIRECTIVES = {
+    "SlurmProvider": "#SBATCH", "PBSProProvider": "#PBS", "TorqueProvider": "#PBS", "GridEngineProvider": "#$",
+    "LSFProvider": "#BSUB", "CondorProvider": ASSIGNMENT,
+}  # fmt: skip
 
 
 class Options(BaseModel):
@@ -37,7 +42,8 @@ class Options(BaseModel):
 
     Args:
         provider: Any Parsl execution provider: an object, or ``{class: SlurmProvider, walltime: ..., launcher: {class:
-            SrunLauncher}}`` with the arguments of that class. None: ``LocalProvider``.
+            SrunLauncher}}`` with the arguments of that class. None: ``LocalProvider``. No argument may hold a line
+            break but ``worker_init``, which is shell, and ``scheduler_options``, whose every line is a directive.
         server_provider: Another one for the pilots; None: the same.
         config: A ``parsl.Config`` whose first executor's provider and address are taken, in place of ``provider``.
         address: Address of this machine as workers see it. Parsl would ask the network for it otherwise.
@@ -63,8 +69,10 @@ class Options(BaseModel):
     @field_validator("provider", "server_provider")
     @classmethod
     def _can_be_made(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping):  # of a file; an object is the user's own code
             _arguments(value, "SlurmProvider", parsl.providers)
+            if isinstance(value.get("launcher"), Mapping):
+                _arguments(value["launcher"], "SrunLauncher", parsl.launchers)
         elif value is not None and not isinstance(value, ExecutionProvider):
             raise ValueError("give a Parsl execution provider, or {class: NAME, argument: value, ...}")
         return value
@@ -90,8 +98,8 @@ def _arguments(given: Mapping[str, Any], example: str, module: Any) -> tuple[typ
     for argument, value in arguments.items():
         if argument not in known:
             raise ValueError(unknown(argument, known, f"arguments of {name}"))
-        if isinstance(value, str) and "\0" in value:
-            raise ValueError(f"{argument} holds a NUL")
+        if not isinstance(value, Mapping) or argument != "launcher":  # that is looked at when it is made
+            check_script(argument, value, DIRECTIVES.get(name, ""))
     return cls, arguments
 
 
