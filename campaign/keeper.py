@@ -33,6 +33,7 @@ class _Held:
         self.pid = 0
         self.apart: Apart | None = None
         self.remove: list[str] = []
+        self.said = False
 
 
 _held = _Held()
@@ -55,7 +56,8 @@ def hold(folder: Path, *, remove: tuple[Path, ...] = (), say: Callable[[str], No
         _held.apart = _held.apart or Apart("campaign.keeper", environment())
         _held.apart.tell(remove=_held.remove)
         refused = runs.remember(folder=folder)
-    if refused and say is not None:
+    if refused and say is not None and not _held.said:
+        _held.said = True
         say(f"cannot be written down for 'campaign reap': {refused}")
     try:
         yield

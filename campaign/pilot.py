@@ -33,6 +33,7 @@ from campaign.family import Family
 from campaign.guardian import Guardian, die_with_parent, sweep
 from campaign.incarnation import backoff, blank, name_of
 from campaign.lease import Lease
+from campaign.reap import abandoned
 from campaign.rundir import read_json, write_json
 from campaign.userfile import named
 
@@ -192,6 +193,7 @@ class Pilot:
     # Start.
     def start(self) -> None:
         """Start the server in a private folder, its whole group tied to this process."""
+        abandoned()
         self.started = time.time()
         self.place = tempfile.mkdtemp(prefix="campaign-")
         self.tell_guardian(self.slow_s)

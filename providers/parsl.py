@@ -211,6 +211,7 @@ class ParslProvider:
         given = self.options.server_provider if self.options.server_provider is not None else self._given
         provider = self._provider(given, "servers")
         per_node = math.ceil(count / int(getattr(provider, "nodes_per_block", 1)))
+        provider.worker_init = f"{getattr(provider, 'worker_init', '')}\n{_HAND_ON}\n"
         # exec: the pilot itself is what gets the scheduler's SIGTERM, not a shell around it. A batch system may pass no
         # environment on.
         command = "exec " + shlex.join(["env", f"{VARIABLE}={mark()}", *argv])
@@ -229,6 +230,11 @@ class ParslProvider:
         carried = _Job(provider, job)
         self._carried.append(carried)
         return [carried]
+
+
+# A scheduler's SIGTERM ends the job's shell, and with it, by SIGKILL, whatever else is in the job: nobody would be left
+# to sweep. Pilots that the shell has put into the background are told, and waited for.
+_HAND_ON = "trap 'kill -TERM $(jobs -p) 2>/dev/null; wait' TERM"
 
 
 def _remember(provider: Any, job: Any, name: str) -> None:
