@@ -9,13 +9,15 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, process, resource_tracker, util
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 from campaign import registry
+from campaign.errors import CampaignError
 from campaign.guardian import die_with_parent, own
 from campaign.identity import OWNER, mark, marked
 
@@ -81,6 +83,41 @@ def no_main() -> Iterator[None]:
     finally:
         del main["__spec__"]
         main.update(hidden)
+
+
+def ask_child(function: Callable[..., None], args: tuple[Any, ...], deadline_s: float, what: str) -> Any:
+    """Call a function in a process of its own, which is gone afterwards.
+
+    Args:
+        function: Called with the sending end of a pipe and ``args``; what it sends is the answer.
+        args: Its other arguments.
+        deadline_s: How long it may take.
+        what: What it is doing, for errors.
+
+    Returns:
+        The answer, or a `CampaignError` if the process ended or hung without one.
+    """
+    ours, theirs = context().Pipe(duplex=False)
+    child = context().Process(target=_child, args=(function, theirs, *args), daemon=True)
+    with no_main():
+        child.start()
+    theirs.close()
+    try:
+        return (
+            ours.recv() if ours.poll(deadline_s) else CampaignError(f"did not end within {deadline_s:g} s", where=what)
+        )
+    except EOFError:
+        child.join(5)
+        return CampaignError(f"its process crashed (exit code {child.exitcode})", where=what)
+    finally:
+        child.kill()
+        child.join()
+        ours.close()
+
+
+def _child(function: Callable[..., None], pipe: Connection, *args: Any) -> None:
+    child_setup()
+    function(pipe, *args)
 
 
 def child_setup() -> None:

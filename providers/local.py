@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
@@ -28,6 +29,8 @@ class LocalProvider:
     """See `campaign.protocols.Provider`."""
 
     Options = Options
+    one_node = True
+    walltime_s = None
 
     def __init__(self, options: BaseModel, folder: Path) -> None:
         del options  # there are none
@@ -68,6 +71,14 @@ class _Pool(ProcessPoolExecutor):
     def _spawn_process(self) -> None:
         with no_main():
             super()._spawn_process()  # type: ignore[misc]  # private, unchanged from Python 3.9 to 3.14
+
+    def why_broken(self) -> str:
+        """How the worker ended that broke it; the others were then ended by SIGTERM."""
+        codes = [p.exitcode for p in (self._processes or {}).values()]
+        first = next((c for c in codes if c not in (None, 0, -signal.SIGTERM)), None)
+        if first is None:
+            return ""
+        return f"a worker was ended by {signal.Signals(-first).name}" if first < 0 else f"a worker exited with {first}"
 
 
 def _end(pool: ProcessPoolExecutor) -> None:

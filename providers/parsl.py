@@ -24,12 +24,17 @@ from parsl.providers.base import ExecutionProvider
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from campaign import runs
+from campaign.checks import ASSIGNMENT, check_script
 from campaign.errors import ProviderError, SpecError
 from campaign.identity import VARIABLE, mark, marked
 from campaign.protocols import Carried
 from campaign.registry import unknown
 
 WATCH_S = 1.0
+DIRECTIVES = {
+    "SlurmProvider": "#SBATCH", "PBSProProvider": "#PBS", "TorqueProvider": "#PBS", "GridEngineProvider": "#$",
+    "LSFProvider": "#BSUB", "CondorProvider": ASSIGNMENT,
+}  # fmt: skip
 
 
 class Options(BaseModel):
@@ -37,7 +42,8 @@ class Options(BaseModel):
 
     Args:
         provider: Any Parsl execution provider: an object, or ``{class: SlurmProvider, walltime: ..., launcher: {class:
-            SrunLauncher}}`` with the arguments of that class. None: ``LocalProvider``.
+            SrunLauncher}}`` with the arguments of that class. None: ``LocalProvider``. No argument may hold a line
+            break but ``worker_init``, which is shell, and ``scheduler_options``, whose every line is a directive.
         server_provider: Another one for the pilots; None: the same.
         config: A ``parsl.Config`` whose first executor's provider and address are taken, in place of ``provider``.
         address: Address of this machine as workers see it. Parsl would ask the network for it otherwise.
@@ -63,8 +69,10 @@ class Options(BaseModel):
     @field_validator("provider", "server_provider")
     @classmethod
     def _can_be_made(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping):  # of a file; an object is the user's own code
             _arguments(value, "SlurmProvider", parsl.providers)
+            if isinstance(value.get("launcher"), Mapping):
+                _arguments(value["launcher"], "SrunLauncher", parsl.launchers)
         elif value is not None and not isinstance(value, ExecutionProvider):
             raise ValueError("give a Parsl execution provider, or {class: NAME, argument: value, ...}")
         return value
@@ -90,8 +98,8 @@ def _arguments(given: Mapping[str, Any], example: str, module: Any) -> tuple[typ
     for argument, value in arguments.items():
         if argument not in known:
             raise ValueError(unknown(argument, known, f"arguments of {name}"))
-        if isinstance(value, str) and "\0" in value:
-            raise ValueError(f"{argument} holds a NUL")
+        if not isinstance(value, Mapping) or argument != "launcher":  # that is looked at when it is made
+            check_script(argument, value, DIRECTIVES.get(name, ""))
     return cls, arguments
 
 
@@ -134,6 +142,26 @@ class ParslProvider:
         self._tasks: list[_Htex] = []
         self._carried: list[_Job] = []
 
+    @property
+    def one_node(self) -> bool:
+        """Whether all of it runs here: only Parsl's LocalProvider is known to."""
+        given = (self._given, self.options.server_provider if self.options.server_provider is not None else self._given)
+        return all(
+            g is None or isinstance(g, parsl.providers.LocalProvider)
+            or (isinstance(g, Mapping) and g.get("class") == "LocalProvider")
+            for g in given
+        )  # fmt: skip
+
+    @property
+    def walltime_s(self) -> float | None:
+        """Of the pilots' jobs, where their provider has one."""
+        given = self.options.server_provider if self.options.server_provider is not None else self._given
+        told = given.get("walltime") if isinstance(given, Mapping) else getattr(given, "walltime", None)
+        parts = str(told or "").replace("-", ":").split(":")
+        if not all(part.isdigit() for part in parts):
+            return None
+        return float(sum(int(part) * unit for part, unit in zip(reversed(parts), (1, 60, 3600, 86400), strict=False)))
+
     def __enter__(self) -> ParslProvider:
         return self
 
@@ -166,6 +194,7 @@ class ParslProvider:
             "heartbeat_threshold": o.heartbeat_threshold_s,
             "interchange_launch_cmd": _interchange(),
             "launch_cmd": _worker_command(),
+            "encrypted": True,  # tasks carry the pool's certificates; and nobody else may hand out or take tasks
             **o.executor,
         }
         htex = HighThroughputExecutor(**arguments)

@@ -29,6 +29,7 @@ OURS = (
     "tritonserver",
     "triton_python_backend_stub",
     "campaign.pilot",
+    "campaign.enclose",
     "campaign.guardian",
     "campaign.keeper",
     "multiprocessing.forkserver",
@@ -69,6 +70,11 @@ def lying_about() -> set[str]:
     if "tritonserver" not in others:  # whose an empty folder is cannot be told
         found += Path("/tmp").glob("python_env_*")
     return {str(p) for p in found}
+
+
+def regions_of(record: dict[str, Any]) -> list[Path]:
+    """Shared memory of a server, in the ``/dev/shm`` that it sees."""
+    return list(Path(f"/proc/{record['server_pid']}/root/dev/shm").glob(f"{record['shm_prefix']}*"))
 
 
 def left(before: tuple[set[int], set[str]]) -> list[str]:

@@ -15,7 +15,18 @@ import psutil
 import pytest
 import yaml
 
-from tests.conftest import campaign_dict, command, hashes, left, lying_about, ours, report_of, start, wait_until
+from tests.conftest import (
+    campaign_dict,
+    command,
+    hashes,
+    left,
+    lying_about,
+    ours,
+    regions_of,
+    report_of,
+    start,
+    wait_until,
+)
 
 Before = tuple[set[int], set[str]]
 
@@ -175,9 +186,8 @@ def test_a_run_leaves_no_port_and_its_sockets_are_private(slow: Path) -> None:
     place = Path(record["place"])
     assert place.stat().st_mode & 0o777 == 0o700
     assert Path(record["url"].removeprefix("unix:")).is_socket()
-    regions = list(Path("/dev/shm").glob(f"{record['shm_prefix']}*"))
-    assert regions
-    assert all(r.stat().st_mode & 0o077 == 0 for r in regions)
+    assert regions_of(record)
+    assert not list(Path("/dev/shm").glob(f"{record['shm_prefix']}*")), "they lie in a /dev/shm of the server's own"
     assert driver.wait(60) == 0
     driver.communicate()
     assert not place.exists()
