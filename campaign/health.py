@@ -51,7 +51,7 @@ class Health:
         self._asking: dict[str, tuple[Future[str], float]] = {}
         self._failed: dict[str, tuple[ModelError, float, float]] = {}  # until it is known what else was answered
         self._looking: tuple[Future[Counts | None], float] | None = None
-        self._looked = self._answered = 0.0
+        self._looked, self._quiet = 0.0, True
         self._misses, self._silent_since = 0, 0.0
 
     def prove(self, model: str, deadline_s: float) -> str:
@@ -84,12 +84,13 @@ class Health:
             Why the server is to be replaced; nothing while it is well.
         """
         now = time.monotonic()
-        if self._looking is None and now - self._looked > LOOK_S:
-            self._looking = (self.threads.submit(canary.statistics, self.client), now)
         why = self._take_statistics(now) or self._take_answers(now)
         if why:
             return why
-        for model in self.models:
+        if self._looking is None and now - self._looked > LOOK_S:
+            self._quiet = not self._asking
+            self._looking = (self.threads.submit(canary.statistics, self.client), now)
+        for model in self.models if self._looking is None else ():  # else it were not known who was counted
             due = model in self._suspects or now - self._good[model] > self.every_s
             if due and model not in self._asking and model not in self._failed:
                 asked = self.threads.submit(canary.prove, self.client, model, self.models[model], self.deadline_s)
@@ -116,7 +117,7 @@ class Health:
             if (counts is None and then) or (counts and then and counts[FAILED] > then[FAILED]):
                 self._suspects.add(model)
         self._last = told
-        if not self._asking and asked > self._answered:
+        if self._quiet:
             self.counted = _minus(told, self._baseline)
         for model, (error, began, failed) in list(self._failed.items()):
             if asked > failed:
@@ -130,7 +131,6 @@ class Health:
             if not future.done():
                 continue
             del self._asking[model]
-            self._answered = now
             error = future.exception()
             if error is None:
                 self._suspects.discard(model)
