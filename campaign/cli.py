@@ -195,6 +195,7 @@ def _existing(args: argparse.Namespace) -> Path:
 
 
 def _status(args: argparse.Namespace) -> int:
+    from campaign.incarnation import in_order
     from campaign.receipts import FROZEN, MERGED, Receipts
     from campaign.report import Report
     from campaign.rundir import RunDir, read_json
@@ -213,10 +214,8 @@ def _status(args: argparse.Namespace) -> int:
     print(f"running on {owner}")
     for stage, n in total.items():
         print(f"  {stage:<16} {min(len(done[stage]), n)}/{n}")
-    for path in sorted(rundir.servers.glob("server-*.json")):
-        record = read_json(path)
-        if record:
-            print(f"  {record['name']:<16} {record['state']} on {record['host']}")
+    for record in in_order(r for p in rundir.servers.glob("server-*.json") if (r := read_json(p)) is not None):
+        print(f"  {record['name']:<16} {record['state']} on {record['host']} {record.get('why', '')}".rstrip())
     return 0
 
 

@@ -123,7 +123,7 @@ def test_a_model_that_hangs_is_found_by_its_canary(long_lived_pool: ServerPool) 
     made = health(long_lived_pool, "batch_sensitive")
     family = Family(long_lived_pool.records()[0]["server_pid"], 1)
     os.kill(stub(long_lived_pool, "batch_sensitive"), signal.SIGSTOP)
-    assert watch(made, 20) == "model batch_sensitive does not serve its canary: Deadline Exceeded"
+    assert "model batch_sensitive does not serve its canary" in watch(made, 20)
     assert wait_until(lambda: "batch_sensitive/1/model.py has been stopped for" in family.look(), 10)
     os.kill(stub(long_lived_pool, "batch_sensitive"), signal.SIGCONT)
     made.close()
