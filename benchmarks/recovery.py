@@ -1,7 +1,7 @@
 """How long until requests are answered again after a pool of one server has lost it.
 
 Run ``python benchmarks/recovery.py``. Each fault befalls the only server of a fresh pool while it is idle; the clock
-runs from the fault to the answer of a request that is sent right after it. The start of the pool (entered, to its first
+runs from the fault to the first answer of the server that has come in its place. The start of the pool (entered, to its first
 answer) stands beside it: nothing could be faster than that but by what a pool does before its pilots start.
 """
 
@@ -48,9 +48,9 @@ def once(fault: Callable[[dict[str, Any]], None]) -> tuple[float, float]:
         start = time.monotonic() - began
         fault(pool.current()[0])
         lost = time.monotonic()
-        live.infer("slow", {"X": X})
+        while "server-0.1" not in live._roster.links:  # what is going may still answer
+            live.infer("slow", {"X": X})
         found = time.monotonic() - lost
-        assert pool.current()[0]["generation"] == 1, "the one that was there has answered"
     return found, start
 
 

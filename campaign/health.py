@@ -47,6 +47,7 @@ class Health:
         self._cost: dict[str, Counts] = {}  # what one canary of a model adds, to itself and to models behind it
         self._last: Counts = {}
         self._good: dict[str, float] = {}  # when each model was last seen to answer
+        self._service_s: dict[str, float] = {}  # of one execution: asking a slow model often would slow it down
         self._suspects: set[str] = set()
         self._asking: dict[str, tuple[Future[str], float]] = {}
         self._failed: dict[str, tuple[ModelError, float, float]] = {}  # until it is known what else was answered
@@ -88,10 +89,12 @@ class Health:
         if why:
             return why
         if self._looking is None and now - self._looked > LOOK_S:
-            self._quiet = not self._asking
+            # A canary that is answered in this moment may be counted or not; one that waits for long is not.
+            self._quiet = all(now - began > LOOK_S for _, began in self._asking.values())
             self._looking = (self.threads.submit(canary.statistics, self.client), now)
         for model in self.models if self._looking is None else ():  # else it were not known who was counted
-            due = model in self._suspects or now - self._good[model] > self.every_s
+            patience = max(self.every_s, 3 * self._service_s.get(model, 0.0))
+            due = model in self._suspects or now - self._good[model] > patience
             if due and model not in self._asking and model not in self._failed:
                 asked = self.threads.submit(canary.prove, self.client, model, self.models[model], self.deadline_s)
                 self._asking[model] = (asked, now)
@@ -114,6 +117,7 @@ class Health:
             then, counts = self._last.get(model), told.get(model)
             if counts and then and counts[OK] > then[OK]:
                 self._good[model] = now
+                self._service_s[model] = 1e-9 * (counts[2] - then[2]) / max(1, counts[1] - then[1])
             if (counts is None and then) or (counts and then and counts[FAILED] > then[FAILED]):
                 self._suspects.add(model)
         self._last = told
