@@ -38,7 +38,7 @@ FLOORS = [
     ["servers", "plan", "planner"],
     ["ledger", "merge", "gaps", "state", "profile", "report", "progress"],
     ["guardian", "pilot", "processes", "blame", "chain", "work", "facts", "preflight"],
-    ["pool", "batches", "lost", "trees", "scheduler"],
+    ["pool", "batches", "lost", "trees", "failures", "scheduler"],
     ["account", "engine", "tune"],
     ["cli"],
 ]
