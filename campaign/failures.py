@@ -13,6 +13,7 @@ from campaign.gaps import Lost
 from campaign.later import Later
 from campaign.lost import Call, Calls
 from campaign.plan import Plan, Shape
+from campaign.protocols import JobTicket
 from campaign.state import State
 from campaign.watch import is_late
 
@@ -35,7 +36,7 @@ class Failures:
     """
 
     def __init__(
-        self, plan: Plan, state: State, calls: Calls, job: tuple[str, str], root: str, name: Callable[[], str]
+        self, plan: Plan, state: State, calls: Calls, job: JobTicket, root: str, name: Callable[[], str]
     ) -> None:
         self._plan, self._state, self._calls = plan, state, calls
         self._job, self._root, self._name = job, root, name

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 
 import numpy as np
@@ -14,7 +16,7 @@ from campaign.rundir import RunDir
 from campaign.spec import NOMINAL
 from campaign.task import KEY
 
-NOT_YET, LOST = -1, -2
+NOT_YET, LOST, GONE = -1, -2, -3  # GONE: there is a receipt, but not what it says
 CHUNK = 4096  # receipts that are matched with the plan at once
 
 Places = NDArray[np.int64]
@@ -68,7 +70,7 @@ class Ledger:
                 if line is None:
                     continue
                 has = there.has(receipt)
-                self._at[line][i] = at if has else NOT_YET
+                self._at[line][i] = at if has else GONE
                 if line.needs:
                     self._made_with[line][i] = self._marks.setdefault(receipt.more, len(self._marks))
                 if has and receipt.events and line.variation == NOMINAL:
@@ -155,6 +157,10 @@ class Ledger:
         """Which will not be."""
         return np.equal(self._at[line][places], LOST)
 
+    def gone(self, line: Line, places: Places) -> NDArray[np.bool_]:
+        """Of which there is a receipt, but not what it says."""
+        return np.equal(self._at[line][places], GONE)
+
     def newest(self, line: Line) -> int:
         """Place in the log of the last receipt."""
         return int(self._at[line].max(initial=NOT_YET))
@@ -198,8 +204,7 @@ class _Finder:
         self._short = short[self._order]
 
     def __call__(self, keys: Sequence[str]) -> Iterator[tuple[Line | None, int]]:
-        known = [key if len(key) == 2 * KEY else "00" * KEY for key in keys]  # of another version: found nowhere
-        asked = np.frombuffer(bytes.fromhex("".join(known)), np.uint8).reshape(-1, KEY)
+        asked = np.frombuffer(_packed(keys), np.uint8).reshape(-1, KEY)
         if not len(self._order):
             yield from [(None, 0)] * len(asked)
             return
@@ -210,6 +215,21 @@ class _Finder:
         for slot, is_it, number in zip(slots.tolist(), same.tolist(), numbers.tolist(), strict=True):
             line = self._lines[number]
             yield (line, slot - (int(self._ends[number]) - len(line.keys))) if is_it else (None, 0)
+
+
+_NONE = bytes(KEY)
+
+
+def _packed(keys: Sequence[str]) -> bytes:
+    """Keys as bytes; one of another version, or none at all, as what is found nowhere."""
+    with suppress(ValueError):
+        packed = bytes.fromhex("".join([key if len(key) == 2 * KEY else _NONE.hex() for key in keys]))
+        if len(packed) == KEY * len(keys):
+            return packed
+    return b"".join([bytes.fromhex(key) if _KEY.fullmatch(key) else _NONE for key in keys])
+
+
+_KEY = re.compile(f"[0-9a-f]{{{2 * KEY}}}", re.ASCII)
 
 
 class _There:

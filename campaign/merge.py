@@ -19,7 +19,7 @@ from campaign.outputs import COLUMNS, COUNTS, HISTOGRAMS, ColumnsReader, Histogr
 from campaign.pack import AGAIN, PackReader
 from campaign.plan import Output
 from campaign.receipts import MERGED, Receipt
-from campaign.rundir import RunDir, canonical_json, digest, file_digest, write_aside, write_json
+from campaign.rundir import RunDir, canonical_json, digest, file_digest, sync_all, write_aside, write_json
 
 
 @dataclass(frozen=True)
@@ -298,6 +298,8 @@ def _link(partial: Path, name: Path) -> None:
 
 def _finish(rundir: RunDir, target: Target, total: _Total, places: Sequence[int]) -> Merged:
     path = target.path(rundir, total.kind)
+    if total.kind == COLUMNS:
+        sync_all(rundir.root)  # when they are restored only their sizes are looked at
     sha256 = total.save(path, places)
     made = Merged(target.name, total.kind, path, sha256, None, _once(total.notes))
     return made if made.kind == HISTOGRAMS else replace(made, files=fingerprint(made))  # those have a file to come
@@ -346,15 +348,16 @@ def restored(rundir: RunDir, output: Output, receipt: Receipt) -> Merged | None:
     """The merged output of a receipt, if it lacks nothing and its files are what they were."""
     if receipt.key != merge_key(output):
         return None
-    more = json.loads(receipt.more)
-    if more.get("gaps"):
-        return None
-    path = rundir.output(output.stage, output.dataset, output.variation, more["kind"])
-    root = rundir.root / more["root"] if more["root"] else None
-    merged = Merged(output.name, more["kind"], path, receipt.sha256, root, receipt.notes, more["files"])
     try:
-        return merged if fingerprint(merged) == merged.files else None
-    except OSError:
+        more = json.loads(receipt.more)
+        if more.get("gaps"):
+            return None
+        kind, files = str(more["kind"]), str(more["files"])
+        path = rundir.output(output.stage, output.dataset, output.variation, kind)
+        root = rundir.root / str(more["root"]) if more["root"] else None
+        merged = Merged(output.name, kind, path, receipt.sha256, root, receipt.notes, files)
+        return merged if fingerprint(merged) == files else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # gone, or a receipt of something else
         return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,11 @@ class Line:
     emit: bool
     level: int
     keys: Keys
+
+    @property
+    def name(self) -> str:
+        """``stage/dataset/variation``."""
+        return f"{self.stage}/{self.events.dataset}/{self.variation}"
 
     @cached_property
     def depth(self) -> int:
@@ -180,11 +185,20 @@ class Pass:
 
 @dataclass
 class Plan:
-    """Everything a campaign will do, in canonical order; a function of the campaign and its inputs alone."""
+    """Everything a campaign will do, in canonical order; a function of the campaign and its inputs alone.
+
+    Attributes:
+        campaign: The campaign.
+        code, readers: Its stages and what opens its files.
+        ingredients: By stage, ``code`` (a digest), ``options`` and ``models`` that its results depend on.
+        lines, outputs, reduces: What is done.
+        files: Of the datasets.
+    """
 
     campaign: Campaign
     code: dict[str, StageCode]
     readers: dict[str, StageCode] = field(default_factory=dict)
+    ingredients: dict[str, dict[str, Any]] = field(default_factory=dict)
     lines: list[Line] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
     reduces: list[Reduce] = field(default_factory=list)
@@ -215,6 +229,11 @@ class Plan:
                 found += [Pass(shape, places) for shape in shapes(lines, have)]
         place = {events: i for i, events in enumerate(self.events)}
         return sorted(found, key=lambda p: (p.shape.lines[0].level, place[p.shape.events]))  # stable
+
+    def infers(self, stage: str) -> bool:
+        """Whether a stage asks servers."""
+        code = self.code[stage]
+        return code.uses_servers or isinstance(code.options.get("model"), str)
 
     @property
     def tasks(self) -> list[Task]:
@@ -276,11 +295,3 @@ def shapes(lines: Iterable[Line], have: frozenset[Line]) -> list[Shape]:
 def longest_first(places: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """The order of submission of files, by size, then canonical; results do not depend on it."""
     return places[np.argsort(-sizes[places], kind="stable")]
-
-
-def reasons(some: Pass, i: int) -> str:
-    """Why the task of one file would run, in words."""
-    shape, events = some.shape, some.shape.events
-    what = ", ".join(sorted({f"{line.stage}/{line.variation}" for line in shape.emits}))
-    start = "its artefact" if shape.artefact else f"tree {events.tree}"
-    return f"{events.files.url(i).rpartition('/')[2]} ({events.dataset}): {what} from {start}"

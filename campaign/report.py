@@ -6,12 +6,13 @@ import html
 import platform
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from campaign.address import RUNGS
+from campaign.errors import CampaignError
 from campaign.profile import Profile
 from campaign.rundir import read_json, write_json
 
@@ -68,20 +69,29 @@ class Report:
 
     def save(self) -> None:
         """Write ``report.json``."""
-        write_json(Path(self.run_dir) / "report.json", asdict(self))
+        write_json(Path(self.run_dir) / "report.json", asdict(self), durable=True)
 
     @classmethod
     def load(cls, run_dir: Path) -> Report | None:
         """The report of a run directory, None if there is none."""
         data = read_json(run_dir / "report.json")
-        known = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in data.items() if k in known}) if data else None
+        if data is None:
+            return None
+        plain = asdict(cls("", ""))
+        known = {k: v for k, v in data.items() if k in plain}
+        if not {"campaign", "run_dir"} <= set(known) or any(not _alike(v, plain[k]) for k, v in known.items()):
+            raise CampaignError("is no report", where=str(run_dir / "report.json"), remedy=_AGAIN)
+        return cls(**known)
 
     def text(self, *, profile: bool = False) -> str:
         """For a terminal; with ``profile``, also where the time went."""
-        told = list(self._lines())
-        if profile and self.profile:
-            told += Profile.from_json(self.profile).lines()
+        try:
+            told = list(self._lines())
+            if profile and self.profile:
+                told += Profile.from_json(self.profile).lines()
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            where = f"{self.run_dir}/report.json"
+            raise CampaignError(f"is no whole report: {error}", where=where, remedy=_AGAIN) from error
         return "\n".join(told)
 
     def _lines(self) -> Iterator[str]:
@@ -125,6 +135,14 @@ class Report:
         )
         head = "<tr><th>output</th><th>kind</th><th>sha256</th></tr>"
         return f"<pre>{html.escape(self.text())}</pre><table>{head}{rows}</table>"
+
+
+_AGAIN = "run the campaign again: what is there is taken up"
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Whether a value of a file can stand where a default of the class stands."""
+    return isinstance(value, (int, float) if isinstance(default, float) else type(default))
 
 
 def versions() -> dict[str, str]:

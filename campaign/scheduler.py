@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from campaign.batches import Queue
-from campaign.errors import CampaignError, FrozenChanged, OutputError, ServerError
+from campaign.errors import CampaignError, FrozenChanged, OutputError, PartialError, ServerError
 from campaign.failures import Failures
 from campaign.later import Later
 from campaign.ledger import Places
@@ -22,9 +22,9 @@ from campaign.merge import Merged, Target, receipt_of
 from campaign.outputs import HISTOGRAMS
 from campaign.plan import Events, Line, Output, Pass, Plan, Reduce, Shape, shapes
 from campaign.progress import Progress
-from campaign.protocols import Provider
+from campaign.protocols import JobTicket, Provider
 from campaign.receipts import FROZEN, Receipt, Receipts, parse
-from campaign.rundir import RunDir
+from campaign.rundir import RunDir, canonical_json
 from campaign.state import State
 from campaign.trees import Tree
 from campaign.watch import deaths
@@ -53,16 +53,17 @@ class Scheduler:
         job: From `protocols.save_job`.
         shown: Progress.
         pool_failure: Why the pool is of no use any more, or None.
+        with_servers: Starts a pool if there is none, and returns the job that knows it.
     """
 
     def __init__(
         self, plan: Plan, todo: Iterable[Pass], state: State, rundir: RunDir, receipts: Receipts, provider: Provider,
-        workers: int, retries: int, job: tuple[str, str], shown: Progress,
-        pool_failure: Callable[[], CampaignError | None],
+        workers: int, retries: int, job: JobTicket, shown: Progress,
+        pool_failure: Callable[[], CampaignError | None], with_servers: Callable[[], JobTicket],
     ) -> None:  # fmt: skip
         self.plan, self.state, self.rundir, self.receipts = plan, state, rundir, receipts
         self.workers, self.retries = workers, retries
-        self.job, self.shown, self.pool_failure = job, shown, pool_failure
+        self.job, self.shown, self.pool_failure, self.with_servers = job, shown, pool_failure, with_servers
         self.root = str(rundir.root)
         self.queue = Queue(todo, state.ledger, workers)
         self.unmerged = [Tree(o) for o in plan.outputs if o.name not in state.merged]
@@ -182,6 +183,8 @@ class Scheduler:
         failure = self.pool_failure() if isinstance(error, ServerError) else None
         if failure is not None:
             raise failure  # one error of the pool, not one of each file
+        if isinstance(error, PartialError) and shape.artefact is not None and self._renew(shape.artefact, place):
+            return True
         at = (shape.emits[0].number, place)
         self.tries[at] += 1
         if not error.permanent and self.tries[at] <= self.retries:
@@ -301,10 +304,27 @@ class Scheduler:
         self._anew(line.events, frozenset([line]), files)
         self.shown.say(f"{tree.output.name}: {len(files)} partials are not what was written and are made anew")
 
+    def _renew(self, artefact: Line, place: int) -> bool:
+        """Make an artefact anew that is not what was written, once; whoever reads it waits for that."""
+        if (artefact.number, place) in self.healed:
+            return False
+        self.healed.add((artefact.number, place))
+        files = np.array([place])
+        self.state.ledger.forget(artefact, files)
+        self._anew(artefact.events, frozenset([artefact]), files)
+        for output in self.plan.outputs:  # what was merged of it is the spoilt file itself, under another name
+            if output.line is artefact and self.state.merged.pop(output.name, None) is not None:
+                self.unmerged.append(Tree(output))
+        url = artefact.events.files.url(place)
+        self.shown.say(f"{artefact.name}: the artefact of {url} is not what was written and is made anew")
+        return True
+
     def _anew(self, events: Events, lines: frozenset[Line], places: Places) -> None:
         """Make partials of some files again."""
         others = frozenset(self.state.ledger.emits) - lines
         for shape in shapes([x for x in self.plan.lines if x.events is events], others):
+            if any(self.plan.infers(line.stage) for line in shape.lines):
+                self.job = self.with_servers()  # nothing else may have needed one
             self.queue.add(Pass(shape, places))
             self.state.counts["again"] += len(places)
 
@@ -378,7 +398,9 @@ class Scheduler:
             self._reduce_failed(reduce)
             return
         size, at = Path(found.path).stat().st_size, (reduce.stage, reduce.variation)
-        kept = Receipt(reduce.key, at[0], "all", at[1], "", FROZEN, found.sha256, size, more=made_from)
+        more = canonical_json({"made_from": made_from, "artefacts": found.artefacts})
+        kept = Receipt(reduce.key, at[0], "all", at[1], "", FROZEN, found.sha256, size, more=more)
         self.receipts.add(kept)
+        self.state.ledger.frozen[at] = kept
         self.state.frozen[at] = (found.path, found.sha256)
         self._in_force(reduce)
