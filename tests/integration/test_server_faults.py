@@ -70,14 +70,14 @@ def busy(folder: Path, record: Record) -> bool:
 
 def reach(driver: subprocess.Popen[str], law: Callable[[], bool]) -> None:
     """Wait for a moment in a campaign that runs."""
-    assert wait_until(lambda: law() or driver.poll() is not None, 60), "it never came"
+    assert wait_until(lambda: law() or driver.poll() is not None, 150), "it never came"
     assert driver.poll() is None, driver.communicate()
 
 
 def finish(driver: subprocess.Popen[str], folder: Path, code: int = 0) -> str:
     """Let the model take no more time, and wait for the campaign's end; what it said."""
     write_json(folder / "in-flight" / "pace", 0)
-    output, _ = driver.communicate(timeout=180)
+    output, _ = driver.communicate(timeout=240)
     assert driver.returncode == code, output
     return output
 
