@@ -16,7 +16,7 @@ from campaign.report import Report
 from tests.conftest import change, command, write_tree, yaml_of
 
 STAGES = """
-import json, os, pathlib
+import json, os, pathlib, time
 import awkward as ak
 import numpy as np
 import hist
@@ -30,7 +30,16 @@ def note(what):
         log.write(what + "\\n")
 
 
+def waited_for(what):
+    end = time.monotonic() + 100
+    while time.monotonic() < end and what not in (HERE / "calls.txt").read_text().splitlines():
+        time.sleep(0.01)
+
+
 def keep(batch, ctx):
+    if ctx.metadata.get("name") in ctx.options.get("late", ()):
+        waited_for("second " + ctx.metadata["name"])
+        raise ValueError("this file is bad after all")
     if ctx.metadata.get("name") in (HERE / "bad.txt").read_text().split():
         note("keep " + ctx.metadata["name"])
         raise ValueError("this file is bad")
@@ -52,7 +61,7 @@ def second(batch, ctx):
     if ctx.metadata.get("name") in (HERE / "worse.txt").read_text().split():
         raise ValueError("this file is worse")
     frozen = ctx.frozen["mean"]
-    note("second")
+    note("second " + str(ctx.metadata.get("name")))
     return {"n": float(frozen["v"].sum()), "rows": len(batch.y), "drawn": frozen["drawn"] * len(batch.y)}
 """
 
@@ -221,6 +230,24 @@ def test_what_was_put_up_with_is_withdrawn_when_more_fail(six: Path) -> None:
     assert not (six / "r" / "outputs" / "keep" / "a" / "nominal").exists()
     (six / "worse.txt").write_text("")
     assert run(six, "r").status == "incomplete"
+
+
+def test_a_file_that_fails_late_in_its_first_pass_is_lost_to_the_second(six: Path) -> None:
+    """However far the second pass has come by then: what is in an output does not depend on who was quicker."""
+    stages = yaml_of(six)["stages"]
+    stages["fill"]["datasets"] = ["a"]
+    change(six, stages=stages)
+    expected = without(six, "b1")
+    stages["keep"]["options"] = {"late": ["b1"]}
+    change(six, stages=stages)
+    calls(six, "")
+    (six / "calls.txt").touch()
+    report = run(six, "r")
+    assert report.status == "incomplete"
+    assert [Path(x["file"]).name for x in report.lost] == ["b1.root"]
+    assert "second b1" in calls(six, "second")
+    assert report.outputs["second/b/nominal"]["missing"]["files"] == [str(six / "b" / "b1.root")]
+    assert sums(report) == expected
 
 
 def test_a_reduce_stage_is_told_what_is_missing(six: Path) -> None:
