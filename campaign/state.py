@@ -92,7 +92,8 @@ class State:
         # A partial that was made anew after the merge has its receipt behind it.
         if receipt is None or line is None or not self.has_frozen(line.needs):
             return
-        if self.ledger.whole(line) and self.ledger.newest(line) <= at:
+        before = all(map(self.ledger.whole, self.ledger.before[line]))  # a file that fails there is lost here too
+        if before and self.ledger.whole(line) and self.ledger.newest(line) <= at:
             merged = restored(rundir, output, receipt)
             if merged is not None:
                 self.merged[output.name] = merged
