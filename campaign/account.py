@@ -13,6 +13,7 @@ from campaign.report import Report
 from campaign.rundir import RunDir
 from campaign.spec import NOMINAL
 from campaign.state import State
+from campaign.twin import NOTE
 
 
 def judge(made: Report, plan: Plan, state: State) -> None:
@@ -44,6 +45,9 @@ def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool
         made.warnings.append(
             f"the server batches requests of {', '.join(dynamic)} dynamically: predictions depend on their neighbours"
         )
+    if state.rungs["local_twin"] or any(NOTE in merged.notes for merged in state.merged.values()):
+        made.reproducible = False
+        made.warnings.append(f"{NOTE}: outputs that hold them say so in their notes")
     made.tasks = {
         "total": plan.total,
         "done": state.counts["done"],

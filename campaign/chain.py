@@ -27,6 +27,7 @@ from campaign.rundir import RunDir, file_digest
 from campaign.spent import AHEAD, RUN, WAIT, WRITE, Spent
 from campaign.stepservers import RangeServers
 from campaign.task import Step, Task
+from campaign.twin import NOTE
 
 Frozen = Mapping[tuple[str, str], tuple[str, str]]
 """``(reduce stage, variation)`` -> ``(path, sha256)``."""
@@ -68,6 +69,11 @@ class Worker:
         """The pool, where the campaign has one."""
         assert self.servers is not None
         return self.servers
+
+    @property
+    def by_twin(self) -> int:
+        """Rows that this process has answered itself, by a model's local twin."""
+        return self._servers.rows["local_twin"] if self._servers else 0
 
     @property
     def waited_s(self) -> float:
@@ -121,6 +127,7 @@ class Chain:
     def run(self) -> list[Receipt]:
         """All ranges, then the receipts; on an error nothing unfinished stays behind."""
         flight: deque[tuple[Iterator[None], RangeServers]] = deque()
+        by_twin = self.worker.by_twin
         try:
             # What is read from stays open until the last range is done: its columns may be read when they are touched.
             with ExitStack() as stack:
@@ -138,7 +145,8 @@ class Chain:
                     stream.flush()
                 while flight:
                     deque(flight.popleft()[0], maxlen=0)
-            return [self._receipt(s) for s in self.task.steps if s.emit]
+            notes = (NOTE,) if self.worker.by_twin > by_twin else ()  # whoever merges it later must know
+            return [self._receipt(s, notes) for s in self.task.steps if s.emit]
         finally:
             for _, servers in flight:  # after an error
                 servers.cancel()
@@ -287,7 +295,7 @@ class Chain:
             self.spent.add(step.stage, WAIT, waited)
             self.spent.add(step.stage, RUN, time.perf_counter() - start - waited)
 
-    def _receipt(self, step: Step) -> Receipt:
+    def _receipt(self, step: Step, notes: tuple[str, ...]) -> Receipt:
         partial = self.partials.pop(step.key)
         pack, offset, own = "", 0, ""
         with self.spent.on(step.stage, WRITE):
@@ -312,9 +320,9 @@ class Chain:
             events=self.events if self.task.artefact is None else 0,
             pack=pack,
             offset=offset,
-            notes=tuple(partial.notes),
-            bytes_sha256=own,
+            notes=(*partial.notes, *notes),
             more=self.marks.get(step.key, ""),
+            bytes_sha256=own,
         )
 
 

@@ -99,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("--workers", type=_positive, metavar="N", help="worker processes, and threads that hash")
     verify.add_argument("--json", action="store_true", help="for a program")
+    reaper = _command(commands, "reap", "end what dead campaigns of yours left here or in the scheduler", _reap)
+    reaper.add_argument("--dry-run", action="store_true", help="only say what would be done")
 
     tune = _command(commands, "tune", "measure a sample against one server, propose batch, window, workers", _tune)
     _file(tune)
@@ -276,6 +278,19 @@ def _verify(args: argparse.Namespace) -> int:
     made = verify(None, _existing(args), sample=args.sample, workers=args.workers, progress=shown)
     print(json.dumps(made.to_json(), indent=1) if args.json else made.text())
     return made.exit_code
+
+
+def _reap(args: argparse.Namespace) -> int:
+    from campaign.reap import reap
+
+    said = reap(dry_run=args.dry_run)
+    for line in said.ended:
+        print(f"{'would end' if args.dry_run else 'ended'} {line}")
+    for line in said.left:
+        print(f"left {line}")
+    if not said.ended:
+        print("nothing of a dead campaign was found")
+    return 0
 
 
 def _prepare(args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ what the model sees does not depend on how many servers there are, which of them
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -19,11 +20,13 @@ from tritonclient.utils import InferenceServerException
 
 from campaign import ragged
 from campaign.address import RUNGS, PoolAddress
-from campaign.errors import InferenceError
-from campaign.flight import Flight, Request
-from campaign.kserve import Arrays, ModelInfo, check_inputs, model_info, open_client, permanent
+from campaign.errors import InferenceError, ServerError
+from campaign.flight import Flight
+from campaign.kserve import Arrays, ModelInfo, check_inputs, identity_refused, model_info, open_client, permanent
 from campaign.ragged import Ragged
+from campaign.request import Request
 from campaign.roster import Link, Roster
+from campaign.twin import Twins
 from campaign.wire import Array, Codec, Part, batch_of, cut
 
 __all__ = ["RUNGS", "Pending", "PoolAddress", "Ragged", "Servers", "Shared", "Stream", "connect"]
@@ -106,7 +109,8 @@ class Servers:
     def __init__(self, address: PoolAddress) -> None:
         self.address = address
         self._roster = Roster(address)
-        self._flight = Flight(self._roster)
+        self._twins = Twins(address.twins)
+        self._flight = Flight(self._roster, self._twins.answer if address.twins else None)
         self._codecs: dict[str, Codec] = {}
         self.rows: Counter[str] = self._flight.rows
         self.requests: Counter[str] = self._flight.sent
@@ -219,23 +223,36 @@ class Servers:
         return self._codecs[name]
 
     def _ask(self, name: str) -> ModelInfo:
-        """Ask one server after the other, each once."""
+        """Ask one server after the other, each once; those that come in place of lost ones too."""
         tried: set[str] = set()
+        start = time.monotonic()
         while True:
-            with self._flight.waiting():
-                link = self._roster.wait(tried)
+            try:
+                with self._flight.waiting():
+                    link = self._roster.wait(tried)
+            except ServerError:
+                known = self._twins.info(name)
+                if known is not None:
+                    return known
+                raise
             try:
                 return self._ask_one(link, name)
             except InferenceServerException as error:
+                if identity_refused(error):
+                    self._roster.refuse(link, str(error.message()))
+                    continue  # another server, or the roster says that there is none
                 tried.add(link.name)
                 self._roster.failed(link)
-                if not permanent(error) and set(self._roster.links) - tried:
+                if not permanent(error) and (set(self._roster.links) - tried or self._waits(tried, start)):
                     continue
                 raise InferenceError(
                     f"cannot be asked for its metadata: {error.message()}",
                     where=f"model {name} on {link.name}",
                     permanent=permanent(error),
                 ) from error
+
+    def _waits(self, tried: set[str], start: float) -> bool:
+        return self._roster.hope(tried, start, self._roster.newest())
 
     def _ask_one(self, link: Link, name: str) -> ModelInfo:
         with closing(open_client(link.record)) as client:

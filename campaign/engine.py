@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from campaign import account, intent, manifest, registry, report
+from campaign import account, intent, keeper, manifest, registry, report
 from campaign.address import PoolAddress
 from campaign.checks import check_models, check_options
 from campaign.errors import CampaignError, CampaignFailed, Interrupted, SpecError
 from campaign.gaps import Gaps
+from campaign.hardship import full, leave_terminal, no_room
 from campaign.ledger import Ledger
 from campaign.plan import Pass, Plan, Reduce
 from campaign.planner import plan
@@ -27,7 +28,7 @@ from campaign.preflight import preflight
 from campaign.processes import stop_fork_server
 from campaign.profile import Profile
 from campaign.progress import Progress, to_terminal
-from campaign.protocols import Job, Provider, campaign_workers, save_job
+from campaign.protocols import Job, JobTicket, Provider, campaign_workers, save_job
 from campaign.receipts import Receipts
 from campaign.report import Report
 from campaign.rundir import RunDir
@@ -123,8 +124,10 @@ def run(
     rundir = RunDir(Path(run_dir).resolve() if run_dir else default_run_dir(campaign))
     checked = check(campaign)
     try:
-        with rundir.owned(), signals() as stop:
+        with rundir.owned(), signals() as stop, keeper.hold(rundir.root, remove=(rundir.job,), say=shown.say):
             made = Run(checked, rundir, shown, stop).run()
+    except OSError as error:
+        raise full(error, rundir.root) or error from error.__cause__
     finally:
         stop_fork_server()  # it looked at the files, whoever did the work
     if raises and made.status == report.INTERRUPTED:
@@ -136,18 +139,24 @@ def run(
 
 @contextmanager
 def signals() -> Iterator[threading.Event]:
-    """INT, TERM and HUP ask for an orderly end, once; a second one ends this process, and its children with it."""
+    """INT, TERM and HUP ask for an orderly end, once; a second one ends this process, and its children with it.
+
+    One that was ignored when this process began stays so: ``nohup`` means it.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
 
-    def handler(_signum: int, _frame: object) -> None:
+    def handler(signum: int, _frame: object) -> None:
         if asked.is_set():
-            os._exit(130)  # pilots, workers and guardians see this process go and clean up
+            os._exit(130)  # pilots, workers, guardians and the keeper see this process go and clean up
         asked.set()
+        if signum == signal.SIGHUP:
+            leave_terminal()
 
-    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    wanted = (s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN)
+    before = {s: signal.signal(s, handler) for s in wanted}
     try:
         yield asked
     finally:
@@ -169,7 +178,7 @@ class Run:
         self.pool: ServerPool | None = None
         self.hashes = manifest.InputHashes(self.plan, {})
         self.looked = 0.0
-        self.told_ready = False
+        self.told_ready = self.told_lost = False
 
     def run(self) -> Report:
         """Do it and write the report, however it ends."""
@@ -186,6 +195,7 @@ class Run:
                     self.shown.say("servers and workers: stopping" if self.pool else "workers: stopping")
                 self._passed("stopped")
             account.judge(self.report, self.plan, self.state)
+            self.report.errors += no_room(self.report.errors, self.rundir.root)
         except SpecError:
             raise
         except CampaignError as error:
@@ -269,7 +279,7 @@ class Run:
         address = self._start_pool(stack, provider) if self._needs_servers(waiting) else None
         ticket = save_job(replace(self.job, servers=address), self.rundir.job)
 
-        def with_servers() -> tuple[str, str]:
+        def with_servers() -> JobTicket:
             nonlocal ticket
             if self.pool is None and self.campaign.servers is not None:
                 late = replace(self.job, servers=self._start_pool(stack, provider))
@@ -278,8 +288,7 @@ class Run:
 
         return Scheduler(
             self.plan, self.todo, self.state, self.rundir, self.receipts, provider, campaign_workers(self.campaign),
-            self.campaign.retries, ticket, self.shown, lambda: self.pool.failure() if self.pool else None,
-            with_servers,
+            self.campaign.retries, ticket, self.shown, self._pool_failure, with_servers,
         )  # fmt: skip
 
     def _needs_servers(self, waiting: list[Reduce]) -> bool:
@@ -290,8 +299,9 @@ class Run:
         spec = self.campaign.servers
         assert spec is not None
         self.pool = ServerPool(
-            spec, provider=provider, folder=self.rundir.servers, base=self.campaign.base, say=self.shown.say
-        )
+            spec, provider=provider, folder=self.rundir.servers, base=self.campaign.base, say=self.shown.say,
+            kind=self.checked.kind,
+        )  # fmt: skip
         stack.enter_context(self.pool)
         self._passed("pool")
         if self.pool.kind.managed:
@@ -319,16 +329,33 @@ class Run:
         if now - self.looked < 0.5:
             return
         self.looked = now
+        keeper.beat()
         if self.rundir.request_stop.exists():
             raise Interrupted(_ASKED)
-        failure = self.pool.failure() if self.pool else None
+        failure = self._pool_failure()
         if failure is not None:
             raise failure
         if self.pool and self.pool.kind.managed and not self.told_ready:
             self._tell_ready(self.pool)
 
+    def _pool_failure(self) -> CampaignError | None:
+        """Why the run cannot go on for want of servers; it can where every model has a twin and servers have proved it.
+
+        A pool that never came up is an error all the same: what is wrong then is wrong in the campaign.
+        """
+        failure = self.pool.failure() if self.pool else None
+        if failure is None or self.pool is None or len(self.pool.twins) < len(self.pool.spec.models):
+            return failure
+        if not any(r["ready_s"] is not None for r in self.pool.records()):
+            return failure
+        if not self.told_lost:
+            self.told_lost = True
+            self.shown.say("servers   none is left: the models' local twins answer")
+            self.report.warnings.append(f"no server was left ({failure.where}: {failure.message})")
+        return None
+
     def _tell_ready(self, pool: ServerPool) -> None:
-        records = pool.records()
+        records = pool.current()
         if len(records) == pool.spec.count and all(r["state"] == "ready" for r in records):
             self.told_ready = True
             slowest = max(float(r["ready_s"]) for r in records)

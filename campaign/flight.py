@@ -12,17 +12,20 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
-from campaign.errors import CampaignError, InferenceError, ServerError
-from campaign.kserve import is_model_error, permanent
+from campaign.errors import CampaignError, ServerError
+from campaign.incarnation import Record
+from campaign.kserve import identity_refused
+from campaign.request import Request
 from campaign.roster import Link, Roster
-from campaign.wire import Codec, Part, outcome
+from campaign.wire import outcome
 
 OUT_BYTES = 256 << 20  # of requests in flight; a server without any is given one all the same
 WAITING_BYTES = 64 << 20  # of requests that wait for room; who brings more waits too
@@ -31,27 +34,8 @@ LINGER_S = 1.0
 WATCHDOG_S = 5.0  # after the deadline: a channel that was broken by a fork never calls back
 
 
-@dataclass(eq=False)
-class Request:
-    """One request and what has become of it."""
-
-    codec: Codec
-    part: Part
-    done: threading.Event = field(default_factory=threading.Event)
-    link: Link | None = None
-    turn: int = 0
-    tried: list[str] = field(default_factory=list)
-    only: str | None = None
-    since: float = 0.0
-    not_before: float = 0.0
-    answer: bytes = b""
-    said: CampaignError | None = None  # by the last server that failed
-    error: CampaignError | None = None
-    taken: dict[str, Any] | None = None
-    together: Sequence[Request] = ()  # those it was given with
-
-    def __post_init__(self) -> None:
-        self.size = self.part.size
+Last = Callable[[Request], "dict[str, Any] | None"]
+"""Answers a request that no server will, or does not: arrays by output name, without padding. May take its time."""
 
 
 class Flight:
@@ -59,10 +43,17 @@ class Flight:
 
     Args:
         roster: The servers.
+        last: Asked for the answer to a request that would be given up because no server is left and none is coming.
+
+    Attributes:
+        sent: Requests sent, by model.
+        rows: Rows by the rung on which they were answered; those given up for lack of servers are ``parked``.
     """
 
-    def __init__(self, roster: Roster) -> None:
-        self.roster = roster
+    def __init__(self, roster: Roster, last: Last | None = None) -> None:
+        self.roster, self.last = roster, last
+        self._last_asked: ThreadPoolExecutor | None = None
+        self._lasting: set[Request] = set()
         self.sent: Counter[str] = Counter()
         self.rows: Counter[str] = Counter()
         self._deadline_s = roster.address.request_deadline_s
@@ -142,20 +133,28 @@ class Flight:
             if request.taken is None:
                 request.taken = request.codec.decode(request.answer, request.part)
                 request.answer = b""
-                self.rows[_rung(request)] += request.part.rows
-                # Its inputs are not needed any more, and requests that name each other would wait for the collector.
-                request.part, request.together = replace(request.part, pieces=()), ()
+                self._count(request, request.rung)
         return request.taken
 
-    def drop(self, requests: Collection[Request], error: CampaignError) -> None:
-        """End those of the requests that still wait for room; the others go on."""
+    def _count(self, request: Request, rung: str) -> None:
+        self.rows[rung] += request.part.rows
+        # Its inputs are not needed any more, and requests that name each other would wait for the collector.
+        request.part, request.together = replace(request.part, pieces=()), ()
+
+    def drop(self, requests: Collection[Request], error: CampaignError | None = None) -> set[Request]:
+        """Take those of the requests that still wait for room out of the queue, and end them where there is an error.
+
+        Returns:
+            Them; the others go on.
+        """
         with self._lock:
             unwanted = set(requests).intersection(self._queue)
             self._queue = deque(r for r in self._queue if r not in unwanted)
             self._waiting_bytes -= sum(r.size for r in unwanted)
             self._room_made.notify_all()
-        for request in unwanted:
-            _end(request, error)
+        for request in unwanted if error is not None else ():
+            request.end(error)
+        return unwanted
 
     def close(self) -> None:
         """Give up what is not answered."""
@@ -166,17 +165,21 @@ class Flight:
         self._abandon(ServerError("this handle was closed before the answer came", where="pool"))
         if keeper is not None:
             keeper.join()
+        if self._last_asked is not None:
+            self._last_asked.shutdown(wait=True, cancel_futures=True)
 
     def _abandon(self, error: CampaignError) -> None:
         with self._lock:
             left = [*self._queue, *self._again, *self._out, *(r for r, _, _ in [*self._failed, *self._moving])]
+            left += self._lasting
+            self._lasting.clear()
             self._queue.clear()
             self._again, self._failed, self._waiting_bytes = [], [], 0
             for request in list(self._out):
                 self._landed(request)
             self._room_made.notify_all()
         for request in left:
-            _end(request, error)
+            request.end(error)
 
     # Sending.
     def _pump(self) -> None:
@@ -260,7 +263,7 @@ class Flight:
             self._pump()
         finally:
             if error is None:
-                request.done.set()
+                request.end()
 
     def _landed(self, request: Request) -> None:
         assert request.link is not None
@@ -311,56 +314,81 @@ class Flight:
 
     def _move_on(self, request: Request, link: Link, error: InferenceServerException) -> None:
         """Try where another try can help: the same server once more, then each other one, once."""
-        tried = request.tried
-        request.said = _failure(request, link, error)
-        if permanent(error) or (is_model_error(error) and len(set(tried)) > 1):
-            _end(request, request.said)
+        if not request.failed(link, error):
+            assert request.said is not None
+            request.end(request.said)
             self.drop(request.together, request.said)
             return
-        tried.append(link.name)
+        if identity_refused(error):
+            self.roster.refuse(link, str(error.message()))
         self.roster.failed(link)
-        # Once more on the same server: its channel may have been reset. Not after a deadline: it hangs.
-        again = tried.count(link.name) < 2 and "DEADLINE" not in str(error.status())
+        again = request.same_again(link, error)
         request.only = link.name if again else None
         request.not_before = time.monotonic() + (PAUSE_S if again else 0.0)
         with self._lock:
             self._again.append(request)
 
     def _strand(self, now: float) -> None:
-        """Tell requests that nobody is there for them, or not any more."""
+        """Give up requests that nobody is there for, and that nobody will come for.
+
+        While a server may come in place of a lost one they wait. A request that a model has failed on waits for
+        nobody: its servers are well.
+        """
         links = self.roster.links
         with self._lock:
             for request in self._again:
                 request.only = request.only if request.only in links else None
-            stranded = [r for r in self._again if r.only is None and not self.roster.usable(r.tried)]
-            self._again = [r for r in self._again if r not in stranded]
+                there = request.only is not None or bool(self.roster.usable(request.tried))
+                request.stranded = 0.0 if there else request.stranded or now
+            stranded = [r for r in self._again if r.stranded]
             queued = [] if links else list(self._queue)
+        for request in [*stranded, *queued]:
+            request.homeless |= bool(self.roster.gone)
+        if not stranded and not queued:
+            return
+        records = self.roster.newest()
         for request in stranded:
-            error = request.said if links and request.said else self.roster.nobody()
-            _end(request, error)
+            if request.refused or not self.roster.hope(request.tried, request.stranded, records):
+                with self._lock:
+                    if request not in self._again:
+                        continue  # somebody has just come
+                    self._again.remove(request)
+                self._give_up(request, request.said if links and request.said else self.roster.nobody())
+        if queued and not self._expected(queued[0], records):
+            late = [r for r in queued if not self._expected(r, records)]
+            error = self.roster.nobody()
+            for request in self.drop(late):
+                self._give_up(request, error)
+
+    def _expected(self, request: Request, records: Sequence[Record]) -> bool:
+        return self.roster.hope((), max(request.since, self.roster.empty_since), records)
+
+    def _give_up(self, request: Request, error: CampaignError) -> None:
+        """Ask who is asked last, in a thread; without him the request is parked, and those given with it."""
+        if request.refused:
+            request.end(error)
             self.drop(request.together, error)
-        if queued:
-            patience = self.roster.address.start_deadline_s if self.roster.coming() else 0.0
-            late = [r for r in queued if now - r.since >= patience]
-            if late:
-                self.drop(late, self.roster.nobody())
+        elif self.last is None:
+            dropped = self.drop(request.together, error)
+            with self._taking:
+                self.rows["parked"] += sum(r.part.rows for r in [request, *dropped])
+            request.end(error)
+        else:
+            with self._lock:
+                self._lasting.add(request)
+                self._last_asked = self._last_asked or ThreadPoolExecutor(1, "campaign-last")
+            self._last_asked.submit(self._ask_last, self.last, request, error)
 
-
-def _rung(request: Request) -> str:
-    if not request.tried or request.link is None:
-        return "first"
-    return "same_server" if request.tried[-1] == request.link.name else "other_server"
-
-
-def _end(request: Request, error: CampaignError) -> None:
-    request.error = error
-    request.done.set()
-
-
-def _failure(request: Request, link: Link, error: InferenceServerException) -> InferenceError:
-    return InferenceError(
-        f"{error.status()}: {error.message()}",
-        permanent=permanent(error) or is_model_error(error),
-        where=f"model {request.codec.info.name} on {link.name}",
-        remedy="see the server's log",
-    )
+    def _ask_last(self, last: Last, request: Request, error: CampaignError) -> None:
+        found: dict[str, Any] | None = None
+        try:
+            found = last(request)
+        except Exception as own:  # noqa: BLE001  thread boundary: the caller that waits must be told
+            error = ServerError(f"{error.message}; asked last: {type(own).__name__}: {own}", where=error.where)
+        with self._taking:
+            if found is not None:
+                request.taken = found
+            self._count(request, "parked" if found is None else "local_twin")
+        with self._lock:
+            self._lasting.discard(request)
+        request.end(error if found is None else None)

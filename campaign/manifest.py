@@ -182,8 +182,7 @@ def _output(rundir: RunDir, merged: Merged) -> dict[str, Any]:
 def _artefacts(rundir: RunDir, done: Done) -> Iterator[tuple[str, str]]:
     for stage, variation in sorted(done.frozen):
         receipt = done.ledger.frozen.get((stage, variation))
-        for note in receipt.notes if receipt is not None else ():
-            sha256, _, name = note.partition(" ")
+        for name, sha256 in receipt.about.get("artefacts", {}).items() if receipt else ():
             yield _inside(rundir, rundir.artefacts(stage, variation) / name), sha256
 
 

@@ -1,35 +1,51 @@
 """Runs where the servers run: owns ONE server from start to sweep, and obeys a lease.
 
-    python -m campaign.pilot POOL_FOLDER
+    python -m campaign.pilot POOL_FOLDER [--slot N --generation N --wait S]
 
-It claims a number, starts the server in a private node-local folder, proves it by a known answer per model, publishes
-its record, and then watches: the server, the stop file, the lease, and signals. However it ends, a guardian process
-that sees its end of a pipe close kills the server's group and removes its folder and its ``/dev/shm`` regions.
+It claims a slot, starts the server in a private node-local folder, proves it by a known answer per model, publishes
+its record, and then watches: the server and its models, the stop file, the lease, and signals. A server that is lost
+is replaced: the pilot becomes, by ``exec``, the pilot of the slot's next generation, with the same process id, in the
+same allocation, under the same guardian. However it ends, this guardian process, which sees its end of a pipe close,
+kills the server's group and removes its folder and its ``/dev/shm`` regions.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from campaign import enclose, serverlog
+from campaign.address import Secret
 from campaign.errors import CampaignError, ModelError, ServerError
-from campaign.guardian import die_with_parent, guardian, sweep
-from campaign.rundir import write_json
+from campaign.family import Family
+from campaign.guardian import Guardian, die_with_parent, sweep
+from campaign.incarnation import backoff, blank, name_of
+from campaign.lease import Lease
+from campaign.reap import abandoned
+from campaign.rundir import read_json, write_json
 from campaign.userfile import named
 
+if TYPE_CHECKING:
+    from campaign.health import Health
+
+T = TypeVar("T")
 POLL_S = 0.1
+BEAT_S = 1.0  # between two signs of life for the guardian, and the least between two for the submitter
 GRACE_S = 6.0  # of a server that may be busy, between SIGTERM and SIGKILL
+SILENT_S = 5.0  # beyond the lease: a pilot that has not looked around for so long is ended by its guardian
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Pilot:
@@ -37,40 +53,52 @@ class Pilot:
 
     Args:
         folder: The pool's folder, shared with the submitter.
+        slot: The server's place in the pool; None: the first that nobody has claimed.
+        generation: Which server of this slot it is, from 0.
+        inherited: The guardian of the generation before (`Apart.hand_over`); empty: there is none yet.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, slot: int | None = None, generation: int = 0, inherited: str = "") -> None:
         self.folder = folder
         self.order: Mapping[str, Any] = json.loads((folder / "pilot.json").read_text())
-        self.number = self._claim()
-        self.name = f"server-{self.number}"
+        self.slot, self.generation = self._claim(slot, generation), generation
+        self.name = name_of(self.slot, generation)
         self.log = folder / f"{self.name}.log"
-        self.asked = ""
-        self.lease = _Lease(folder / "lease", float(self.order["lease_s"]))
+        self.asked, self.state = "", "starting"
+        self.heir = generation < int(self.order["restarts"])
+        self.lease = Lease(folder / "lease", float(self.order["lease_s"]))
         self.server: subprocess.Popen[bytes] | None = None
+        self.health: Health | None = None
         self.place, self.shm, self.url = "", "", ""
         self.folders: list[str] = []
-        self.keeper = -1
+        self.guardian = Guardian(inherited)
+        self.slow_s = float(self.order["start_deadline_s"]) + 60.0  # large files of a model are looked at first
+        self.beats, self.beaten, self.recorded = 0, 0.0, 0.0
         self.ready_s: float | None = None
         self.warnings: list[str] = []
-        self.baseline: dict[str, list[int]] = {}
-        self.statistics: dict[str, list[int]] = {}
         self.started = time.time()
 
-    def _claim(self) -> int:
-        for number in range(int(self.order["count"])):
+    def _claim(self, slot: int | None, generation: int) -> int:
+        for number in range(int(self.order["count"])) if slot is None else (slot,):
+            claim = self.folder / name_of(number, generation).replace("server", "claim")
             with contextlib.suppress(FileExistsError):
-                os.close(os.open(self.folder / f"claim-{number}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+                os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
                 return number
         raise SystemExit(0)  # more were started than are wanted
 
-    def run(self) -> int:
-        """Serve until told to stop; the exit code is 0 if it was told so."""
-        for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    def run(self, wait_s: float = 0.0) -> int:
+        """Serve until told to stop; the exit code is 0 if it was told so. Does not return if the server is replaced.
+
+        Args:
+            wait_s: Before the server is started.
+        """
+        for s in SIGNALS:
             signal.signal(s, self._signalled)
-        why, log, remedy = "", "", ""
-        self.record("starting")
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the generation before has held them back
+        why, log, remedy, heals = "", "", "", False
         try:
+            self.record("starting")
+            self.bide(wait_s)
             self.start()
             self.prove()
             self.ready_s = round(time.time() - self.started, 3)
@@ -80,40 +108,82 @@ class Pilot:
             why = str(stop)
         except CampaignError as error:
             why, log = f"{error.where}: {error.message}" if error.where else error.message, error.log
-            remedy = error.remedy
+            remedy, heals = error.remedy, self.heals()
             self.asked = ""
         except Exception as error:  # noqa: BLE001  process boundary: the submitter gets type, text and traceback
-            why, log = f"{type(error).__name__}: {error}", traceback.format_exc()
+            why, log, heals = f"{type(error).__name__}: {error}", traceback.format_exc(), self.heals()
+            self.asked = ""
         told = bool(self.asked)
+        self.heir = self.heir and (heals or (told and not (self.folder / "stop").exists()))
         self.record("stopping")  # clients send it nothing more
         self.stop()
+        again = self.heir and not told and self.next_published()
         self.record("ended", why=why, told=told, remedy=remedy, tail=log or ("" if told else self.tail()))
+        if again:
+            self.replace()
+        self.guardian.end()
         return 0 if told else 1
+
+    def heals(self) -> bool:
+        """Whether another server may do what this one did not.
+
+        Not where nothing could be started, nor where the first one of a slot has said, by an exit code or by a wrong
+        answer, that it does not work: the next would say the same. A signal (out of memory, somebody's kill) is not
+        its own word, and where one has worked another can.
+        """
+        if self.server is None:
+            return False
+        worked = self.ready_s is not None or any(
+            (read_json(p) or {}).get("ready_s") is not None for p in self.folder.glob(f"{name_of(self.slot, 0)}*.json")
+        )
+        return worked or (self.server.poll() or 0) < 0
+
+    def next_published(self) -> bool:
+        """Publish the next generation's record before this one's end, so that somebody is always seen to come."""
+        record = blank(self.slot, self.generation + 1, self.folder, int(self.order["restarts"]))
+        path = self.folder / f"{record['name']}.json"
+        with contextlib.suppress(OSError):
+            write_json(path, {**record, "pid": os.getpid(), "started": time.time()})
+            self.guardian.guard(0, "", "", [], path, self.slow_s)
+            return True
+        return False
+
+    def replace(self) -> None:
+        """Become the pilot of the next generation: a fresh process image in which no thread and no channel was."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the next generation can take them
+        if self.asked:
+            return
+        later = self.generation + 1
+        options = [f"--slot={self.slot}", f"--generation={later}", f"--wait={backoff(later):.2f}"]
+        options.append(f"--guardian={self.guardian.hand_over()}")
+        os.execv(sys.executable, [sys.executable, "-m", "campaign.pilot", str(self.folder), *options])  # noqa: S606
 
     def _signalled(self, signum: int, _frame: object) -> None:
         self.asked = self.asked or f"signal {signal.Signals(signum).name}"
 
     def record(self, state: str, **more: Any) -> None:
         """Publish what is known of the server, by atomic rename."""
+        self.state, self.beats, self.recorded = state, self.beats + 1, time.monotonic()
+        counted = self.health.counted if self.health else {}
+        if (self.folder / f"closed-{self.name}").exists():
+            return  # the submitter, who had heard nothing for long, has put another in its place
         with contextlib.suppress(OSError):  # the folder may be gone: then nobody reads it
             write_json(
                 self.folder / f"{self.name}.json",
                 {
-                    "name": self.name,
+                    **blank(self.slot, self.generation, self.folder, int(self.order["restarts"])),
                     "state": state,
+                    "heir": self.heir,
+                    "beat": self.beats,
                     "url": self.url,
-                    "host": socket.gethostname(),
                     "pid": os.getpid(),
                     "server_pid": self.server.pid if self.server else None,
                     "place": self.place,
                     "shm_prefix": self.shm,
                     "folders": self.folders,
-                    "log": str(self.log),
                     "warnings": self.warnings,
-                    "statistics": {m: n[:2] for m, n in self.statistics.items()},
-                    "times": {
-                        m: {"computing_s": n[2] / 1e9, "queueing_s": n[3] / 1e9} for m, n in self.statistics.items()
-                    },
+                    "statistics": {m: n[:2] for m, n in counted.items()},
+                    "times": {m: {"computing_s": n[2] / 1e9, "queueing_s": n[3] / 1e9} for m, n in counted.items()},
                     "started": self.started,
                     "ready_s": self.ready_s,
                     **more,
@@ -123,12 +193,14 @@ class Pilot:
     # Start.
     def start(self) -> None:
         """Start the server in a private folder, its whole group tied to this process."""
+        abandoned()
+        self.started = time.time()
         self.place = tempfile.mkdtemp(prefix="campaign-")
-        self.keeper = guardian()
-        self.tell_guardian()
+        self.tell_guardian(self.slow_s)
         self.folders_before = _python_env_folders()
         launch = named(str(self.order["kind"])).launch(self.order["recipe"], Path(self.place), self.name)
-        self.url, self.shm = launch.url, launch.shm_prefix
+        self.launch, self.url, self.shm = launch, launch.url, launch.shm_prefix
+        argv, env = enclose.command(launch, Path(self.place), self.folder, self.name)
 
         def child() -> None:
             die_with_parent(signal.SIGKILL)
@@ -137,8 +209,8 @@ class Pilot:
 
         with self.log.open("ab") as log:
             self.server = subprocess.Popen(
-                list(launch.argv),
-                env=dict(launch.env),
+                argv,
+                env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -146,41 +218,65 @@ class Pilot:
                 preexec_fn=child,
                 cwd=self.place,
             )
-        self.tell_guardian()
+        self.tell_guardian(self.slow_s)
         self.record("starting")
 
-    def tell_guardian(self) -> None:
-        """What is to be ended and swept if this process dies."""
-        group = self.server.pid if self.server else 0
-        known = [group, self.place, self.shm, self.folders, str(self.folder / f"{self.name}.json")]
-        os.write(self.keeper, (json.dumps(known) + "\n").encode())
+    def tell_guardian(self, patience_s: float) -> None:
+        """What is to be ended and swept if this process dies, or does not `pause` for so long."""
+        server = self.server.pid if self.server else 0
+        record = self.folder / f"{self.name}.json"
+        self.guardian.guard(server, self.place, self.shm, self.folders, record, patience_s)
 
-    def pause(self) -> None:
+    def pause(self, until: Future[Any] | None = None) -> None:
         """One look around; raises when it is time to stop, or when the server has ended.
+
+        Args:
+            until: What is waited for; the pause is over when it is done.
 
         Raises:
             ServerError: The server ended by itself.
         """
-        assert self.server is not None
-        code = self.server.poll()
+        self.guardian.beat()
+        code = self.server.poll() if self.server else None
         if code is not None:
             how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-            raise ServerError(f"the server ended {how}{self._cause()}", where=self.name, log=self.tail())
+            raise ServerError(f"the server ended {how}{serverlog.cause(self.log)}", where=self.name, log=self.tail())
         if (self.folder / "stop").exists():
             self.asked = self.asked or "asked to stop"
         if self.lease.expired():
             self.asked = self.asked or "the lease ran out: the submitter is gone"
+        self.beat()
         if self.asked:
             raise _Stop(self.asked)
-        time.sleep(POLL_S)
+        if until is None:
+            time.sleep(POLL_S)
+        else:
+            wait([until], POLL_S)
 
-    def _cause(self) -> str:
-        """The line of the log that says which model does not load, if there is one."""
-        with contextlib.suppress(OSError):
-            for line in self.log.read_text(errors="replace").splitlines():
-                if "failed to load '" in line:
-                    return ": " + line[line.index("failed to load '") :].rstrip('"')
-        return ""
+    def beat(self) -> None:
+        """A sign of life in the record, more rarely where file systems are shared."""
+        now = time.monotonic()
+        if now - self.beaten < BEAT_S:
+            return
+        self.beaten = now
+        if now - self.recorded > max(BEAT_S, float(self.order["lease_s"]) / 5):
+            self.record(self.state)
+        if (self.folder / f"closed-{self.name}").exists():
+            self.asked, self.heir = self.asked or "the submitter heard nothing of it for long", False
+
+    def bide(self, seconds: float) -> None:
+        """Let some time pass, looking around."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.pause()
+
+    def aside(self, do: Callable[..., T], *args: Any) -> T:
+        """Have a thread do what may block, looking around meanwhile."""
+        assert self.health is not None
+        done = self.health.threads.submit(do, *args)
+        while not done.done():
+            self.pause(done)
+        return done.result()
 
     def prove(self) -> None:
         """Wait until the server answers, then ask each model what is known.
@@ -190,62 +286,81 @@ class Pilot:
             ModelError: A model does not load or answers wrongly.
         """
         from campaign import canary
+        from campaign.health import Health
 
         end = time.monotonic() + float(self.order["start_deadline_s"])
-        client = canary.client_of(self.url)
-        while not canary.ready(client):
+        models = {model: what["canary"] for model, what in self.order["recipe"]["models"].items()}
+        client = canary.client_of(self.name, self.url, self._let_in(end))
+        self.health = Health(client, models, **self.order["health"])
+        while not self.aside(canary.ready, client):
             if time.monotonic() > end:
                 raise ServerError(
                     f"not ready within {self.order['start_deadline_s']:g} s", where=self.name, log=self.tail()
                 )
             self.pause()
-        for model, what in self.order["recipe"]["models"].items():
+        for model in models:
             left = max(1.0, end - time.monotonic())
             try:
-                warning = canary.prove(client, model, what["canary"], left)
+                warning = self.aside(self.health.prove, model, left)
             except ModelError as error:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.server.wait(POLL_S) if self.server else None  # did it fall while it was asked?
                 raise ModelError(error.message, where=f"model {model} on {self.name}", log=self.tail()) from None
             if warning:
                 self.warnings.append(warning)
-        for region in Path("/dev/shm").glob(f"{self.shm}*"):  # noqa: S108  Triton makes them readable by everybody
+        for region in list(Path("/dev/shm").glob(f"{self.shm}*")):  # noqa: S108  Triton makes them readable by everybody
             region.chmod(0o600)
+            if _SHARED not in self.warnings:
+                self.warnings.append(_SHARED)
         # The Python backend makes an empty folder in /tmp, wherever TMPDIR points, and leaves it when it is killed.
         self.folders = sorted(_python_env_folders() - self.folders_before)
-        self.tell_guardian()
-        self.baseline = canary.counted(client, self.order["recipe"]["models"])  # what the canaries were is not counted
-        self.client = client
+        self.tell_guardian(self.lease.lease_s + SILENT_S)
+
+    def _let_in(self, end: float) -> Secret | None:
+        """What lets this process ask the server, from the driver; None where the server has a socket in our folder."""
+        if not self.launch.ca:
+            return None
+        from campaign.tls import PILOT, Applicant
+
+        recipe, asked = self.order["recipe"]["tls"], Applicant(self.folder, self.name + PILOT)
+        asked.ask()
+        while (found := asked.answer()) is None:
+            if time.monotonic() > end:
+                raise ServerError("the driver gave it no certificate", where=self.name)
+            self.pause()
+        return Secret(recipe["ca"].encode(), *found, domain=recipe["domain"])
 
     # Watch and stop.
     def watch(self) -> str:
-        """Until told to stop; keeps the statistics in the record fresh."""
-        looked = time.monotonic()
+        """Until told to stop; keeps the statistics in the record fresh.
+
+        Raises:
+            ServerError: The server has ended, hangs, or does not give its known answers any more.
+        """
+        assert self.health is not None
+        assert self.server is not None
+        told = self.health.counted
+        family = Family(self.server.pid, float(self.order["health"]["silent_s"]))
         while True:
             try:
                 self.pause()
             except _Stop as stop:
-                time.sleep(0.05)  # the server counts a request a moment after it has answered
-                self._count()
+                self.health.settle()
                 return str(stop)
-            if time.monotonic() - looked > 1:
-                before = dict(self.statistics)
-                self._count()
-                looked = time.monotonic()
-                if before != self.statistics:
-                    self.record("ready")
-
-    def _count(self) -> None:
-        from campaign import canary
-
-        now = canary.statistics(self.client)
-        if now:
-            self.statistics = {
-                m: [a - b for a, b in zip(n, self.baseline.get(m, canary.NOTHING), strict=True)] for m, n in now.items()
-            }
+            why = family.look() or self.health.look()
+            if why:
+                raise ServerError(why, where=self.name, log=self.tail())
+            if told != self.health.counted and time.monotonic() - self.recorded > BEAT_S:
+                told = self.health.counted
+                self.record("ready")
 
     def stop(self) -> None:
         """End the server's group: at once where it is known idle, else by SIGTERM first. Then sweep."""
+        if self.place:
+            self.tell_guardian(GRACE_S + 10 * SILENT_S)
         if self.server is not None:
-            if self.server.poll() is None and self.ready_s is not None and not self._idle():
+            # One that is not well would not end by itself, and what it was asked is asked of others.
+            if self.asked and self.server.poll() is None and self.ready_s is not None and not self._idle():
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.server.pid, signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -254,6 +369,8 @@ class Pilot:
                 os.killpg(self.server.pid, signal.SIGKILL)
             self.server.wait()
             time.sleep(0.02)
+        if self.health is not None:
+            self.health.close()
         if self.place:
             self.folders = self.folders or sorted(_python_env_folders() - self.folders_before)
             sweep(self.place, self.shm, self.folders)
@@ -264,15 +381,12 @@ class Pilot:
             return (self.folder / "stop").read_text().strip() == "idle" or bool(self.asked.startswith("the lease"))
         return self.asked.startswith("the lease")
 
-    def tail(self, lines: int = 25) -> str:
-        """The end of the server's log, without what every start without a GPU says."""
-        with contextlib.suppress(OSError):
-            text = self.log.read_text(errors="replace").splitlines()
-            return "\n".join([x for x in text if not any(noise in x for noise in _NOISE)][-lines:])
-        return ""
+    def tail(self) -> str:
+        """The end of the server's log."""
+        return serverlog.tail(self.log)
 
 
-_NOISE = ("NVML", "DCGM", "CUDA driver version", "CUDA memory pool disabled", "cudaGetDeviceCount")
+_SHARED = "its shared memory lies in the node's /dev/shm: other users may have seen it for an instant when it was made"
 
 
 def _python_env_folders() -> set[str]:
@@ -289,32 +403,21 @@ class _Stop(Exception):
     """Time to stop, and why."""
 
 
-class _Lease:
-    """A counter the submitter raises, aged by this machine's own monotonic clock: file times play no part."""
-
-    def __init__(self, path: Path, lease_s: float) -> None:
-        self.path, self.lease_s = path, lease_s
-        self.seen, self.since = "", time.monotonic()
-
-    def expired(self) -> bool:
-        try:
-            now = self.path.read_text()
-        except OSError:
-            now = self.seen
-        if now != self.seen:
-            self.seen, self.since = now, time.monotonic()
-        return time.monotonic() - self.since > self.lease_s
-
-
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m campaign.pilot``."""
-    folder = Path((argv or sys.argv[1:])[0])
+    parser = argparse.ArgumentParser(prog="campaign.pilot")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--slot", type=int)
+    parser.add_argument("--generation", type=int, default=0)
+    parser.add_argument("--guardian", default="")
+    parser.add_argument("--wait", type=float, default=0.0)
+    given = parser.parse_args(argv)
     parent = os.environ.pop("CAMPAIGN_PARENT", "")
     if parent:
         die_with_parent(signal.SIGTERM)
         if os.getppid() != int(parent):
             return 1  # it died before this line
-    return Pilot(folder).run()
+    return Pilot(given.folder, given.slot, given.generation, given.guardian).run(given.wait)
 
 
 if __name__ == "__main__":

@@ -13,19 +13,30 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from campaign import registry
-from campaign.address import PoolAddress
+from campaign import keeper, registry
+from campaign.address import PoolAddress, Secret
 from campaign.errors import ServerError, SpecError
-from campaign.guardian import sweep
+from campaign.guardian import own, sweep
+from campaign.identity import mark
+from campaign.incarnation import causes, in_order, newest, on_the_way
+from campaign.private import make_private
+from campaign.processes import ask_child
 from campaign.protocols import Carried, Provider, ServerKind
+from campaign.replacer import Replacer
 from campaign.rundir import read_json, write_aside, write_json
 from campaign.spec import ServerSpec
+from campaign.twin import DEADLINE_S, agree_and_tell, twin_of
 from campaign.userfile import reference
 
 if TYPE_CHECKING:
     from campaign.client import Servers
 
-_OWN_FILES = ("pilot.json", "lease", "stop", "job", "claim-*", "server-*.json", "server-*.log", "pilot-*.log")
+_OWN_FILES = (
+    *("pilot.json", "lease", "stop", "job"),
+    *("claim-*", "closed-*", "server-*.json", "*-*.log", "*.csr", "*.crt"),
+)
+WEEK_S = 7 * 86400.0
+LOOK_S = 0.5  # between two looks for pilots that were lost
 STOP_S = 12.0  # a busy server has 6 s of grace; after that and some more the machine's owner is asked
 
 
@@ -66,6 +77,7 @@ class ServerPool:
         folder: Where records and logs go, seen by every machine; None: a private temporary folder, removed at the end.
         base: Where relative paths start.
         say: Called with progress lines.
+        kind: Of ``spec``, where one was made already: the models it has seen are the ones that are served.
         options: Further keys of `ServerSpec` or of the server kind.
     """
 
@@ -79,21 +91,28 @@ class ServerPool:
         folder: Path | None = None,
         base: Path | None = None,
         say: Callable[[str], None] = quiet,
+        kind: ServerKind | None = None,
         **options: Any,
     ) -> None:
         if not isinstance(spec, ServerSpec):
             given = {"model_repository": str(spec), "models": models, "count": count or 1, **options}
             spec = ServerSpec.model_validate(given)
         self.spec, self.say = spec, say
-        self.kind = make_kind(spec, base or Path.cwd())
-        self.kind.check()
+        base = base or Path.cwd()
+        self.kind = kind or make_kind(spec, base)
+        if kind is None:
+            self.kind.check()
+        found = (twin_of(self.kind, base, name, model) for name, model in spec.models.items())
+        self.twins = tuple(twin for twin in found if twin is not None)
         self._provider_given = provider
         self._folder_given = folder
         self._stack = ExitStack()
         self._carried: list[Carried] = []
         self._beat: threading.Thread | None = None
-        self._over = threading.Event()
+        self._replacing: threading.Thread | None = None
+        self._over, self._leaving = threading.Event(), threading.Event()
         self._live: Servers | None = None
+        self._secret: Secret | None = None
         self.folder = folder or Path()
 
     def __reduce__(self) -> NoReturn:
@@ -109,18 +128,30 @@ class ServerPool:
         return self
 
     def _start(self) -> None:
-        recipe = self.kind.prepare(self.say)
+        if self.twins:
+            wrong = ask_child(agree_and_tell, (self.twins,), DEADLINE_S, "local twins")
+            if wrong is not None:
+                raise wrong
+        recipe = dict(self.kind.prepare(self.say))
         if not self.kind.managed:
+            self._secret = self.kind.secret()
             return
         if self._folder_given is None:
             self.folder = Path(tempfile.mkdtemp(prefix="campaign-pool-"))
             self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            own(self.folder, str(mark()))
+        why = make_private(self.folder)
+        if why:
+            raise SpecError(f"cannot be the folder of a pool: {why}", where=str(self.folder), remedy="give another")
+        self._stack.enter_context(keeper.hold(self.folder, say=self.say))
         for name in _OWN_FILES:  # of an earlier run of the same directory; whatever else lies there is not ours
             for old in self.folder.glob(name):
                 old.unlink()
         cls = type(self.kind)
         count = self.spec.count
+        provider = self._provider()
+        if self.kind.through_tls(getattr(provider, "one_node", False)):
+            recipe["tls"] = self._open_gate(provider)
         write_json(
             self.folder / "pilot.json",
             {
@@ -129,13 +160,38 @@ class ServerPool:
                 "count": count,
                 "lease_s": self.spec.lease_s,
                 "start_deadline_s": self.spec.start_deadline_s,
+                "restarts": self.spec.restarts,
+                "health": {
+                    "every_s": self.spec.canary_s,
+                    "deadline_s": self.spec.request_deadline_s,
+                    "silent_s": self.spec.silent_s,
+                },
             },
         )
-        provider = self._provider()
         self._stack.callback(self._stop)
         self._beat = threading.Thread(target=self._hold, name="campaign-lease", daemon=True)
         self._beat.start()
-        self._carried = provider.carry([sys.executable, "-m", "campaign.pilot", str(self.folder)], count, self.folder)
+        argv = [sys.executable, "-m", "campaign.pilot", str(self.folder)]
+        self._carried = provider.carry(argv, count, self.folder)
+
+        def carry(more: Sequence[str]) -> list[Carried]:
+            made = provider.carry([*argv, *more], 1, self.folder)
+            self._carried += made
+            return made
+
+        replacer = Replacer(self.folder, self.spec.restarts, self.spec.lease_s, carry, self.say)
+        self._replacing = threading.Thread(target=self._replace, args=(replacer,), name="campaign-pilots", daemon=True)
+        self._replacing.start()
+
+    def _open_gate(self, provider: Provider) -> dict[str, str]:
+        from campaign.tls import Gate
+
+        walltime = getattr(provider, "walltime_s", None) or WEEK_S
+        gate = Gate(self.folder, WEEK_S + walltime, walltime)  # batch jobs queue before their walltime begins
+        self._stack.callback(gate.stop)
+        gate.start()
+        self._secret = gate.secret
+        return gate.recipe
 
     def _provider(self) -> Provider:
         given = self._provider_given
@@ -157,6 +213,13 @@ class ServerPool:
             except OSError as error:  # a full disk must not end the campaign before the lease does
                 self.say(f"the lease cannot be written: {error.strerror}")
 
+    def _replace(self, replacer: Replacer) -> None:
+        while not self._leaving.wait(LOOK_S):
+            try:
+                replacer.look()
+            except Exception as error:  # noqa: BLE001  thread boundary: the servers there are go on
+                self.say(f"lost servers cannot be replaced: {type(error).__name__}: {error}")
+
     # While it runs.
     @property
     def address(self) -> PoolAddress:
@@ -168,39 +231,58 @@ class ServerPool:
             window=self.spec.window,
             start_deadline_s=self.spec.start_deadline_s + 10,
             request_deadline_s=self.spec.request_deadline_s,
+            settle_s=self.spec.silent_s + self.spec.canary_s if self.kind.managed else 0.0,
             records=tuple(self.kind.addresses()),
+            secret=self._secret,
+            twins=self.twins,
         )
 
     def records(self) -> list[dict[str, Any]]:
         """What the pilots say of their servers."""
         if not self.kind.managed:
             return [dict(r) for r in self.kind.addresses()]
-        found = [read_json(p) for p in sorted(self.folder.glob("server-*.json"))]
-        return [dict(r) for r in found if r is not None]
+        found = [read_json(p) for p in self.folder.glob("server-*.json")]
+        return [dict(r) for r in in_order(r for r in found if r is not None)]
+
+    def current(self) -> list[dict[str, Any]]:
+        """Of each server the record of its last incarnation."""
+        return [dict(r) for r in newest(self.records())]
 
     def failure(self) -> ServerError | None:
         """Why the pool cannot be used any more, or None while it can.
 
-        It cannot when a server failed to start (the next would fail alike), or when none is left.
+        It cannot when a server failed to start in a way that cannot heal (the others would fail alike), or when none
+        is left and none is coming.
         """
-        records = self.records()
-        ended = [r for r in records if r["state"] == "ended"]
-        alive = [r for r in records if r["state"] in ("starting", "ready")]
-        never = [r for r in ended if r["ready_s"] is None and not r["told"]]
+        records = self.current()
+        alive = [r for r in records if r["state"] in ("starting", "ready") or on_the_way(r)]
+        ended = [r for r in records if r["state"] == "ended" and not on_the_way(r)]
+        never = [r for r in ended if r["ready_s"] is None and not r["told"] and not r["generation"]]
         if not self.kind.managed or (alive and not never):
             return None
         if ended:
-            first = (never or [r for r in ended if not r["told"]] or ended)[0]
-            return ServerError(
-                str(first["why"]),
-                where=f"server {first['name']}",
-                remedy=str(first.get("remedy") or f"see {first['log']}"),
-                log=str(first.get("tail", "")),
-            )
+            return self._none_left((never or [r for r in ended if not r["told"]] or ended)[0])
         codes = [c.poll() for c in self._carried]
         if not records and self._carried and all(code is not None for code in codes):
             return self._never_came(codes)
         return None
+
+    def _none_left(self, last: Mapping[str, Any]) -> ServerError:
+        why = str(last["why"])
+        if last["generation"]:
+            told = causes(r for r in self.records() if r["state"] == "ended")
+            spent = last["generation"] >= self.spec.restarts
+            why = (
+                f"no server is left, each was replaced {self.spec.restarts} times: {told}"
+                if spent
+                else f"{why}: {told}"
+            )
+        return ServerError(
+            why,
+            where=f"server {last['name']}",
+            remedy=str(last.get("remedy") or f"see {last['log']}"),
+            log=str(last.get("tail", "")),
+        )
 
     def _never_came(self, codes: list[int | None]) -> ServerError:
         logs = sorted(self.folder.glob("pilot-*.log")) or sorted(self.folder.glob("*.stderr"))
@@ -220,7 +302,7 @@ class ServerPool:
             return
         wanted = self.spec.count if count is None else count
         end = time.monotonic() + self.spec.start_deadline_s + 10
-        while sum(r["state"] == "ready" for r in self.records()) < wanted:
+        while sum(r["state"] == "ready" for r in self.current()) < wanted:
             failure = self.failure()
             if failure:
                 raise failure
@@ -247,6 +329,9 @@ class ServerPool:
 
     def _stop(self) -> None:
         """Tell the pilots, wait for them, and see that nothing of theirs is left on this node."""
+        self._leaving.set()
+        if self._replacing:
+            self._replacing.join()  # nobody is sent for any more
         try:
             with write_aside(self.folder / "stop", "w") as stream:
                 stream.write("idle")  # tasks have ended or were ended: no request of ours is worth waiting for
@@ -267,7 +352,7 @@ class ServerPool:
 
     def _claims_settled(self) -> bool:
         # A carrier that only knows "running" may poll None for long: the records say more.
-        return len(self.records()) >= self.spec.count
+        return len(self.current()) >= self.spec.count
 
     def _sweep(self) -> None:
         import socket
@@ -277,8 +362,9 @@ class ServerPool:
                 sweep(str(record["place"]), str(record["shm_prefix"]), record["folders"])
 
     def report(self) -> list[dict[str, Any]]:
-        """One entry per server for the report."""
-        keep = ("name", "host", "state", "why", "warnings", "statistics", "times", "ready_s", "log")
+        """One entry per incarnation of each server for the report."""
+        keep = ["name", "slot", "generation", "host", "state", "why", "warnings"]
+        keep += ["statistics", "times", "ready_s", "log"]
         return [{k: r[k] for k in keep if k in r} for r in self.records()]
 
 

@@ -33,10 +33,9 @@ class Receipt:
         events: Entries of the tree that were read for it (0 where it was made from an artefact).
         pack: Name of the pack it lies in; empty: it is a file of its own.
         offset: Its place in the pack, bytes.
-        notes: Remarks for the report (weights that are no numbers, for example); of a frozen value, SHA-256 and name
-            of each of its artefacts.
-        more: What else is to be known: of a merged output, its files and gaps; of a frozen value, a digest of what it
-            was made from; of a partial, one of the frozen values it was made with.
+        notes: Remarks for the report (weights that are no numbers, for example).
+        more: What else is to be known: of a merged output, its files and gaps; of a frozen value, what it was made from
+            and its plots and tables; of a partial, a digest of the frozen values it was made with.
         bytes_sha256: Of the file's bytes, where the partial is a file of its own: its container's bytes count as well.
     """
 
@@ -55,6 +54,15 @@ class Receipt:
     notes: tuple[str, ...] = ()
     more: str = ""
     bytes_sha256: str = ""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """`more` of a frozen value or a merged output; empty where there is nothing of the kind."""
+        try:
+            found = json.loads(self.more)
+        except (ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def line(self) -> bytes:
         """As it stands in the log: a digest of the rest, then JSON."""

@@ -117,13 +117,14 @@ class Report:
         without = {name: o for name, o in self.outputs.items() if o.get("incomplete")}
         if not without:
             return
-        yield f"  INCOMPLETE  {len(without)} of {len(self.outputs)} outputs; {len(self.lost)} files failed"
+        yield f"  INCOMPLETE  {len(without)} of {len(self.outputs)} outputs; failed files: {len(self.lost)}"
         for lost in self.lost:
             entries = "unknown" if lost["entries"] is None else f"{lost['entries']:,}"
             weights = "unknown" if lost["sum_of_weights"] is None else f"{lost['sum_of_weights']:.17g}"
             yield f"    lost {lost['file']} ({lost['dataset']}): entries {entries}, sum of weights {weights}"
         for name, o in without.items():
-            why = [f"{len(o['missing']['files'])} files"] if o.get("missing", {}).get("files") else []
+            count = len(o.get("missing", {}).get("files", ()))
+            why = [f"{count} file{'s' if count > 1 else ''}"] if count else []
             why += [f"what {source} lacks" for source in o["because"]]
             yield f"    {name}: without {' and '.join(why)}"
 

@@ -14,6 +14,7 @@ from tritonclient.grpc import service_pb2
 
 from campaign.address import PoolAddress
 from campaign.errors import ServerError
+from campaign.incarnation import Record, newest, on_the_way
 from campaign.window import Window
 from campaign.wire import SERVICE, open_channel
 
@@ -28,6 +29,7 @@ class Link:
     def __init__(self, record: Mapping[str, Any], window: int | None) -> None:
         self.record = record
         self.name = str(record["name"])
+        self.generation = int(record.get("generation", 0))
         self.headers = dict(record.get("headers") or {})
         self.metadata = tuple((name.lower(), value) for name, value in self.headers.items())
         self.outstanding = 0
@@ -63,12 +65,19 @@ class Link:
 
 
 class Roster:
-    """The pool's servers that can be called. `links` is replaced, never changed, so that it can be read anywhere."""
+    """The pool's servers that can be called. `links` is replaced, never changed, so that it can be read anywhere.
+
+    Attributes:
+        gone: Why servers have ended, by name.
+        empty_since: Since when there is no link, on a monotonic clock.
+    """
 
     def __init__(self, address: PoolAddress) -> None:
         self.address = address
         self.links: dict[str, Link] = {}
         self.gone: dict[str, str] = {}
+        self.empty_since = time.monotonic()
+        self._elsewhere: set[str] = set()
         self._leaving: list[Link] = []
         self._looked = 0.0
         self._lock = threading.Lock()
@@ -84,7 +93,8 @@ class Roster:
                 name, state = str(record["name"]), record["state"]
                 if state == "ready" and name not in links and name not in self.gone:
                     if record.get("host", here) != here and str(record["url"]).startswith("unix:"):
-                        continue  # another node's socket
+                        self._elsewhere.add(name)  # another node's socket
+                        continue
                     links[name] = Link(record, None if self.address.window == "auto" else self.address.window)
                 elif state == "stopping" and name in links:
                     self._leaving.append(links.pop(name))  # what is under way may still be answered
@@ -94,6 +104,8 @@ class Roster:
                     for link in [x for x in self._leaving if x.name == name]:
                         self._leaving.remove(link)
                         link.close()
+            if self.links and not links:
+                self.empty_since = now
             self.links = links
 
     def failed(self, link: Link) -> None:
@@ -103,6 +115,14 @@ class Roster:
         self._looked = 0.0
         self.look(now)
 
+    def refuse(self, link: Link, said: str) -> None:
+        """Who listens there is not the server of that record: it is asked no more."""
+        with self._lock:
+            self.gone[link.name] = f"refused, it is not the server of this record: {said}"
+            if link.name in self.links:
+                self.links = {name: other for name, other in self.links.items() if name != link.name}
+                self._leaving.append(link)
+
     def usable(self, avoid: Collection[str]) -> list[Link]:
         """Servers but those to avoid; of these the ones that did not just fail, if there are any."""
         links = [link for link in self.links.values() if link.name not in avoid]
@@ -110,32 +130,49 @@ class Roster:
         return [link for link in links if link.down_until <= now] or links
 
     def wait(self, avoid: Collection[str] = ()) -> Link:
-        """A server that can be called; waits for the pool's first one.
+        """A server that can be called; waits while one is coming.
 
         Raises:
             ServerError: No server is left, or none came up in time.
         """
-        end = time.monotonic() + self.address.start_deadline_s
+        start = time.monotonic()
         while True:
             self.look(time.monotonic())
             links = self.usable(avoid)
             if links:
                 return min(links, key=lambda link: link.outstanding)
-            if avoid or time.monotonic() > end or not self.coming():
+            if not self.hope(avoid, start, self.newest()):
                 raise self.nobody()
             time.sleep(0.02)
 
-    def coming(self) -> bool:
-        """Whether a server may still come up (one that has just become ready counts too)."""
-        records = self.address.servers()
-        return not records or any(r["state"] != "ended" for r in records)
+    def newest(self) -> list[Record]:
+        """The last record of each of the pool's servers, as they are now."""
+        return newest(self.address.servers())
+
+    def hope(self, tried: Collection[str], since: float, records: Sequence[Record]) -> bool:
+        """Whether waiting may bring a server to somebody who has waited since then, after these have failed him.
+
+        One starts, or will be started, or has just become ready; or one that failed is not yet judged by its pilot:
+        it may be replaced in a moment.
+        """
+        waited = time.monotonic() - since
+        if waited > self.address.start_deadline_s:
+            return False
+        return not records or any(self._may_serve(r, tried, waited) for r in records)
+
+    def _may_serve(self, record: Record, tried: Collection[str], waited: float) -> bool:
+        if record["state"] == "ready" and record["name"] in self.gone:
+            return False  # it was refused: it is not who it says
+        if record["state"] == "ready" and record["name"] not in self._elsewhere:
+            return record["name"] not in tried or waited < self.address.settle_s
+        return on_the_way(record)
 
     def nobody(self) -> ServerError:
         """The error for a pool in which nobody can be asked."""
         said = "; ".join(f"{name}: {why}" for name, why in sorted(self.gone.items()))
         logs = [str(r.get("log", "")) for r in self.address.servers() if r.get("log")]
         late = f"no server was ready within {self.address.start_deadline_s:g} s"
-        what = late if self.coming() else "no server is left"
+        what = late if any(r["state"] != "ended" for r in self.address.servers()) else "no server is left"
         return ServerError(
             what + (f" ({said})" if said else ""),
             where="pool",

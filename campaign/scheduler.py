@@ -23,9 +23,9 @@ from campaign.merge import Merged, Target, receipt_of
 from campaign.outputs import HISTOGRAMS
 from campaign.plan import Events, Line, Output, Pass, Plan, Reduce, Shape, shapes
 from campaign.progress import Progress
-from campaign.protocols import Provider
+from campaign.protocols import JobTicket, Provider
 from campaign.receipts import FROZEN, Receipt, Receipts, parse
-from campaign.rundir import RunDir
+from campaign.rundir import RunDir, canonical_json
 from campaign.state import State
 from campaign.trees import Tree
 from campaign.watch import deaths
@@ -59,8 +59,8 @@ class Scheduler:
 
     def __init__(
         self, plan: Plan, todo: Iterable[Pass], state: State, rundir: RunDir, receipts: Receipts, provider: Provider,
-        workers: int, retries: int, job: tuple[str, str], shown: Progress,
-        pool_failure: Callable[[], CampaignError | None], with_servers: Callable[[], tuple[str, str]],
+        workers: int, retries: int, job: JobTicket, shown: Progress,
+        pool_failure: Callable[[], CampaignError | None], with_servers: Callable[[], JobTicket],
     ) -> None:  # fmt: skip
         self.plan, self.state, self.rundir, self.receipts = plan, state, rundir, receipts
         self.workers, self.retries = workers, retries
@@ -442,10 +442,8 @@ class Scheduler:
             self._reduce_failed(reduce)
             return
         size, at = Path(found.path).stat().st_size, (reduce.stage, reduce.variation)
-        artefacts = tuple(f"{sha256} {name}" for name, sha256 in found.artefacts.items())
-        kept = Receipt(
-            reduce.key, at[0], "all", at[1], "", FROZEN, found.sha256, size, notes=artefacts, more=made_from
-        )  # fmt: skip
+        more = canonical_json({"made_from": made_from, "artefacts": found.artefacts})
+        kept = Receipt(reduce.key, at[0], "all", at[1], "", FROZEN, found.sha256, size, more=more)
         self.receipts.add(kept)
         self.state.ledger.frozen[at] = kept
         self.state.frozen[at] = (found.path, found.sha256)

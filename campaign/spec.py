@@ -91,6 +91,28 @@ class Dataset(_Frozen):
     reader: str | Callable[..., Any] = "read"
 
 
+class TwinSpec(_Frozen):
+    """The same model in the task's own process, asked when no server is left to ask.
+
+    Args:
+        use: ``onnx`` (onnxruntime, one thread), or a class of one's own, ``package.module:Name`` or ``file.py:Name``:
+            called with ``file``, gives what is called with ``{input: array}`` and returns ``{output: array}``.
+        file: What it is loaded from; None: the model's ``model.onnx``.
+        rtol, atol: How far its answer to the model's canary may be from the known one; None: the canary's own.
+    """
+
+    use: str = "onnx"
+    file: str | None = None
+    rtol: float | None = Field(default=None, ge=0)
+    atol: float | None = Field(default=None, ge=0)
+
+
+def _twin(value: Any) -> Any:
+    if isinstance(value, bool):
+        return {} if value else None
+    return {"use": value} if isinstance(value, str) else value
+
+
 class ModelSpec(_Frozen):
     """How one model of the repository is used.
 
@@ -104,6 +126,9 @@ class ModelSpec(_Frozen):
         files: Files placed into the version folder, ``{name there: path here}`` (weights, for example).
         canary: An ``.npz`` known answer, in place of the model folder's ``canary.npz``.
         instances: Copies of the model per server (Triton's instance group count); None: as its configuration says.
+        local_twin: The same model in the task's own process, the last rung of the ladder: ``true`` or ``onnx``, a class
+            (``file.py:Name``), or a `TwinSpec`. It must give the canary's known answer before anything is started;
+            where it was used the report says ``reproducible: false``. None: a request nobody answers is parked.
     """
 
     batch: int | None = Field(default=None, ge=1)
@@ -113,6 +138,7 @@ class ModelSpec(_Frozen):
     files: dict[Name, str] = Field(default_factory=dict)
     canary: str | None = None
     instances: int | None = Field(default=None, ge=1, le=1024)
+    local_twin: Annotated[TwinSpec | None, BeforeValidator(_twin)] = None
 
 
 def _models(value: Any) -> Any:
@@ -135,6 +161,8 @@ class ServerSpec(_Open):
         start_deadline_s: A server that has not proved itself ready by then is stopped and reported.
         request_deadline_s: Deadline of one request.
         lease_s: A pilot whose submitter has been silent for so long stops its server.
+        restarts: How often each server of the pool is replaced when it is lost.
+        canary_s: A model that has answered nothing for so long is asked for its known answer again.
     """
 
     kind: str = "triton"
@@ -144,6 +172,13 @@ class ServerSpec(_Open):
     start_deadline_s: Seconds = 120.0
     request_deadline_s: Seconds = 60.0
     lease_s: Seconds = 10.0
+    restarts: int = Field(default=3, ge=0, le=1000)
+    canary_s: Seconds = 5.0
+
+    @property
+    def silent_s(self) -> float:
+        """A server that has said nothing for so long is taken for dead."""
+        return max(3.0, min(10.0, self.request_deadline_s))
 
 
 class ProviderSpec(_Open):

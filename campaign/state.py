@@ -101,7 +101,9 @@ class State:
         """Put a frozen value of an earlier run into force if it was made from what there is now; whether it was."""
         at, path = (reduce.stage, reduce.variation), rundir.frozen(reduce.stage, reduce.variation)
         old = self.ledger.frozen.get(at)
-        if old is None or old.key != reduce.key or old.more != self.made_from(reduce) or not path.exists():
+        if old is None or old.key != reduce.key or not path.exists():
+            return False
+        if old.about.get("made_from") != self.made_from(reduce):
             return False
         self.frozen[at] = (str(path), old.sha256)
         return True

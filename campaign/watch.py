@@ -147,9 +147,9 @@ def deaths(folder: Path) -> list[Death]:
 
 
 def _tail(said: str, most: int = 12) -> str:
-    """The lines of the thread that matters: the crashed one stands first; of a hang, the main one stands last."""
-    stacks = said.split("\n\n")[1:] if said.startswith("Fatal") else said.split("\n\n")
-    chosen = stacks[0] if said.startswith("Fatal") else stacks[-1]
+    """The lines of the thread that matters: of a crash the one that says so; of a hang the main one, which is last."""
+    stacks = [part for part in said.split("\n\n") if " (most recent call first)" in part]
+    chosen = next((part for part in stacks if part.startswith("Current thread")), stacks[-1] if stacks else said)
     return "\n".join(chosen.splitlines()[:most])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import pickle
 import resource
 import shutil
 import time
@@ -36,7 +35,7 @@ from campaign.merge import (
 )
 from campaign.outputs import Columns, as_output
 from campaign.pack import PackWriter
-from campaign.protocols import WEIGHT, Context, TwoStepStage
+from campaign.protocols import WEIGHT, Context, JobTicket, TwoStepStage
 from campaign.receipts import parse
 from campaign.rundir import RunDir, file_digest
 from campaign.spent import Spent
@@ -88,14 +87,13 @@ def _keep_freed_memory() -> None:
 
 
 @cache
-def _worker(job_path: str, token: str) -> Worker:  # noqa: ARG001  the token tells runs of one directory apart
+def _worker(ticket: JobTicket) -> Worker:
     _keep_freed_memory()
-    with Path(job_path).open("rb") as stream:
-        return Worker(pickle.load(stream))  # noqa: S301  written by this run's own driver, and only by it
+    return Worker(ticket.job())
 
 
 def run_batch(
-    job: tuple[str, str], root: str, batch: Batch, frozen: Frozen, expected: Sequence[str], marks: Sequence[str] = (),
+    job: JobTicket, root: str, batch: Batch, frozen: Frozen, expected: Sequence[str], marks: Sequence[str] = (),
     call: str = "",
 ) -> Answer:  # fmt: skip
     """Do the tasks of a batch, one after the other; its small partials go into one pack.
@@ -118,7 +116,7 @@ def run_batch(
     worker: Worker | None = None
     before: Counter[str] = Counter()
     try:
-        worker = _worker(*job)
+        worker = _worker(job)
         before = Counter(worker.servers.rows) if worker.servers else before
         with Deadline(worker.job.deadline_s, rundir.workers, call) as deadline, PackWriter(rundir) as pack:
             answer.lines = b"".join(_each(worker, rundir, batch, frozen, expected, marks, pack, deadline, answer))
@@ -282,14 +280,14 @@ class ReduceCall:
 
 
 def run_reduce(
-    job: tuple[str, str], root: str, reduce: ReduceCall, merged: Mapping[str, Merged], frozen: Frozen,
+    job: JobTicket, root: str, reduce: ReduceCall, merged: Mapping[str, Merged], frozen: Frozen,
     metadata: Mapping[str, Any], missing: Mapping[str, Any], call: str = "",
 ) -> Reduced | CampaignError:  # fmt: skip
     """Call a reduce stage on merged outputs and freeze what it returns; an error is returned."""
     rundir = RunDir(Path(root))
     where = f"stage {reduce.stage}, variation {reduce.variation}"
     try:
-        worker = _worker(*job)
+        worker = _worker(job)
         folder = rundir.artefacts(reduce.stage, reduce.variation)
         shutil.rmtree(folder, ignore_errors=True)  # what an earlier version of the stage has left is not its work
         folder.mkdir(parents=True)
@@ -324,14 +322,14 @@ def run_reduce(
         return told
 
 
-def look(job: tuple[str, str], task: Task, rows: int) -> CampaignError | str | None:
+def look(job: JobTicket, task: Task, rows: int) -> CampaignError | str | None:
     """Try the stages before the first inference on a few rows, in a process of its own.
 
     Returns:
         None if all is well; ``"empty"`` or ``"unreadable"`` if this file cannot tell; or what is missing.
     """
     try:
-        worker = _worker(*job)
+        worker = _worker(job)
         chain = Chain(worker, RunDir(Path("/nonexistent")), task, {})
         source = worker.open(task)
     except InputError as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from campaign.identity import environment
 from campaign.processes import child_setup, context, no_main, stop_fork_server
 from campaign.protocols import Carried
 
@@ -28,6 +29,8 @@ class LocalProvider:
     """See `campaign.protocols.Provider`."""
 
     Options = Options
+    one_node = True
+    walltime_s = None
 
     def __init__(self, options: BaseModel, folder: Path) -> None:
         del options  # there are none
@@ -149,7 +152,7 @@ class _Spawner:
                                 stdout=stream,
                                 stderr=subprocess.STDOUT,
                                 start_new_session=True,  # Ctrl-C in the terminal is for the driver alone
-                                env={**os.environ, "CAMPAIGN_PARENT": str(os.getpid())},
+                                env={**environment(), "CAMPAIGN_PARENT": str(os.getpid())},
                             )
                         )
                     )

@@ -295,7 +295,7 @@ def test_spawned_processes_use_the_pool_while_this_one_does(long_lived_pool: Ser
 
 def test_a_request_has_a_deadline(long_lived_pool: ServerPool) -> None:
     """A server that does not answer in time is given up, and the error says so."""
-    address = dataclasses.replace(long_lived_pool.address, request_deadline_s=0.02)
+    address = dataclasses.replace(long_lived_pool.address, request_deadline_s=0.02, settle_s=0.5)
     live = connect(address)
     start = time.monotonic()
     with pytest.raises((InferenceError, ServerError), match=r"(?i)deadline"):
@@ -310,11 +310,17 @@ def test_a_model_without_a_canary_is_served_with_a_warning(long_lived_pool: Serv
 
 
 @pytest.mark.faults
-def test_a_dead_stub_is_an_error_not_an_answer(servers: Servers) -> None:
-    """After the Python process behind a model has died, requests fail by name within seconds."""
-    x = np.full((8, 1), 666, np.float32)
-    with pytest.raises(InferenceError, match="stub_dies"):
-        servers.infer("stub_dies", {"X": x})
+def test_a_request_that_kills_is_given_up() -> None:
+    """One that kills every process it is given to is an error by name after four of them; others are answered on."""
+    with ServerPool(REPOSITORY, models=["stub_dies"], count=2, canary_s=1) as pool:
+        pool.wait_ready()
+        live = pool.servers()
+        with pytest.raises(InferenceError, match="4 servers died while they worked on this request") as caught:
+            live.infer("stub_dies", {"X": np.full((8, 1), 666, np.float32)})
+        assert caught.value.permanent
+        assert "stub_dies on server-" in str(caught.value)
+        assert live.infer("stub_dies", {"X": column(80)})["Y"].tobytes() == column(80).tobytes()
+        assert live.rows["parked"] == 0, "nobody was missing"
 
 
 @pytest.mark.faults
@@ -322,7 +328,7 @@ def test_kills_and_retries_change_no_byte() -> None:
     """Servers killed and stopped while requests are out: the answers are those of an undisturbed pool."""
     x = column(8 * 150, seed=4)
     models = {"batch_sensitive": {"batch": 64}, "slow": {"batch": 8, "parameters": {"delay_s": 0.02}}}
-    with ServerPool(REPOSITORY, models=models, count=3, window=2, request_deadline_s=3) as pool:
+    with ServerPool(REPOSITORY, models=models, count=3, window=2, request_deadline_s=3, restarts=0) as pool:
         pool.wait_ready()
         whole = pool.servers().infer("slow", {"X": x})["Y"].tobytes()
         mean = pool.servers().infer("batch_sensitive", {"X": x})["Y"].tobytes()
@@ -403,12 +409,12 @@ def test_who_shares_requests_does_not_show(servers: Servers) -> None:
 
 
 def test_a_record_that_cannot_be_used_leaves_nobody_waiting(long_lived_pool: ServerPool, tmp_path: Path) -> None:
-    """A server's record whose certificates are not there, found while requests fail: their caller is told."""
+    """A server's record that leads nowhere, found while requests fail: their caller is told."""
     for record in long_lived_pool.records():
         (tmp_path / f"{record['name']}.json").write_text(json.dumps(record))
     servers = connect(dataclasses.replace(long_lived_pool.address, folder=str(tmp_path), request_deadline_s=0.02))
     servers.model("slow")
-    bad = {**long_lived_pool.records()[0], "name": "server-9", "tls": {"ca": str(tmp_path / "nothing.pem")}}
+    bad = {**long_lived_pool.records()[0], "name": "server-9", "url": 9}
     (tmp_path / "server-9.json").write_text(json.dumps(bad))
     time.sleep(0.6)  # so that the next look at the records is due when the first request has failed
     told: list[CampaignError] = []

@@ -20,7 +20,7 @@ import pytest
 
 from campaign import ServerPool, connect
 from campaign.errors import ServerError
-from tests.conftest import PROJECT, left, lying_about, ours, wait_until
+from tests.conftest import PROJECT, left, lying_about, ours, regions_of, wait_until
 
 REPOSITORY = PROJECT / "tests" / "models"
 MODELS = {"slow": {"batch": 8, "parameters": {"delay_s": 0.001}}}
@@ -92,7 +92,7 @@ def test_a_server_is_starting_then_ready_then_ended(tmp_path: Path) -> None:
 @pytest.mark.faults
 def test_each_end_has_its_reason(tmp_path: Path) -> None:
     """A signal to the pilot, the death of the server, a request to stop: records tell them apart."""
-    with ServerPool(REPOSITORY, models=MODELS, count=3, folder=tmp_path / "pool") as pool:
+    with ServerPool(REPOSITORY, models=MODELS, count=3, folder=tmp_path / "pool", restarts=0) as pool:
         pool.wait_ready()
         first, second, _ = pool.records()
         os.kill(first["pid"], signal.SIGTERM)
@@ -109,7 +109,7 @@ def test_each_end_has_its_reason(tmp_path: Path) -> None:
 
 def test_a_pool_without_servers_says_why(tmp_path: Path) -> None:
     """When the last server has died the pool's failure names it and how it ended."""
-    with ServerPool(REPOSITORY, models=MODELS, folder=tmp_path / "pool") as pool:
+    with ServerPool(REPOSITORY, models=MODELS, folder=tmp_path / "pool", restarts=0) as pool:
         pool.wait_ready()
         os.kill(pool.records()[0]["server_pid"], signal.SIGKILL)
         assert wait_until(lambda: pool.failure() is not None, 15)
@@ -242,8 +242,8 @@ def test_two_pools_in_one_process_do_not_know_each_other() -> None:
             assert identity(first)
             assert identity(second)
         assert wait_until(lambda: gone(other["server_pid"]), 5)
-        assert list(Path("/dev/shm").glob(f"{mine['shm_prefix']}*"))
-        assert not list(Path("/dev/shm").glob(f"{other['shm_prefix']}*"))
+        assert regions_of(mine)
+        assert not regions_of(other)
         assert identity(first)
 
 

@@ -1,0 +1,80 @@
+"""A server's place in the pool (its slot) is filled by one incarnation after the other: what their records say.
+
+A record is a JSON object that its pilot rewrites all the time; `campaign.pilot` says what stands in it.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+Record = Mapping[str, Any]
+BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
+
+
+def name_of(slot: int, generation: int) -> str:
+    """``server-0`` for the first in its slot, then ``server-0.1``, ``server-0.2``."""
+    return f"server-{slot}.{generation}" if generation else f"server-{slot}"
+
+
+def in_order(records: Iterable[Record]) -> list[Record]:
+    """By slot, and within it by generation; servers that somebody else has started keep their order."""
+    return sorted(records, key=lambda r: (int(r.get("slot", 0)), int(r.get("generation", 0))))
+
+
+def newest(records: Iterable[Record]) -> list[Record]:
+    """The last incarnation of each slot."""
+    return list({r.get("slot", r["name"]): r for r in in_order(records)}.values())
+
+
+def on_the_way(record: Record) -> bool:
+    """Whether a slot whose newest record this is has somebody coming: it starts, or another will come after it.
+
+    ``heir`` stands in the record before it is needed: a pilot that is killed can say nothing any more.
+    """
+    return record["state"] == "starting" or (record["state"] in ("stopping", "ended") and bool(record.get("heir")))
+
+
+def backoff(generation: int) -> float:
+    """Seconds to wait before a slot is filled again: twice as long each time, spread so that not all come at once."""
+    spread: float = random.uniform(0.75, 1.25)
+    return spread * float(min(LONGEST_BACKOFF_S, BACKOFF_S * 2.0 ** min(generation - 1, 10)))
+
+
+def causes(records: Iterable[Record]) -> str:
+    """Why servers have ended, alike ones together: ``the server ended by signal 9 (server-0, server-0.1)``."""
+    found: dict[str, list[str]] = {}
+    for record in in_order(records):
+        name = str(record["name"])
+        found.setdefault(str(record.get("why", "")).removeprefix(f"{name}: "), []).append(name)
+    return "; ".join(f"{why} ({', '.join(names)})" for why, names in found.items())
+
+
+def blank(slot: int, generation: int, folder: Path, restarts: int) -> dict[str, Any]:
+    """The record of a server of which nothing is known yet."""
+    name = name_of(slot, generation)
+    return {
+        "name": name,
+        "slot": slot,
+        "generation": generation,
+        "state": "starting",
+        "heir": generation < restarts,
+        "beat": 0,
+        "url": "",
+        "host": socket.gethostname(),
+        "pid": None,
+        "server_pid": None,
+        "place": "",
+        "shm_prefix": "",
+        "folders": [],
+        "log": str(folder / f"{name}.log"),
+        "warnings": [],
+        "statistics": {},
+        "times": {},
+        "started": time.time(),
+        "ready_s": None,
+    }

@@ -1,0 +1,226 @@
+"""Servers that crash, hang, lie or go: found out, replaced, and no bit of any output changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import tritonclient.grpc as grpcclient
+import yaml
+
+from campaign.incarnation import newest
+from tests.conftest import campaign_dict, change, command, hashes, make_small, report_of, start, wait_until
+
+Record = dict[str, Any]
+FAULTS = pytest.mark.faults
+
+
+def prepare(folder: Path, delay_s: float = 0.2, **servers: Any) -> Path:
+    """The small campaign with a model that takes its time, so that there is a middle in which something happens."""
+    made = campaign_dict("slow")
+    made["variations"] = {}
+    made["servers"].update({"window": 2, "canary_s": 1, **servers})
+    made["servers"]["models"]["slow"]["parameters"] = {"delay_s": delay_s, "mark": str(folder / "in-flight")}
+    (folder / "in-flight").mkdir(exist_ok=True)
+    (folder / "c.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The outputs' hashes of a run that nothing happens to."""
+    folder = prepare(make_small(tmp_path_factory.mktemp("undisturbed")), delay_s=0.0)
+    done = command("run", "c.yaml", "--run-dir", "r", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return hashes(folder / "r")
+
+
+def records(folder: Path) -> list[Record]:
+    """What the pilots say of the servers there are now."""
+    found = []
+    for path in (folder / "r" / "servers").glob("server-*.json"):
+        found.append(json.loads(path.read_text()))
+    return [dict(r) for r in newest(found)]
+
+
+def executions(folder: Path) -> int:
+    """Requests that all servers have answered, by their own count."""
+    paths = (folder / "r" / "servers").glob("server-*.json")
+    return sum(json.loads(p.read_text())["statistics"].get("slow", [0, 0])[1] for p in paths)
+
+
+def busy(folder: Path, record: Record) -> bool:
+    """Whether a server has answered, and has a request in flight at this moment: its model says so."""
+    answered = record["statistics"].get("slow", [0, 0])[1]
+    return bool(record["state"] == "ready" and answered and (folder / "in-flight" / str(record["server_pid"])).exists())
+
+
+def reach(driver: subprocess.Popen[str], law: Callable[[], bool]) -> None:
+    """Wait for a moment in a campaign that runs."""
+    assert wait_until(lambda: law() or driver.poll() is not None, 60), "it never came"
+    assert driver.poll() is None, driver.communicate()
+
+
+def finish(driver: subprocess.Popen[str], code: int = 0) -> str:
+    """Wait for the campaign's end; what it said."""
+    output, _ = driver.communicate(timeout=180)
+    assert driver.returncode == code, output
+    return output
+
+
+def stub(record: Record) -> int:
+    """The process behind the model."""
+    children = psutil.Process(record["server_pid"]).children(recursive=True)
+    return next(p.pid for p in children if "triton_python_backend_stub" in " ".join(p.cmdline()))
+
+
+def unload(record: Record) -> None:
+    """Take the model out of the server; where that is restricted, with the word from its command line."""
+    line = psutil.Process(record["server_pid"]).cmdline()
+    words = [m for a in line if (m := re.fullmatch(r"--grpc-restricted-protocol=.*model-repository.*:(.+)=(.+)", a))]
+    headers = {f"triton-grpc-protocol-{m[1]}": m[2] for m in words}
+    client = grpcclient.InferenceServerClient(record["url"])
+    client.unload_model("slow", headers=headers)
+    client.close()
+
+
+FOUND: dict[str, tuple[Callable[[Record], None], str]] = {
+    "killed": (lambda r: os.kill(r["server_pid"], signal.SIGKILL), "the server ended by signal 9"),
+    "crashed": (lambda r: os.kill(r["server_pid"], signal.SIGSEGV), "the server ended (by signal|with exit code)"),
+    "stopped": (lambda r: os.kill(r["server_pid"], signal.SIGSTOP), "it has not answered for [0-9]+ s"),
+    "drained": (lambda r: os.kill(r["server_pid"], signal.SIGTERM), "the server ended with exit code|no available"),
+    "stub killed": (lambda r: os.kill(stub(r), signal.SIGKILL), "its process triton_python_backend_stub .* has ended"),
+    "stub stopped": (
+        lambda r: os.kill(stub(r), signal.SIGSTOP),
+        "model slow does not serve its canary|has been stopped",
+    ),
+    "unloaded": (unload, "its process .* has ended|.*no available versions"),
+}
+
+
+@pytest.mark.parametrize("fault", [pytest.param(f, marks=FAULTS if f != "stub killed" else ()) for f in FOUND])
+def test_a_server_that_fails_is_replaced(small: Path, undisturbed: dict[str, str], fault: str) -> None:
+    """Whatever befalls the only server, the report says what; another takes its place, and no bit changes."""
+    act, why = FOUND[fault]
+    prepare(small, request_deadline_s=4)
+    driver = start("run", "c.yaml", "--run-dir", "r", cwd=small)
+    reach(driver, lambda: any(busy(small, r) for r in records(small)))
+    act(records(small)[0])
+    finish(driver)
+    report = report_of(small / "r")
+    assert [s["name"] for s in report["servers"]] == ["server-0", "server-0.1"]
+    assert re.search(why, report["servers"][0]["why"])
+    assert report["servers"][1]["why"] == "asked to stop"
+    assert report["rows"]["restarted_server"] > 0
+    assert report["rows"]["parked"] == 0
+    assert hashes(small / "r") == undisturbed
+
+
+def test_all_servers_killed_at_half_time(small: Path, undisturbed: dict[str, str]) -> None:
+    """Both are replaced, what they were working on is asked again, and the outputs are those of an undisturbed run."""
+    prepare(small, delay_s=0.5, count=2)
+    driver = start("run", "c.yaml", "--run-dir", "r", cwd=small)
+    reach(driver, lambda: executions(small) > 4 and all(r["state"] == "ready" for r in records(small)))  # of 18
+    for record in records(small):
+        os.kill(record["server_pid"], signal.SIGKILL)
+    finish(driver)
+    report = report_of(small / "r")
+    assert [s["name"] for s in report["servers"]] == ["server-0", "server-0.1", "server-1", "server-1.1"]
+    assert report["rows"]["restarted_server"] > 0
+    assert hashes(small / "r") == undisturbed
+
+
+@FAULTS
+def test_a_slow_server_is_not_a_dead_one(small: Path, undisturbed: dict[str, str]) -> None:
+    """A model slower than its canaries are frequent, with requests queueing before each of them, is left alone."""
+    prepare(small, delay_s=2.5, request_deadline_s=30, window=4)
+    change(small, datasets={"mc": {"files": "data/mc/mc_0.root", "tree": "events", "is_mc": True}})
+    driver = start("run", "c.yaml", "--run-dir", "r", cwd=small)
+    finish(driver)
+    assert [s["name"] for s in report_of(small / "r")["servers"]] == ["server-0"]
+    assert report_of(small / "r")["rows"]["first"] == sum(report_of(small / "r")["rows"].values())
+
+
+@FAULTS
+def test_a_budget_that_is_spent_ends_the_campaign_with_its_causes(small: Path, undisturbed: dict[str, str]) -> None:
+    """Exit 1, all deaths named, what is done stays done; run again, it completes as if nothing had been."""
+    prepare(small, restarts=1)
+    driver = start("run", "c.yaml", "--run-dir", "r", cwd=small)
+    for name in ("server-0", "server-0.1"):
+        reach(driver, lambda name=name: any(r["name"] == name and busy(small, r) for r in records(small)))
+        os.kill(records(small)[0]["server_pid"], signal.SIGKILL)
+    finish(driver, 1)
+    report = report_of(small / "r")
+    assert report["status"] == "failed"
+    text = "no server is left, each was replaced 1 times: the server ended by signal 9 (server-0, server-0.1)"
+    assert any(text in e for e in report["errors"]), report["errors"]
+    again = command("run", "c.yaml", "--run-dir", "r", cwd=small)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert hashes(small / "r") == undisturbed
+
+
+@FAULTS
+def test_a_server_killed_while_it_starts_is_started_again(small: Path, undisturbed: dict[str, str]) -> None:
+    """A signal is not the model's own word: another is tried, where a model that does not load would not be."""
+    prepare(small)
+    driver = start("run", "c.yaml", "--run-dir", "r", cwd=small)
+    reach(driver, lambda: any(r["state"] == "starting" and r["server_pid"] for r in records(small)))
+    os.kill(records(small)[0]["server_pid"], signal.SIGKILL)
+    finish(driver)
+    assert report_of(small / "r")["servers"][0]["ready_s"] is None
+    assert hashes(small / "r") == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("provider", "signum"),
+    [
+        ("local", signal.SIGKILL),
+        pytest.param("local", signal.SIGTERM, marks=FAULTS),
+        pytest.param("parsl", signal.SIGKILL, marks=FAULTS),
+    ],
+)
+def test_a_pilot_that_is_lost_is_sent_again(
+    small: Path, undisturbed: dict[str, str], provider: str, signum: int
+) -> None:
+    """Killed, or told to go by somebody who is not the campaign: the submitter sends another for its slot."""
+    prepare(small, delay_s=0.5, count=2)
+    driver = start("run", "c.yaml", "--run-dir", "r", "--provider", provider, cwd=small)
+    reach(driver, lambda: all(r["state"] == "ready" for r in records(small)) and executions(small) > 2)
+    record = records(small)[0]
+    os.kill(record["pid"], signum)
+    assert wait_until(lambda: not Path(record["place"]).exists(), 15)
+    reach(driver, lambda: records(small)[0]["name"] == "server-0.1")
+    output = finish(driver)
+    report = report_of(small / "r")
+    assert [s["name"] for s in report["servers"]] == ["server-0", "server-0.1", "server-1"]
+    why = "server-0: its pilot was killed" if signum == signal.SIGKILL else "signal SIGTERM"
+    assert report["servers"][0]["why"] == why
+    assert f"{why}; a pilot for server-0.1 is sent" in output
+    assert hashes(small / "r") == undisturbed
+
+
+@FAULTS
+@pytest.mark.parametrize("wakes", [True, False])
+def test_a_pilot_that_is_not_heard_of_is_given_up(small: Path, undisturbed: dict[str, str], wakes: bool) -> None:
+    """Nobody closes the record of a lost node: the submitter does, and a pilot that wakes up finds itself replaced."""
+    prepare(small, lease_s=2)
+    driver = start("run", "c.yaml", "--run-dir", "r", cwd=small)
+    reach(driver, lambda: any(busy(small, r) for r in records(small)))
+    record = records(small)[0]
+    os.kill(record["pid"], signal.SIGSTOP)
+    reach(driver, lambda: records(small)[0]["name"] == "server-0.1")
+    if wakes:
+        os.kill(record["pid"], signal.SIGCONT)
+        assert wait_until(lambda: not Path(record["place"]).exists(), 10)
+    finish(driver)
+    first = report_of(small / "r")["servers"][0]
+    assert re.search("nothing was heard of its pilot for [0-9]+ s|its pilot", first["why"])
+    assert hashes(small / "r") == undisturbed
