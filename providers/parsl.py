@@ -223,7 +223,8 @@ class ParslProvider:
             raise ProviderError(
                 "the pilots' job was not taken: the provider is at capacity", where=type(provider).__name__
             )
-        (folder / "job").write_text(f"{type(provider).__name__} {job}\n")
+        with (folder / "job").open("a") as stream:  # one more for each pilot that is sent in place of a lost one
+            stream.write(f"{type(provider).__name__} {job}\n")
         _remember(provider, job, name)
         carried = _Job(provider, job)
         self._carried.append(carried)

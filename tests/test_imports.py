@@ -42,7 +42,7 @@ FLOORS = [
     ["ledger", "intent", "reasons", "merge", "gaps", "state", "manifest", "integrity", "profile", "report", "progress"],
     ["apart", "guardian", "runs", "jobs", "reap", "keeper"],
     ["pilot", "processes", "blame", "chain", "work", "facts", "preflight"],
-    ["replacer", "pool", "batches", "lost", "trees", "scheduler"],
+    ["replacer", "pool", "batches", "lost", "trees", "failures", "scheduler"],
     ["account", "engine", "tune", "verification"],
     ["cli"],
 ]
