@@ -62,10 +62,13 @@ def test_a_full_disk_is_named_and_after_making_room_it_resumes(small: Path) -> N
 
 
 def test_a_small_dev_shm_is_named(small: Path, before: Before) -> None:  # noqa: F811
-    """Where a server cannot have its shared memory the campaign says so, and leaves none of it."""
-    done = apart("mount -t tmpfs -o size=64k tmpfs /dev/shm; $RUN; echo exit $?; ls /dev/shm", small)
+    """Where a server cannot have its shared memory the campaign says so, and leaves none; with its own, it can."""
+    mount = "mount -t tmpfs -o size=64k tmpfs /dev/shm"
+    done = apart(f"{mount}; $RUN --set servers.private_shm=false; echo exit $?; ls /dev/shm", small)
     assert done.stdout.split()[-2:] == ["exit", "1"], done.stdout
     assert "shared memory" in done.stdout + done.stderr
+    done = apart(f"{mount}; $RUN; echo exit $?; ls /dev/shm", small)
+    assert done.stdout.split()[-2:] == ["exit", "0"], done.stdout
     assert wait_until(lambda: not left(before), 5), left(before)
 
 

@@ -160,7 +160,7 @@ class Soak:
         self.leaks: list[str] = []
         (self.folder / "in-flight").mkdir()
         made = campaign_dict("slow")
-        made["servers"] |= {"window": 2, "lease_s": 3}
+        made["servers"] |= {"window": 2, "lease_s": 3, "restarts": 1000}
         made["servers"]["models"]["slow"]["parameters"] = {"delay_s": 0.3, "mark": str(self.folder / "in-flight")}
         (self.folder / "c.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
 
