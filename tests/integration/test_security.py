@@ -35,6 +35,7 @@ from tests.conftest import (
     lying_about,
     ours,
     regions_of,
+    report_of,
     start,
     wait_until,
     yaml_of,
@@ -372,12 +373,16 @@ def test_a_campaign_behind_tls_gives_the_same_and_writes_no_secret(behind_tls: P
 @pytest.mark.faults
 @pytest.mark.parametrize("victim", ["server", "pilot", "driver"])
 def test_nothing_of_a_campaign_behind_tls_is_left(behind_tls: Path, victim: str) -> None:
-    """SIGKILL: no process, no region, no folder, no port, and with them no key; the pool's folder never had one."""
+    """SIGKILL: no process, no region, no folder, no port, and with them no key; a server that is lost is replaced."""
     driver = start("run", "c.yaml", "--run-dir", "r", "--set", "servers.lease_s=3", cwd=behind_tls)
     (record,) = live(behind_tls, driver)
     port = int(record["url"].rsplit(":", 1)[1])
     os.kill({"server": record["server_pid"], "pilot": record["pid"], "driver": driver.pid}[victim], signal.SIGKILL)
-    driver.communicate(timeout=120)
+    output, _ = driver.communicate(timeout=120)
+    if victim != "driver":
+        assert driver.returncode == 0, output
+        later = report_of(behind_tls / "r")["servers"]
+        assert [s["name"] for s in later] == ["server-0", "server-0.1"], "replaced, with a certificate of its own"
 
     def gone() -> bool:
         used = any(c.laddr and c.laddr.port == port for c in psutil.net_connections("tcp") if c.status == "LISTEN")
