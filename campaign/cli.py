@@ -216,6 +216,7 @@ def _existing(args: argparse.Namespace) -> Path:
 
 
 def _status(args: argparse.Namespace) -> int:
+    from campaign.incarnation import in_order
     from campaign.receipts import FROZEN, MERGED, Receipts
     from campaign.report import Report
     from campaign.rundir import RunDir, read_json
@@ -235,10 +236,9 @@ def _status(args: argparse.Namespace) -> int:
     print(f"running on {owner}")
     for stage, n in total.items():
         print(f"  {stage:<16} {min(len(done[stage]), n)}/{n}")
-    for path in sorted(rundir.servers.glob("server-*.json")):
-        record = read_json(path)
-        if record:
-            print(f"  {record.get('name', '?')!s:<16} {record.get('state', '?')} on {record.get('host', '?')}")
+    for record in in_order(r for p in rundir.servers.glob("server-*.json") if (r := read_json(p)) is not None):
+        said = [record.get(key, "?") for key in ("name", "state", "host")]
+        print(f"  {said[0]!s:<16} {said[1]} on {said[2]} {record.get('why', '')}".rstrip())
     return 0
 
 

@@ -19,6 +19,7 @@ from campaign.address import PoolAddress
 from campaign.checks import check_models, check_options
 from campaign.errors import CampaignError, CampaignFailed, Interrupted, SpecError
 from campaign.gaps import Gaps
+from campaign.hardship import full, leave_terminal, no_room
 from campaign.ledger import Ledger
 from campaign.plan import Pass, Plan, Reduce
 from campaign.planner import plan
@@ -125,6 +126,8 @@ def run(
     try:
         with rundir.owned(), signals() as stop, keeper.hold(rundir.root, remove=(rundir.job,), say=shown.say):
             made = Run(checked, rundir, shown, stop).run()
+    except OSError as error:
+        raise full(error, rundir.root) or error from error.__cause__
     finally:
         stop_fork_server()  # it looked at the files, whoever did the work
     if raises and made.status == report.INTERRUPTED:
@@ -136,18 +139,24 @@ def run(
 
 @contextmanager
 def signals() -> Iterator[threading.Event]:
-    """INT, TERM and HUP ask for an orderly end, once; a second one ends this process, and its children with it."""
+    """INT, TERM and HUP ask for an orderly end, once; a second one ends this process, and its children with it.
+
+    One that was ignored when this process began stays so: ``nohup`` means it.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
 
-    def handler(_signum: int, _frame: object) -> None:
+    def handler(signum: int, _frame: object) -> None:
         if asked.is_set():
-            os._exit(130)  # pilots, workers and guardians see this process go and clean up
+            os._exit(130)  # pilots, workers, guardians and the keeper see this process go and clean up
         asked.set()
+        if signum == signal.SIGHUP:
+            leave_terminal()
 
-    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    wanted = (s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN)
+    before = {s: signal.signal(s, handler) for s in wanted}
     try:
         yield asked
     finally:
@@ -186,6 +195,7 @@ class Run:
                     self.shown.say("servers and workers: stopping" if self.pool else "workers: stopping")
                 self._passed("stopped")
             account.judge(self.report, self.plan, self.state)
+            self.report.errors += no_room(self.report.errors, self.rundir.root)
         except SpecError:
             raise
         except CampaignError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from campaign import work
 from campaign.chain import row_ranges
+from campaign.protocols import JobTicket
 from campaign.rundir import RunDir
 from campaign.task import Batch
 from campaign.watch import Deadline
@@ -15,7 +16,7 @@ FACTS_S = 60.0  # what is asked of a lost file must not hold up the rest
 
 
 def run_facts(
-    job: tuple[str, str], root: str, batch: Batch, weight: str | None, call: str = ""
+    job: JobTicket, root: str, batch: Batch, weight: str | None, call: str = ""
 ) -> tuple[int | None, float | None]:
     """Entries of a lost file, and its sum of weights, if it can still be opened and read; None: unknown.
 
@@ -28,7 +29,7 @@ def run_facts(
     """
     entries: int | None = None
     try:
-        worker = work._worker(*job)
+        worker = work._worker(job)
         with Deadline(min(worker.job.deadline_s, FACTS_S), RunDir(Path(root)).workers, call) as deadline:
             deadline.start()
             source = worker.open(batch.task(0))

@@ -357,8 +357,10 @@ class Flight:
         if queued and not self._expected(queued[0], records):
             late = [r for r in queued if not self._expected(r, records)]
             error = self.roster.nobody()
-            for request in self.drop(late):
-                self._give_up(request, error)
+            dropped = self.drop(late)
+            for request in late:
+                if request in dropped:  # else it has just been sent
+                    self._give_up(request, error)
 
     def _expected(self, request: Request, records: Sequence[Record]) -> bool:
         return self.roster.hope((), max(request.since, self.roster.empty_since), records)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import shutil
 import signal
@@ -67,7 +68,13 @@ class Guardian(Apart):
         super().__init__("campaign.guardian", handed=handed)
 
     def guard(
-        self, server: int, place: str, shm_prefix: str, folders: Iterable[str], record: Path, patience_s: float
+        self,
+        server: int,
+        place: str,
+        shm_prefix: str,
+        folders: Iterable[str] = (),
+        record: Path | None = None,
+        patience_s: float = math.inf,
     ) -> None:
         """Say what is to be ended and swept when this process ends, or is silent for ``patience_s``.
 
@@ -86,7 +93,7 @@ class Guardian(Apart):
         known = {"leader": leader, "place": place, "shm_prefix": shm_prefix, "folders": list(folders)}
         if place:
             own(Path(place), os.environ.get(VARIABLE, ""), holder=str(Identity.of(os.getpid())), **known)
-        self.tell(**known, record=str(record), patience_s=patience_s)
+        self.tell(**known, record=str(record or ""), patience_s=patience_s)
 
 
 def end_group(leader: Identity | None) -> None:

@@ -47,11 +47,12 @@ class Health:
         self._cost: dict[str, Counts] = {}  # what one canary of a model adds, to itself and to models behind it
         self._last: Counts = {}
         self._good: dict[str, float] = {}  # when each model was last seen to answer
+        self._service_s: dict[str, float] = {}  # of one execution: asking a slow model often would slow it down
         self._suspects: set[str] = set()
         self._asking: dict[str, tuple[Future[str], float]] = {}
         self._failed: dict[str, tuple[ModelError, float, float]] = {}  # until it is known what else was answered
         self._looking: tuple[Future[Counts | None], float] | None = None
-        self._looked = self._answered = 0.0
+        self._looked, self._quiet = 0.0, True
         self._misses, self._silent_since = 0, 0.0
 
     def prove(self, model: str, deadline_s: float) -> str:
@@ -84,13 +85,16 @@ class Health:
             Why the server is to be replaced; nothing while it is well.
         """
         now = time.monotonic()
-        if self._looking is None and now - self._looked > LOOK_S:
-            self._looking = (self.threads.submit(canary.statistics, self.client), now)
         why = self._take_statistics(now) or self._take_answers(now)
         if why:
             return why
-        for model in self.models:
-            due = model in self._suspects or now - self._good[model] > self.every_s
+        if self._looking is None and now - self._looked > LOOK_S:
+            # A canary that is answered in this moment may be counted or not; one that waits for long is not.
+            self._quiet = all(now - began > LOOK_S for _, began in self._asking.values())
+            self._looking = (self.threads.submit(canary.statistics, self.client), now)
+        for model in self.models if self._looking is None else ():  # else it were not known who was counted
+            patience = max(self.every_s, 3 * self._service_s.get(model, 0.0))
+            due = model in self._suspects or now - self._good[model] > patience
             if due and model not in self._asking and model not in self._failed:
                 asked = self.threads.submit(canary.prove, self.client, model, self.models[model], self.deadline_s)
                 self._asking[model] = (asked, now)
@@ -113,10 +117,11 @@ class Health:
             then, counts = self._last.get(model), told.get(model)
             if counts and then and counts[OK] > then[OK]:
                 self._good[model] = now
+                self._service_s[model] = 1e-9 * (counts[2] - then[2]) / max(1, counts[1] - then[1])
             if (counts is None and then) or (counts and then and counts[FAILED] > then[FAILED]):
                 self._suspects.add(model)
         self._last = told
-        if not self._asking and asked > self._answered:
+        if self._quiet:
             self.counted = _minus(told, self._baseline)
         for model, (error, began, failed) in list(self._failed.items()):
             if asked > failed:
@@ -130,7 +135,6 @@ class Health:
             if not future.done():
                 continue
             del self._asking[model]
-            self._answered = now
             error = future.exception()
             if error is None:
                 self._suspects.discard(model)

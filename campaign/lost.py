@@ -8,8 +8,8 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from dataclasses import dataclass
 from typing import Any
 
-from campaign.errors import CampaignError, ProviderError, StageError
-from campaign.watch import REMEDY, Death, oom_kills
+from campaign.errors import CampaignError, ProviderError
+from campaign.watch import Death, late, oom_kills
 
 LOSSES = 2  # workers a call may lose while it runs alone before it is held to be the cause
 EXECUTORS = 6  # executors that may break, with no call answered in between, before the machine is held to be the cause
@@ -131,8 +131,8 @@ class Calls:
             suspect, others = call.part(death.place)
             suspect.losses = call.losses
             self.submit(others)
-        if death.late:  # not once more: each time takes as long, and nothing says that it would end
-            suspect.lost(StageError(death.how, where=suspect.what, remedy=REMEDY, log=death.log))
+        if death.late:
+            suspect.lost(late(death.how, where=suspect.what, log=death.log))
             return
         suspect.losses += 1
         self._again_alone(suspect, death.how, death.log)

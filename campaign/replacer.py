@@ -13,6 +13,7 @@ from campaign.incarnation import backoff, blank, name_of, newest
 from campaign.protocols import Carried
 from campaign.rundir import read_json, write_json
 
+LOST_S = 10.0  # at the least: a busy machine may let a pilot wait for some seconds
 Carry = Callable[[Sequence[str]], list[Carried]]
 
 
@@ -26,7 +27,7 @@ class Replacer:
     Args:
         folder: The pool's.
         restarts: How often each slot may be filled again.
-        lease_s: A record that has stood still for twice as long has no pilot any more.
+        lease_s: A record that has stood still for twice as long, and for `LOST_S`, has no pilot any more.
         carry: Starts one pilot with further arguments.
         say: Takes progress lines.
     """
@@ -52,7 +53,7 @@ class Replacer:
         known, since = self._beats.get(name, (-1, now))
         if known != beat:
             self._beats[name] = (beat, now)
-        elif now - since > 2 * self.lease_s:
+        elif now - since > max(2 * self.lease_s, LOST_S):
             (self.folder / f"closed-{name}").touch()
             why = f"{name}: nothing was heard of its pilot for {now - since:.0f} s: is the node lost?"
             self._close({**record, "why": why})

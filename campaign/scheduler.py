@@ -6,7 +6,6 @@ import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from campaign.batches import Queue
-from campaign.errors import CampaignError, FrozenChanged, OutputError, PartialError, ServerError, StageError
-from campaign.gaps import Lost
+from campaign.errors import CampaignError, FrozenChanged, OutputError, PartialError, ServerError
+from campaign.failures import Failures
 from campaign.later import Later
 from campaign.ledger import Places
 from campaign.lost import Call, Calls
@@ -31,9 +30,9 @@ from campaign.trees import Tree
 from campaign.watch import deaths
 
 if TYPE_CHECKING:
-    from campaign import facts, work
+    from campaign import work
 else:
-    facts, work = Later("campaign.facts"), Later("campaign.work")
+    work = Later("campaign.work")
 
 SLOW_S = 0.001  # a look at what can be merged that takes longer is not taken every time
 AHEAD = 3  # calls waiting per worker: enough that none idles, few enough that the driver's memory stays small
@@ -75,6 +74,7 @@ class Scheduler:
         self.merges_at = 0.0
         self.name, self.numbers = secrets.token_hex(4), count()  # of calls
         self.calls = Calls(lambda: provider.tasks(workers), lambda: deaths(rundir.workers))
+        self.failures = Failures(plan, state, self.calls, job, self.root, self._id)
 
     def run(self, look_around: Callable[[], None]) -> None:
         """Until nothing more can be done. What fails is noted, what does not depend on it goes on.
@@ -109,7 +109,9 @@ class Scheduler:
                 break
             self.calls.submit(self._batch(*batch))
         while self.unexported and self._room > 0:
-            self._export(self.unexported.popleft())
+            output = self.unexported.popleft()
+            if output.name not in self.state.failed:
+                self._export(output)
         self.calls.try_suspect()
 
     def _look_at_merges(self) -> None:
@@ -190,54 +192,8 @@ class Scheduler:
         self.state.note(error)
         self.state.counts["failed"] += 1
         self._drop(shape, np.array([place]))
-        self._failed(shape, place, error)
+        self.failures.failed(shape, place, error)
         return False
-
-    def _failed(self, shape: Shape, place: int, error: CampaignError) -> None:
-        """A file has failed for good: what is to be read of it in later passes will not be; can it be put up with?"""
-        events, gaps = shape.events, self.state.gaps
-        later = [x for x in self.state.ledger.emits if x.events is events and x.level > shape.emits[0].level]
-        self.state.ledger.lose(later, np.array([place]))
-        batch = shape.tasks([place])
-        lost = gaps.add(batch.task(0).source, error, tolerable=not isinstance(error, PartialError))
-        if gaps.exceeded:
-            self._withdraw()
-        elif lost is not None:
-            nominal = gaps.nominal(events)
-            lost.entries = int(self.state.ledger.events[events.dataset][place]) or None if nominal is not None else None
-            hangs = isinstance(error, StageError) and "ran longer" in error.message
-            if (lost.entries is not None and self.plan.campaign.errors.weight is None) or hangs:
-                lost.known = True
-                return
-            nominal, name = nominal or events, self._id()
-            batch = replace(batch, tree=nominal.tree, branches=nominal.branches)
-            args = (self.job, self.root, batch, self.plan.campaign.errors.weight, name)
-            self.calls.submit(
-                Call(lost.file, lambda found: self._learned(lost, found), lambda _: self._learned(lost, (None, None)),
-                     facts.run_facts, args, id=name)
-            )  # fmt: skip
-
-    def _learned(self, lost: Lost, found: tuple[int | None, float | None]) -> None:
-        entries, sum_of_weights = found
-        lost.known = True
-        lost.entries = lost.entries if entries is None else entries
-        lost.sum_of_weights = lost.sum_of_weights if sum_of_weights is None else sum_of_weights
-
-    def _withdraw(self) -> None:
-        """More files have failed than the campaign puts up with: nothing made without them is to be taken for whole."""
-        if not self.state.lacking and not self.state.shaky:
-            return
-        for output in self.plan.outputs:
-            if self.state.incomplete(output):
-                self.state.failed.add(output.name)
-                if output.name in self.state.merged:
-                    self.state.merged.pop(output.name).remove()
-        for stage, variation in self.state.shaky:
-            del self.state.frozen[stage, variation]
-            self.state.failed.add(f"{stage}/{variation}")
-        self.unexported = deque(o for o in self.unexported if o.name not in self.state.failed)
-        self.state.lacking.clear()
-        self.state.shaky.clear()
 
     def _lost(self, shape: Shape, place: int, error: CampaignError) -> None:
         if self._task_failed(shape, place, error):

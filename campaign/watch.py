@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from campaign.errors import StageError
+from campaign.errors import CampaignError, StageError
 
 GRACE_S = 5.0  # after its deadline a task may clean up for so long
 REARM_S = 1.0  # the watchdog is a thread of its own each time: not for every task of a few milliseconds
@@ -79,7 +79,7 @@ class Deadline:
         self._before: Any = None
 
     def _late(self, _signum: int, _frame: object) -> None:
-        raise StageError(f"ran longer than {self._seconds:g} s", remedy=REMEDY)
+        raise late(f"ran longer than {self._seconds:g} s")
 
     def start(self, place: int = 0) -> None:
         """A task begins."""
@@ -106,7 +106,20 @@ class Deadline:
             self._watch.idle()
 
 
-REMEDY = "raise 'task_deadline_s', or see where it hangs"
+def late(how: str, where: str = "", log: str = "") -> StageError:
+    """The error of a task beyond its deadline.
+
+    Permanent: each try takes as long as the deadline, and nothing says that the next one would end; what hung because
+    a machine did is tried again by the next run, which does nothing else.
+    """
+    error = StageError(how, where=where, log=log, remedy="raise 'task_deadline_s', or see where it hangs")
+    error.__dict__["late"] = True
+    return error
+
+
+def is_late(error: CampaignError) -> bool:
+    """Whether it is one."""
+    return bool(getattr(error, "late", False))
 
 
 # What the driver reads.

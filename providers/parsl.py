@@ -193,10 +193,8 @@ class ParslProvider:
             "heartbeat_period": o.heartbeat_period_s,
             "heartbeat_threshold": o.heartbeat_threshold_s,
             "interchange_launch_cmd": _interchange(),
+            "launch_cmd": _worker_command(),
             "encrypted": True,  # tasks carry the pool's certificates; and nobody else may hand out or take tasks
-            "launch_cmd": _beside_python(DEFAULT_LAUNCH_CMD.split(" ", 1)[0])
-            + " "
-            + DEFAULT_LAUNCH_CMD.split(" ", 1)[1],
             **o.executor,
         }
         htex = HighThroughputExecutor(**arguments)
@@ -225,7 +223,8 @@ class ParslProvider:
             raise ProviderError(
                 "the pilots' job was not taken: the provider is at capacity", where=type(provider).__name__
             )
-        (folder / "job").write_text(f"{type(provider).__name__} {job}\n")
+        with (folder / "job").open("a") as stream:  # one more for each pilot that is sent in place of a lost one
+            stream.write(f"{type(provider).__name__} {job}\n")
         _remember(provider, job, name)
         carried = _Job(provider, job)
         self._carried.append(carried)
@@ -246,6 +245,11 @@ def _beside_python(program: str) -> str:
     """The program of this very environment, which need not be on PATH."""
     own = Path(sys.executable).parent / program
     return str(own) if own.exists() else program
+
+
+def _worker_command() -> str:
+    program, _, arguments = DEFAULT_LAUNCH_CMD.partition(" ")
+    return f"{shlex.join([sys.executable, '-m', 'campaign.providers.block', _beside_python(program)])} {arguments}"
 
 
 def _interchange() -> list[str]:

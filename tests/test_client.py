@@ -24,6 +24,7 @@ import pytest
 from campaign import InferenceError, ServerPool, connect
 from campaign.client import Servers
 from campaign.errors import CampaignError, ServerError
+from campaign.request import Request
 from tests.conftest import PROJECT, left, lying_about, ours, wait_until
 
 REPOSITORY = PROJECT / "tests" / "models"
@@ -349,6 +350,31 @@ def test_kills_and_retries_change_no_byte() -> None:
         with pytest.raises(ServerError, match="no server is left"):
             gone.infer("slow", {"X": x})
         gone.close()
+
+
+@pytest.mark.faults
+def test_the_last_resort_is_asked_when_nobody_is_left() -> None:
+    """Not before: what servers answered is theirs; what it cannot answer either is parked."""
+    seen: list[int] = []
+
+    def last(request: Request) -> dict[str, Any] | None:
+        seen.append(request.part.rows)
+        if len(seen) > 2:
+            raise ServerError("it is tired")
+        return {"Y": np.full((request.part.rows, 1), 7, np.float32)}
+
+    with ServerPool(REPOSITORY, models={"slow": {"batch": 8, "parameters": {"delay_s": 0.01}}}, restarts=0) as pool:
+        pool.wait_ready()
+        live = connect(pool.address)
+        live._flight.last = last
+        assert live.infer("slow", {"X": column(16)})["Y"].tobytes() == column(16).tobytes()
+        os.kill(pool.records()[0]["server_pid"], signal.SIGKILL)
+        assert (live.infer("slow", {"X": column(13)})["Y"] == 7).all()
+        assert (seen, live.rows) == ([8, 5], {"first": 16, "local_twin": 13})
+        with pytest.raises(ServerError, match=r"no server is left.*it is tired"):
+            live.infer("slow", {"X": column(3)})
+        assert live.rows["parked"] == 3
+        live.close()
 
 
 def test_attached_servers_are_used_as_they_are(long_lived_pool: ServerPool) -> None:

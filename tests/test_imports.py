@@ -31,7 +31,7 @@ HEAVY = (
 # Each room imports only from rooms on floors below its own, or a neighbour that comes before it on its line.
 FLOORS = [
     ["errors", "later", "aside", "private", "identity", "incarnation", "lease", "serverlog", "family", "address"],
-    ["limbs", "slices", "exact", "spent", "userfile", "watch"],
+    ["hardship", "limbs", "slices", "exact", "spent", "userfile", "watch"],
     ["registry", "axes", "binning", "histogram", "spec", "rundir"],
     ["tls", "enclose"],
     ["frame", "counts", "receipts", "pack", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile"],
@@ -42,7 +42,7 @@ FLOORS = [
     ["ledger", "intent", "reasons", "merge", "gaps", "state", "manifest", "integrity", "profile", "report", "progress"],
     ["apart", "guardian", "runs", "jobs", "reap", "keeper"],
     ["pilot", "processes", "blame", "chain", "work", "facts", "preflight"],
-    ["replacer", "pool", "batches", "lost", "trees", "scheduler"],
+    ["replacer", "pool", "batches", "lost", "trees", "failures", "scheduler"],
     ["account", "engine", "tune", "verification"],
     ["cli"],
 ]

@@ -107,6 +107,48 @@ def test_each_end_has_its_reason(tmp_path: Path) -> None:
     ]
 
 
+def test_a_killed_server_is_replaced_in_its_place(tmp_path: Path) -> None:
+    """The same pilot starts another; nobody sees a moment in which none is coming, and canaries are not counted."""
+    nobody_came: list[Any] = []
+    over = threading.Event()
+    with ServerPool(REPOSITORY, models=MODELS, folder=tmp_path / "pool", canary_s=0.1) as pool:
+        pool.wait_ready()
+        live = pool.servers()
+        assert live.infer("slow", {"X": X})["Y"].tobytes() == X.tobytes()
+        (first,) = pool.records()
+
+        def look() -> None:
+            while not over.is_set():
+                records = pool.current()
+                if pool.failure() or not any(r["state"] in ("starting", "ready") or r["heir"] for r in records):
+                    nobody_came.append(records)
+
+        looking = threading.Thread(target=look)
+        looking.start()
+        os.kill(first["server_pid"], signal.SIGKILL)
+        assert live.infer("slow", {"X": X})["Y"].tobytes() == X.tobytes()
+        assert wait_until(lambda: pool.current()[0]["statistics"].get("slow") == [104, 13], 10), "13 requests of 8 rows"
+        over.set()
+        looking.join()
+        assert not nobody_came
+        first, second = pool.records()
+        assert [r["name"] for r in (first, second)] == ["server-0", "server-0.1"]
+        assert (first["state"], first["why"]) == ("ended", "server-0: the server ended by signal 9")
+        assert second["state"] == "ready"
+        assert first["pid"] == second["pid"], "the pilot keeps its machine"
+        assert not Path(first["place"]).exists()
+        assert live.rows == {"first": len(X), "restarted_server": len(X)}
+
+
+@pytest.mark.faults
+def test_a_restart_that_cannot_heal_is_not_repeated(tmp_path: Path) -> None:
+    """A model that does not load ends the pool at its first word, whatever the budget."""
+    pool = ServerPool(REPOSITORY, models=["crashes_at_load"], folder=tmp_path / "pool", restarts=5)
+    with pytest.raises(ServerError, match="failed to load 'crashes_at_load'"), pool:
+        pool.wait_ready()
+    assert [r["name"] for r in pool.records()] == ["server-0"]
+
+
 def test_a_pool_without_servers_says_why(tmp_path: Path) -> None:
     """When the last server has died the pool's failure names it and how it ended."""
     with ServerPool(REPOSITORY, models=MODELS, folder=tmp_path / "pool", restarts=0) as pool:

@@ -80,6 +80,19 @@ def rows(batch, ctx):
     return {"y": kept.y, "x": kept.x}
 """
 
+FALTERS = """
+
+class Faltering(Noting):
+    def read(self, start, stop):
+        if "good1" in self.url and not (HERE / "faltered").exists():
+            (HERE / "faltered").touch()
+            try:
+                raise ConnectionResetError("the connection was reset")
+            except ConnectionResetError as why:
+                raise ValueError("no chunk") from why
+        return super().read(start, stop)
+"""
+
 IN_STAGE = (
     "raises", "memory", "segfaults", "is killed", "hangs", "hangs in C", "swallows",
     "is written again", "grows", "goes",
@@ -262,6 +275,37 @@ def test_what_kills_its_workers_is_found_without_spending_the_others(files: Path
     elif provider == "local":
         assert "SIGKILL" in error
     assert hashes(files / "r") == only_good(files)
+
+
+@pytest.mark.faults
+def test_a_reduce_stage_that_hangs_is_ended_too(files: Path) -> None:
+    """A reduce stage beyond the deadline of a task, in C: it is named, and what does not need it is there."""
+    (files / "s.py").write_text(
+        (files / "s.py").read_text() + "\n\ndef total(merged, ctx):\n    misbehave('hangs in C')\n"
+    )
+    stages = yaml_of(files)["stages"]
+    change(files, stages={**stages, "total": {"use": "s.py:total", "reduce": "fill"}}, task_deadline_s=1)
+    done = run(files, "--run-dir", "r")
+    assert done.returncode == 1, done.stdout + done.stderr
+    report = report_of(files / "r")
+    assert any("total/nominal: ran longer than 1 s" in e and "in misbehave" in e for e in report["errors"])
+    assert set(report["outputs"]) == {"fill/d/nominal", "fill/e/nominal"}
+    assert report["lost"] == []
+
+
+@pytest.mark.parametrize("retries", [1, 0])
+def test_only_what_can_heal_is_tried_again(files: Path, retries: int) -> None:
+    """A network that falters, said by a reader in its own words: read again as often as is allowed, else named."""
+    write_tree(files / "d" / "good1.root", n=100, seed=1)  # not the one that is looked at before the run
+    with (files / "s.py").open("a") as text:
+        text.write(FALTERS)
+    datasets = yaml_of(files)["datasets"]
+    datasets["d"]["reader"] = "s.py:Faltering"
+    change(files, retries=retries, datasets=datasets)
+    done = command("run", "c.yaml", "--run-dir", "r", cwd=files)
+    assert done.returncode == 1 - retries, done.stdout + done.stderr
+    assert [Path(x["file"]).name for x in report_of(files / "r")["lost"]] == ([] if retries else ["good1.root"])
+    assert opened(files, "good1.root") == 1 + retries
 
 
 def test_odd_numbers_and_empty_selections_are_no_errors(files: Path) -> None:

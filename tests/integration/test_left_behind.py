@@ -116,8 +116,8 @@ def test_the_driver_killed_leaves_nothing(slow: Path, before: Before, provider: 
 
 
 def test_the_pilot_killed_leaves_nothing_of_its_server(slow: Path, before: Before) -> None:
-    """SIGKILL of the pilot: its guardian ends the server's group and sweeps; the campaign fails and says so."""
-    driver = start("run", "c.yaml", "--run-dir", "r", cwd=slow)
+    """SIGKILL of the pilot: its guardian ends the server's group and sweeps; without a budget the campaign fails."""
+    driver = start("run", "c.yaml", "--run-dir", "r", "--set", "servers.restarts=0", cwd=slow)
     reach_the_middle(driver, slow / "r")
     record = records(slow / "r")[0]
     os.kill(record["pid"], signal.SIGKILL)
@@ -157,8 +157,8 @@ def test_one_of_two_servers_killed_changes_no_bit(slow: Path) -> None:
 
 @pytest.mark.faults
 def test_every_server_killed_fails_the_campaign_and_says_so(slow: Path) -> None:
-    """No twin is allowed: exit 1, the cause by name, what is done stays done, and a second run completes it."""
-    driver = start("run", "c.yaml", "--run-dir", "r", "--servers", "2", cwd=slow)
+    """No twin and no restart: exit 1, the cause by name, what is done stays done, and a second run completes it."""
+    driver = start("run", "c.yaml", "--run-dir", "r", "--servers", "2", "--set", "servers.restarts=0", cwd=slow)
     reach_the_middle(driver, slow / "r", servers=2)
     for record in records(slow / "r"):
         kill_server(record)

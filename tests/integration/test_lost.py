@@ -88,7 +88,8 @@ def options(folder: Path, stage: str, **given: object) -> None:
 
 @pytest.mark.parametrize("provider", ["local", pytest.param("parsl", marks=pytest.mark.faults)])
 def test_a_worker_killed_once_changes_no_byte(plain: Path, provider: str) -> None:
-    """What was under way with it, merges and reduce stages too, is done again; nothing is missing."""
+    """What was under way with it, merges and reduce stages too, is done again, though no retry is allowed at all."""
+    change(plain, retries=0)
     assert command("run", "c.yaml", "--run-dir", "whole", cwd=plain).returncode == 0
     options(plain, "fill", kill=str(plain / "once"))
     done = command("run", "c.yaml", "--run-dir", "r", "--provider", provider, cwd=plain)

@@ -17,16 +17,21 @@ import tritonclient.grpc as grpcclient
 import yaml
 
 from campaign.incarnation import newest
-from tests.conftest import campaign_dict, change, command, hashes, make_small, report_of, start, wait_until
+from campaign.rundir import write_json
+from tests.conftest import campaign_dict, command, hashes, make_small, report_of, start, wait_until
 
 Record = dict[str, Any]
 FAULTS = pytest.mark.faults
 
 
-def prepare(folder: Path, delay_s: float = 0.2, **servers: Any) -> Path:
-    """The small campaign with a model that takes its time, so that there is a middle in which something happens."""
+def prepare(folder: Path, delay_s: float = 0.4, **servers: Any) -> Path:
+    """The small campaign with a model that takes its time, so that there is a middle in which something happens.
+
+    65 requests; `finish` lets it hurry.
+    """
     made = campaign_dict("slow")
     made["variations"] = {}
+    made["servers"]["models"]["slow"]["batch"] = 64
     made["servers"].update({"window": 2, "canary_s": 1, **servers})
     made["servers"]["models"]["slow"]["parameters"] = {"delay_s": delay_s, "mark": str(folder / "in-flight")}
     (folder / "in-flight").mkdir(exist_ok=True)
@@ -69,8 +74,9 @@ def reach(driver: subprocess.Popen[str], law: Callable[[], bool]) -> None:
     assert driver.poll() is None, driver.communicate()
 
 
-def finish(driver: subprocess.Popen[str], code: int = 0) -> str:
-    """Wait for the campaign's end; what it said."""
+def finish(driver: subprocess.Popen[str], folder: Path, code: int = 0) -> str:
+    """Let the model take no more time, and wait for the campaign's end; what it said."""
+    write_json(folder / "in-flight" / "pace", 0)
     output, _ = driver.communicate(timeout=180)
     assert driver.returncode == code, output
     return output
@@ -114,7 +120,7 @@ def test_a_server_that_fails_is_replaced(small: Path, undisturbed: dict[str, str
     driver = start("run", "c.yaml", "--run-dir", "r", cwd=small)
     reach(driver, lambda: any(busy(small, r) for r in records(small)))
     act(records(small)[0])
-    finish(driver)
+    finish(driver, small)
     report = report_of(small / "r")
     assert [s["name"] for s in report["servers"]] == ["server-0", "server-0.1"]
     assert re.search(why, report["servers"][0]["why"])
@@ -126,12 +132,12 @@ def test_a_server_that_fails_is_replaced(small: Path, undisturbed: dict[str, str
 
 def test_all_servers_killed_at_half_time(small: Path, undisturbed: dict[str, str]) -> None:
     """Both are replaced, what they were working on is asked again, and the outputs are those of an undisturbed run."""
-    prepare(small, delay_s=0.5, count=2)
+    prepare(small, delay_s=0.3, count=2)
     driver = start("run", "c.yaml", "--run-dir", "r", cwd=small)
-    reach(driver, lambda: executions(small) > 4 and all(r["state"] == "ready" for r in records(small)))  # of 18
+    reach(driver, lambda: executions(small) > 65 // 2 and all(r["state"] == "ready" for r in records(small)))
     for record in records(small):
         os.kill(record["server_pid"], signal.SIGKILL)
-    finish(driver)
+    finish(driver, small)
     report = report_of(small / "r")
     assert [s["name"] for s in report["servers"]] == ["server-0", "server-0.1", "server-1", "server-1.1"]
     assert report["rows"]["restarted_server"] > 0
@@ -142,9 +148,9 @@ def test_all_servers_killed_at_half_time(small: Path, undisturbed: dict[str, str
 def test_a_slow_server_is_not_a_dead_one(small: Path, undisturbed: dict[str, str]) -> None:
     """A model slower than its canaries are frequent, with requests queueing before each of them, is left alone."""
     prepare(small, delay_s=2.5, request_deadline_s=30, window=4)
-    change(small, datasets={"mc": {"files": "data/mc/mc_0.root", "tree": "events", "is_mc": True}})
     driver = start("run", "c.yaml", "--run-dir", "r", cwd=small)
-    finish(driver)
+    reach(driver, lambda: executions(small) > 3)
+    finish(driver, small)
     assert [s["name"] for s in report_of(small / "r")["servers"]] == ["server-0"]
     assert report_of(small / "r")["rows"]["first"] == sum(report_of(small / "r")["rows"].values())
 
@@ -157,7 +163,7 @@ def test_a_budget_that_is_spent_ends_the_campaign_with_its_causes(small: Path, u
     for name in ("server-0", "server-0.1"):
         reach(driver, lambda name=name: any(r["name"] == name and busy(small, r) for r in records(small)))
         os.kill(records(small)[0]["server_pid"], signal.SIGKILL)
-    finish(driver, 1)
+    finish(driver, small, 1)
     report = report_of(small / "r")
     assert report["status"] == "failed"
     text = "no server is left, each was replaced 1 times: the server ended by signal 9 (server-0, server-0.1)"
@@ -174,7 +180,7 @@ def test_a_server_killed_while_it_starts_is_started_again(small: Path, undisturb
     driver = start("run", "c.yaml", "--run-dir", "r", cwd=small)
     reach(driver, lambda: any(r["state"] == "starting" and r["server_pid"] for r in records(small)))
     os.kill(records(small)[0]["server_pid"], signal.SIGKILL)
-    finish(driver)
+    finish(driver, small)
     assert report_of(small / "r")["servers"][0]["ready_s"] is None
     assert hashes(small / "r") == undisturbed
 
@@ -191,14 +197,14 @@ def test_a_pilot_that_is_lost_is_sent_again(
     small: Path, undisturbed: dict[str, str], provider: str, signum: int
 ) -> None:
     """Killed, or told to go by somebody who is not the campaign: the submitter sends another for its slot."""
-    prepare(small, delay_s=0.5, count=2)
+    prepare(small, count=2)
     driver = start("run", "c.yaml", "--run-dir", "r", "--provider", provider, cwd=small)
     reach(driver, lambda: all(r["state"] == "ready" for r in records(small)) and executions(small) > 2)
     record = records(small)[0]
     os.kill(record["pid"], signum)
     assert wait_until(lambda: not Path(record["place"]).exists(), 15)
     reach(driver, lambda: records(small)[0]["name"] == "server-0.1")
-    output = finish(driver)
+    output = finish(driver, small)
     report = report_of(small / "r")
     assert [s["name"] for s in report["servers"]] == ["server-0", "server-0.1", "server-1"]
     why = "server-0: its pilot was killed" if signum == signal.SIGKILL else "signal SIGTERM"
@@ -220,7 +226,7 @@ def test_a_pilot_that_is_not_heard_of_is_given_up(small: Path, undisturbed: dict
     if wakes:
         os.kill(record["pid"], signal.SIGCONT)
         assert wait_until(lambda: not Path(record["place"]).exists(), 10)
-    finish(driver)
+    finish(driver, small)
     first = report_of(small / "r")["servers"][0]
     assert re.search("nothing was heard of its pilot for [0-9]+ s|its pilot", first["why"])
     assert hashes(small / "r") == undisturbed

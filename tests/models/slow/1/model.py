@@ -1,6 +1,7 @@
 """The identity, after sleeping the parameter delay_s (seconds) per request.
 
-In the folder that the parameter mark names, a file with the server's pid stands as long as a request is in flight.
+In the folder that the parameter mark names, a file with the server's pid stands as long as a request is in flight;
+a number in a file ``pace`` there is taken in place of delay_s.
 """
 
 from __future__ import annotations
@@ -34,9 +35,12 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> Any:
         x = pb_utils.get_input_tensor_by_name(request, "X").as_numpy()
+        delay_s = self.delay_s
         if self.mark:
             self.mark.touch()
-        time.sleep(self.delay_s)
+            pace = self.mark.with_name("pace")
+            delay_s = float(pace.read_text()) if pace.exists() else delay_s
+        time.sleep(delay_s)
         if self.mark:
             self.mark.unlink()
         return pb_utils.InferenceResponse([pb_utils.Tensor("Y", x)])
