@@ -38,6 +38,7 @@ class State:
         errors: Texts of what went wrong; alike ones together.
         counts: Tasks done and failed in this run, and those done anew because what they had left was spoilt.
         rungs: Rows by how they were answered.
+        refused: Servers that workers did not believe, and why.
         spent: Where the workers' seconds went.
         tasks_s: Seconds in batches of tasks, summed over workers.
         answered: When the first prediction was there, seconds since the epoch; 0: none yet.
@@ -54,6 +55,7 @@ class State:
     errors: dict[str, list[str]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     rungs: Counter[str] = field(default_factory=Counter)
+    refused: set[str] = field(default_factory=set)
     spent: Spent = field(default_factory=Spent)
     tasks_s: float = 0.0
     answered: float = 0.0
@@ -145,6 +147,7 @@ class State:
     def account(self, answer: Answer) -> None:
         """Add up what a batch says of itself."""
         self.rungs.update(answer.rungs)
+        self.refused |= answer.refused
         self.spent.update(answer.spent)
         self.tasks_s += answer.wall_s
         self.peak_mb = max(self.peak_mb, answer.peak_mb)
