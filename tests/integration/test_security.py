@@ -22,6 +22,7 @@ import psutil
 import pytest
 import tritonclient.grpc as grpcclient
 import trustme
+from cryptography import x509
 from tritonclient.utils import InferenceServerException
 
 from campaign import ServerPool, ServerSpec, connect
@@ -43,7 +44,9 @@ from tests.conftest import (
     wait_until,
     yaml_of,
 )
+from tests.integration import test_slurm
 
+slurm = test_slurm.slurm  # a fixture
 REPOSITORY = PROJECT / "tests" / "models"
 MODELS = {"slow": {"batch": 8, "parameters": {"delay_s": 0.001}}}
 NOBODY = 65534
@@ -352,6 +355,7 @@ def written(folder: Path) -> bytes:
 KEY = b"PRIVATE KEY"
 
 
+@pytest.mark.faults
 def test_a_campaign_behind_tls_gives_the_same_and_writes_no_secret(behind_tls: Path) -> None:
     """The outputs' hashes are those over a socket; no key stands in a file, a command line, an environment, a log."""
     driver = start("run", "c.yaml", "--run-dir", "r", cwd=behind_tls)
@@ -445,3 +449,31 @@ def test_a_squatter_is_told_nothing_and_named_in_the_report(behind_tls: Path) ->
     assert seen == []
     warnings = report_of(behind_tls / "r")["warnings"]
     assert any(w.startswith("server-9: refused, it is not the server of this record") for w in warnings)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_between_jobs_of_a_scheduler_it_is_tls_by_itself(slurm: None, small: Path) -> None:
+    """Servers and tasks as jobs of a real Slurm: behind TLS unasked, certificates to the walltime, the same outputs."""
+    provider = {
+        "class": "SlurmProvider", "nodes_per_block": 1, "init_blocks": 0, "max_blocks": 1, "exclusive": False,
+        "walltime": "00:10:00", "cmd_timeout": 30, "scheduler_options": "#SBATCH --no-requeue",
+        "launcher": {"class": "SingleNodeLauncher"},
+    }  # fmt: skip
+    change(small, variations={})
+    here = command("run", "c.yaml", "--run-dir", "here", cwd=small)
+    assert here.returncode == 0, here.stderr
+    change(small, provider={"kind": "parsl", "provider": provider, "address": "127.0.0.1"})
+    driver = start("run", "c.yaml", "--run-dir", "r", cwd=small)
+    path = small / "r" / "servers" / "server-0.json"
+    assert wait_until(lambda: path.exists() and json.loads(path.read_text())["state"] == "ready", 120)
+    record = json.loads(path.read_text())
+    cert = x509.load_pem_x509_certificate((small / "r" / "servers" / "server-0.crt").read_bytes())
+    output, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 0, output
+    assert record["url"].startswith("ipv4:")
+    assert 600 < (cert.not_valid_after_utc - cert.not_valid_before_utc).total_seconds() < 1800
+    assert hashes(small / "r") == hashes(small / "here")
+    assert KEY not in written(small / "r")
+    # A scheduler may kill a block of workers with its guardian: what it leaves is for `reap`.
+    assert command("reap", cwd=small).returncode == 0
