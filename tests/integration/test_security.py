@@ -29,6 +29,7 @@ from campaign import ServerPool, ServerSpec, connect
 from campaign.errors import CampaignError, ModelError, ServerError
 from campaign.kserve import open_client
 from campaign.pool import make_kind
+from campaign.protocols import Job, save_job
 from campaign.rundir import file_digest
 from tests.conftest import (
     PROJECT,
@@ -116,8 +117,9 @@ def test_another_user_gets_nothing(long_lived_pool: dict[str, ServerPool], open_
     place, url, folder = Path(record["place"]), str(record["url"]), pool.folder
     assert regions_of(record)
     pids = family(record)
+    save_job(Job({}, {}, pool.address, 1, 1.0), open_folder / "job.pickle")
     order: dict[str, Any] = {
-        "read": [*map(str, folder.iterdir()), *map(str, regions_of(record))],
+        "read": [str(open_folder / "job.pickle"), *map(str, folder.iterdir()), *map(str, regions_of(record))],
         "list": [str(folder), str(place), *([str(place / "tls")] if kind == "tls" else [])],
         "write": [str(folder / "server-9.json"), str(folder / "stop"), str(place / "models" / "x")],
         "pids": pids,
@@ -136,7 +138,7 @@ def test_another_user_gets_nothing(long_lived_pool: dict[str, ServerPool], open_
 
 
 @NEEDS_ROOT
-def test_without_a_shared_memory_of_its_own_a_servers_regions_are_closed(open_folder: Path) -> None:
+def test_without_a_shared_memory_of_its_own_a_servers_regions_are_closed() -> None:
     """Where the kernel forbids the private one: regions lie in the node's, others cannot read them, and it is said."""
     with ServerPool(REPOSITORY, models=MODELS, private_shm=False) as pool:
         pool.wait_ready()
@@ -150,7 +152,7 @@ def test_without_a_shared_memory_of_its_own_a_servers_regions_are_closed(open_fo
         assert answers(pool)["first"] == len(X)
 
 
-def test_regions_are_closed_as_they_appear(tmp_path: Path) -> None:
+def test_regions_are_closed_as_they_appear() -> None:
     """The watcher beside such a server takes others' right to read, and ends with the server."""
     from campaign.enclose import _watch
 
