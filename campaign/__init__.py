@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from campaign.pool import ServerPool
     from campaign.spec import Campaign, Dataset, ModelSpec, ProviderSpec, ServerSpec, StageSpec, Variation
     from campaign.specfile import load
+    from campaign.verification import verify
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ _WHERE = {
     "fill_together": "histogram",
     "load": "specfile",
     "run": "engine",
+    "verify": "verification",
 }
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "fill_together",
     "load",
     "run",
+    "verify",
 ]
 
 

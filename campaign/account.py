@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from campaign import report
@@ -10,18 +11,25 @@ from campaign.pool import ServerPool
 from campaign.profile import Profile, by_stage
 from campaign.report import Report
 from campaign.rundir import RunDir
-from campaign.scheduler import State
+from campaign.spec import NOMINAL
+from campaign.state import State
+from campaign.twin import NOTE
 
 
 def judge(made: Report, plan: Plan, state: State) -> None:
     """Say whether everything is there, and what is not."""
     missing = [o.name for o in plan.outputs if o.name not in state.merged]
     missing += [f"{r.stage}/{r.variation}" for r in plan.reduces if (r.stage, r.variation) not in state.frozen]
-    made.status = report.FAILED if missing else report.COMPLETE
+    without = [o for o in plan.outputs if o.name in state.merged and state.incomplete(o)]
+    made.status = report.FAILED if missing else report.INCOMPLETE if without else report.COMPLETE
     for texts in state.errors.values():
         more = f"\n  and {len(texts) - 1} more alike" if len(texts) > 1 else ""
         made.errors.append(texts[0] + more)
     if missing:
+        if len(state.gaps) > state.gaps.limit > 0:
+            made.errors.append(
+                f"{len(state.gaps)} files failed; errors.max_failed_files puts up with {state.gaps.limit}"
+            )
         made.errors.append("missing: " + ", ".join(missing))
 
 
@@ -37,6 +45,9 @@ def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool
         made.warnings.append(
             f"the server batches requests of {', '.join(dynamic)} dynamically: predictions depend on their neighbours"
         )
+    if state.rungs["local_twin"] or any(NOTE in merged.notes for merged in state.merged.values()):
+        made.reproducible = False
+        made.warnings.append(f"{NOTE}: outputs that hold them say so in their notes")
     made.tasks = {
         "total": plan.total,
         "done": state.counts["done"],
@@ -46,18 +57,50 @@ def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool
     made.rows.update(state.rungs)
     for name, files in plan.files.items():
         made.datasets[name] = {"files": len(files), "events": int(state.ledger.events[name].sum())}
-    for name, merged in sorted(state.merged.items()):
-        made.outputs[name] = {"path": str(merged.path), "kind": merged.kind, "sha256": merged.sha256}
-        if merged.root:
-            made.outputs[name]["root"] = str(merged.root)
-        if merged.notes:
-            made.outputs[name]["notes"] = list(merged.notes)
-    for (stage, variation), (path, sha256) in sorted(state.frozen.items()):
-        made.outputs[f"{stage}/all/{variation}"] = {"path": path, "kind": "frozen", "sha256": sha256}
+    _outputs(made, plan, state)
+    made.lost = state.gaps.to_json(max(MOST, state.gaps.limit))
+    made.warnings += _uneven(plan, state)
     made.artefacts = _artefacts(plan, rundir)
     made.versions = report.versions()
     if hasattr(kind, "versions"):
         made.versions["server"] = kind.versions()
+
+
+MOST = 1000  # files that a report names
+
+
+def _outputs(made: Report, plan: Plan, state: State) -> None:
+    told: dict[str, Any]
+    for output in sorted(plan.outputs, key=lambda o: o.name):
+        merged = state.merged.get(output.name)
+        if merged is None:
+            continue
+        made.outputs[output.name] = told = {"path": str(merged.path), "kind": merged.kind, "sha256": merged.sha256}
+        if merged.root:
+            told["root"] = str(merged.root)
+        if merged.notes:
+            told["notes"] = list(merged.notes)
+        if state.incomplete(output):
+            told |= {"incomplete": True, "missing": state.lost(output), "because": state.because(output)}
+    made_from = {(r.stage, r.variation): r for r in plan.reduces}
+    for at, (path, sha256) in sorted(state.frozen.items()):
+        made.outputs[f"{at[0]}/all/{at[1]}"] = told = {"path": path, "kind": "frozen", "sha256": sha256}
+        if at in state.shaky:
+            because = [o.name for o in made_from[at].inputs.values() if state.incomplete(o)]
+            because += [f"{s}/all/{v}" for s, v in made_from[at].frozen if (s, v) in state.shaky]
+            told |= {"incomplete": True, "because": because}
+
+
+def _uneven(plan: Plan, state: State) -> Iterator[str]:
+    """Outputs that lack other files than the nominal one beside them."""
+    there = {o.name: o for o in plan.outputs if o.name in state.merged}
+    for output in there.values():
+        nominal = there.get(f"{output.stage}/{output.dataset}/{NOMINAL}")
+        if nominal is None or nominal.line is None or output.line is None:
+            continue
+        same = output.line.events.files is nominal.line.events.files
+        if same and state.lost(output)["files"] != state.lost(nominal)["files"]:
+            yield f"{output.name} and {nominal.name} lack different files: not only the variation sets them apart"
 
 
 def profiled(profile: Profile, plan: Plan, state: State, pool: ServerPool | None) -> Profile:

@@ -88,11 +88,11 @@ class Queue:
         """
         found = []
         for w in list(self._waiting):
-            artefact = w.shape.artefact
+            gone = [x for x in (w.shape.artefact, w.shape.emits[0]) if x is not None and self._ledger.cannot(x)]
             if cannot(w.shape):
                 lost = np.ones(len(w.left), bool)
-            elif artefact is not None and self._ledger.cannot(artefact):
-                lost = self._ledger.lost(artefact, w.left)
+            elif gone:
+                lost = np.logical_or.reduce([self._ledger.lost(x, w.left) for x in gone])
             else:
                 continue
             if lost.any():

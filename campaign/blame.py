@@ -7,7 +7,7 @@ from pathlib import Path
 
 import uproot
 
-from campaign.errors import CampaignError, InputError, StageError
+from campaign.errors import CampaignError, InputError, StageError, passing
 
 _READER = Path(uproot.__file__).parent
 _OURS = ("campaign/chain.py", "campaign/work.py", "errors.py")
@@ -23,9 +23,7 @@ def explain(error: Exception, stage: str, where: str, url: str) -> CampaignError
     text = (str(error).strip().splitlines() or [""])[0]
     if any(Path(f.filename).is_relative_to(_READER) for f in frames):
         # Branches are read when they are touched, so a torn basket shows inside the stage.
-        return InputError(
-            f"cannot be read: {type(error).__name__}: {text[:300]}", where=url, remedy="check or replace it"
-        )
+        return InputError.unreadable(url, error)
     user = [f for f in frames if "/awkward/" not in f.filename and not f.filename.endswith(_OURS)]
     log = "".join(traceback.format_list(user[-4:])) + f"{type(error).__name__}: {text}"
     if isinstance(error, (AttributeError, KeyError, IndexError, ValueError)) and "no field" in text:
@@ -34,4 +32,6 @@ def explain(error: Exception, stage: str, where: str, url: str) -> CampaignError
             f"asks for '{(name or ['?'])[0]}', which is not there", where=f"stage {stage} ({where})", log=log,
             remedy="correct the name, or the tree, or map it under 'branches'",
         )  # fmt: skip
-    return StageError(f"raised {type(error).__name__}: {text}", where=f"stage {stage} ({where})", log=log)
+    made = StageError(f"raised {type(error).__name__}: {text}", where=f"stage {stage} ({where})", log=log)
+    made.permanent = not passing(error)
+    return made

@@ -6,6 +6,7 @@ environment is wrong answers READY and then nonsense.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import numpy as np
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
+from campaign.address import Secret
 from campaign.errors import ModelError
 from campaign.kserve import ModelInfo, as_input, model_info, open_client
 
 
-def client_of(url: str) -> grpcclient.InferenceServerClient:
+def client_of(name: str, url: str, secret: Secret | None = None) -> grpcclient.InferenceServerClient:
     """A client of a server that is being started."""
-    return open_client({"url": url})
+    return open_client({"name": name, "url": url, "secret": secret, "own": True})
 
 
 def ready(client: grpcclient.InferenceServerClient) -> bool:
@@ -51,22 +53,52 @@ def prove(client: grpcclient.InferenceServerClient, model: str, canary: str | No
         if canary is None:
             _check_shapes(info, _ask(client, info, _zeros(info), deadline_s))
             return f"model {model} has no canary.npz: only the shapes of its answer were checked"
-        known = _read(Path(canary))
-        inputs = {n.removeprefix("input."): a for n, a in known.items() if n.startswith("input.")}
-        answer = _ask(client, info, inputs, deadline_s)
+        known = known_answer(Path(canary))
+        answer = _ask(client, info, known.inputs, deadline_s)
     except InferenceServerException as error:
         raise ModelError(f"does not serve its canary: {error.message()}", where=f"model {model}") from error
-    rtol, atol = float(known.get("rtol", 1e-5)), float(known.get("atol", 1e-6))
-    for name, want in known.items():
-        if name.startswith("output."):
-            _compare(model, name.removeprefix("output."), answer, want, rtol, atol)
+    known.hold(model, answer)
     return ""
 
 
-def _read(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Known:
+    """A known answer.
+
+    Attributes:
+        inputs, outputs: Arrays by name.
+        rtol, atol: How far an answer may be from it.
+    """
+
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+    rtol: float
+    atol: float
+
+    def hold(self, model: str, answer: dict[str, Any], rtol: float | None = None, atol: float | None = None) -> None:
+        """Compare an answer with it.
+
+        Raises:
+            ModelError: It is another one.
+        """
+        rtol, atol = self.rtol if rtol is None else rtol, self.atol if atol is None else atol
+        for name, want in self.outputs.items():
+            _compare(model, name, answer, want, rtol, atol)
+
+
+def known_answer(path: Path) -> Known:
+    """Read a ``canary.npz``.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            known = {name: file[name] for name in file.files}
+            inputs, outputs = (
+                {n.removeprefix(p): a for n, a in known.items() if n.startswith(p)} for p in ("input.", "output.")
+            )
+            return Known(inputs, outputs, float(known.get("rtol", 1e-5)), float(known.get("atol", 1e-6)))
     except (OSError, ValueError, EOFError) as error:
         raise ModelError(f"its canary cannot be read: {error}", where=str(path)) from error
 

@@ -23,10 +23,11 @@ from campaign.outputs import Columns, ColumnsPartial, ColumnsReader, Output, Par
 from campaign.pack import PackWriter
 from campaign.protocols import WEIGHT, Context, Job, Source, TwoStepStage
 from campaign.receipts import Receipt
-from campaign.rundir import RunDir
+from campaign.rundir import RunDir, file_digest
 from campaign.spent import AHEAD, RUN, WAIT, WRITE, Spent
 from campaign.stepservers import RangeServers
 from campaign.task import Step, Task
+from campaign.twin import NOTE
 
 Frozen = Mapping[tuple[str, str], tuple[str, str]]
 """``(reduce stage, variation)`` -> ``(path, sha256)``."""
@@ -70,6 +71,11 @@ class Worker:
         return self.servers
 
     @property
+    def by_twin(self) -> int:
+        """Rows that this process has answered itself, by a model's local twin."""
+        return self._servers.rows["local_twin"] if self._servers else 0
+
+    @property
     def waited_s(self) -> float:
         """Seconds this process has waited for servers."""
         return self._servers.waited_s if self._servers else 0.0
@@ -100,9 +106,10 @@ class Chain:
 
     def __init__(
         self, worker: Worker, rundir: RunDir, task: Task, frozen: Frozen, expected: str = "",
-        pack: PackWriter | None = None,
+        pack: PackWriter | None = None, marks: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.expected, self.pack = expected, pack
+        self.marks = dict(zip((s.key for s in task.steps), marks, strict=True)) if marks else {}
         self.worker, self.rundir, self.task = worker, rundir, task
         self.frozen = {at: thawed(*frozen[at]) for s in task.steps for at in s.frozen if at in frozen}
         self.options = {s.stage: fresh(worker.job.stages[s.stage].options) for s in task.steps}
@@ -120,6 +127,7 @@ class Chain:
     def run(self) -> list[Receipt]:
         """All ranges, then the receipts; on an error nothing unfinished stays behind."""
         flight: deque[tuple[Iterator[None], RangeServers]] = deque()
+        by_twin = self.worker.by_twin
         try:
             # What is read from stays open until the last range is done: its columns may be read when they are touched.
             with ExitStack() as stack:
@@ -137,7 +145,8 @@ class Chain:
                     stream.flush()
                 while flight:
                     deque(flight.popleft()[0], maxlen=0)
-            return [self._receipt(s) for s in self.task.steps if s.emit]
+            notes = (NOTE,) if self.worker.by_twin > by_twin else ()  # whoever merges it later must know
+            return [self._receipt(s, notes) for s in self.task.steps if s.emit]
         finally:
             for _, servers in flight:  # after an error
                 servers.cancel()
@@ -286,13 +295,14 @@ class Chain:
             self.spent.add(step.stage, WAIT, waited)
             self.spent.add(step.stage, RUN, time.perf_counter() - start - waited)
 
-    def _receipt(self, step: Step) -> Receipt:
+    def _receipt(self, step: Step, notes: tuple[str, ...]) -> Receipt:
         partial = self.partials.pop(step.key)
-        pack, offset = "", 0
+        pack, offset, own = "", 0, ""
         with self.spent.on(step.stage, WRITE):
             if isinstance(partial, ColumnsPartial):
                 path = self.rundir.columns(step.key)
                 sha256, size = partial.write(path), path.stat().st_size
+                own = file_digest(path)  # still in memory: a small part of what writing it took
             else:
                 assert self.pack is not None
                 content = partial.content()
@@ -310,7 +320,9 @@ class Chain:
             events=self.events if self.task.artefact is None else 0,
             pack=pack,
             offset=offset,
-            notes=tuple(partial.notes),
+            notes=(*partial.notes, *notes),
+            more=self.marks.get(step.key, ""),
+            bytes_sha256=own,
         )
 
 

@@ -90,6 +90,18 @@ def _parser() -> argparse.ArgumentParser:
         if do is _report:
             command.add_argument("--profile", action="store_true", help="say where each second went")
 
+    verify = _command(
+        commands, "verify", "hold a complete run against its manifest, and do a sample of its tasks again", _verify
+    )
+    verify.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    verify.add_argument(
+        "--sample", type=_percentage, default=1.0, metavar="P%", help="of the files, done again (default: 1%%; 0: none)"
+    )
+    verify.add_argument("--workers", type=_positive, metavar="N", help="worker processes, and threads that hash")
+    verify.add_argument("--json", action="store_true", help="for a program")
+    reaper = _command(commands, "reap", "end what dead campaigns of yours left here or in the scheduler", _reap)
+    reaper.add_argument("--dry-run", action="store_true", help="only say what would be done")
+
     tune = _command(commands, "tune", "measure a sample against one server, propose batch, window, workers", _tune)
     _file(tune)
     _file(_command(commands, "prepare", "make the server environment ahead of the first run", _prepare))
@@ -118,6 +130,13 @@ def _file(parser: argparse.ArgumentParser) -> None:
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def _percentage(text: str) -> float:
+    number = float(text.strip().removesuffix("%"))
+    if not 0 <= number <= 100:
         raise ValueError(text)
     return number
 
@@ -162,27 +181,29 @@ def _check(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     from campaign import engine
+    from campaign.intent import Intent
     from campaign.ledger import Ledger
-    from campaign.plan import reasons
+    from campaign.reasons import Reasons, as_json
     from campaign.receipts import Receipts
     from campaign.rundir import RunDir
 
     campaign = _load(args)
     plan = engine.check(campaign).plan
-    if args.json:
-        print(json.dumps({"plan": plan.digest, "tasks": [[s.key for s in t.steps] for t in plan.tasks],
-                          "outputs": {o.name: list(o.files) for o in plan.outputs}}, indent=1))  # fmt: skip
-        return 0
     rundir = RunDir(args.run_dir.resolve() if args.run_dir else engine.default_run_dir(campaign))
     ledger = Ledger(plan, Receipts(rundir.receipts))
     ledger.read(rundir)
     todo = plan.todo(ledger.missing())
+    reasons = Reasons(plan, ledger, Intent.read(rundir), rundir)
+    if args.json:
+        print(json.dumps(as_json(plan, reasons, todo), indent=1))
+        return 0
     print(f"plan {plan.digest[:16]}: {sum(len(some.places) for some in todo)} tasks to do")
-    for text in (reasons(some, i) for some in todo for i in some.places.tolist()):
-        print(f"  {text}")
+    for some in todo:
+        for group in reasons.groups(some):
+            print(f"  {group.text()}")
     for reduce in plan.reduces:
-        frozen = ledger.frozen.get((reduce.stage, reduce.variation))
-        state = "done" if frozen is not None and frozen.key == reduce.key else "to do"
+        why = "; ".join(reasons.reduce(reduce))
+        state = f"to do: {why}" if why else "done"
         print(f"  {reduce.stage}/{reduce.variation}: {state}, from {', '.join(o.name for o in reduce.inputs.values())}")
     return 0
 
@@ -206,7 +227,8 @@ def _status(args: argparse.Namespace) -> int:
         report = Report.load(rundir.root)
         print(report.text() if report else "not running, and never came to its end; run it again to resume")
         return 0
-    total = dict((read_json(rundir.root / "plan.json") or {}).get("partials", {}))
+    told = (read_json(rundir.root / "plan.json") or {}).get("partials")
+    total = {str(k): v for k, v in told.items() if isinstance(v, int)} if isinstance(told, dict) else {}
     done: dict[str, set[str]] = {stage: set() for stage in total}
     for receipt in Receipts(rundir.receipts):
         if receipt.stage in done and receipt.kind not in (FROZEN, MERGED):
@@ -215,7 +237,8 @@ def _status(args: argparse.Namespace) -> int:
     for stage, n in total.items():
         print(f"  {stage:<16} {min(len(done[stage]), n)}/{n}")
     for record in in_order(r for p in rundir.servers.glob("server-*.json") if (r := read_json(p)) is not None):
-        print(f"  {record['name']:<16} {record['state']} on {record['host']} {record.get('why', '')}".rstrip())
+        said = [record.get(key, "?") for key in ("name", "state", "host")]
+        print(f"  {said[0]!s:<16} {said[1]} on {said[2]} {record.get('why', '')}".rstrip())
     return 0
 
 
@@ -244,6 +267,29 @@ def _report(args: argparse.Namespace) -> int:
     if report is None:
         raise CampaignError("has no report yet", where=str(args.run_dir), remedy="see 'campaign status'")
     print(report.text(profile=args.profile))
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from campaign.progress import to_terminal
+    from campaign.verification import verify
+
+    shown = None if args.json else to_terminal()
+    made = verify(None, _existing(args), sample=args.sample, workers=args.workers, progress=shown)
+    print(json.dumps(made.to_json(), indent=1) if args.json else made.text())
+    return made.exit_code
+
+
+def _reap(args: argparse.Namespace) -> int:
+    from campaign.reap import reap
+
+    said = reap(dry_run=args.dry_run)
+    for line in said.ended:
+        print(f"{'would end' if args.dry_run else 'ended'} {line}")
+    for line in said.left:
+        print(f"left {line}")
+    if not said.ended:
+        print("nothing of a dead campaign was found")
     return 0
 
 

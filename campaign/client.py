@@ -20,12 +20,13 @@ from tritonclient.utils import InferenceServerException
 
 from campaign import ragged
 from campaign.address import RUNGS, PoolAddress
-from campaign.errors import InferenceError
+from campaign.errors import InferenceError, ServerError
 from campaign.flight import Flight
-from campaign.kserve import Arrays, ModelInfo, check_inputs, model_info, open_client, permanent
+from campaign.kserve import Arrays, ModelInfo, check_inputs, identity_refused, model_info, open_client, permanent
 from campaign.ragged import Ragged
 from campaign.request import Request
 from campaign.roster import Link, Roster
+from campaign.twin import Twins
 from campaign.wire import Array, Codec, Part, batch_of, cut
 
 __all__ = ["RUNGS", "Pending", "PoolAddress", "Ragged", "Servers", "Shared", "Stream", "connect"]
@@ -108,7 +109,8 @@ class Servers:
     def __init__(self, address: PoolAddress) -> None:
         self.address = address
         self._roster = Roster(address)
-        self._flight = Flight(self._roster)
+        self._twins = Twins(address.twins)
+        self._flight = Flight(self._roster, self._twins.answer if address.twins else None)
         self._codecs: dict[str, Codec] = {}
         self.rows: Counter[str] = self._flight.rows
         self.requests: Counter[str] = self._flight.sent
@@ -225,11 +227,20 @@ class Servers:
         tried: set[str] = set()
         start = time.monotonic()
         while True:
-            with self._flight.waiting():
-                link = self._roster.wait(tried)
+            try:
+                with self._flight.waiting():
+                    link = self._roster.wait(tried)
+            except ServerError:
+                known = self._twins.info(name)
+                if known is not None:
+                    return known
+                raise
             try:
                 return self._ask_one(link, name)
             except InferenceServerException as error:
+                if identity_refused(error):
+                    self._roster.refuse(link, str(error.message()))
+                    continue  # another server, or the roster says that there is none
                 tried.add(link.name)
                 self._roster.failed(link)
                 if not permanent(error) and (set(self._roster.links) - tried or self._waits(tried, start)):

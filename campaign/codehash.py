@@ -32,6 +32,13 @@ def of_name(file: Path, name: str) -> list[str]:
     return _closure(file.resolve(), [name], set())
 
 
+def files_of_name(file: Path, name: str) -> list[Path]:
+    """The user's files that `of_name` has looked into, sorted."""
+    seen: Seen = set()
+    _closure(file.resolve(), [name], seen)
+    return sorted({path for path, _ in seen})
+
+
 def of_object(thing: Any) -> list[str]:
     """What a function, class or callable object is made of, by value: for those that no file names.
 

@@ -110,6 +110,6 @@ def unpack_counts(content: bytes, where: str) -> CountsPartial:
             counts.total[name] = int(numerator) if one else Fraction(int(numerator), int(denominator))
             if is_float:
                 counts.floats.add(name)
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
         raise PartialError(f"is no whole file of counts: {error}", where=where) from error
     return counts

@@ -251,6 +251,21 @@ def _identity(name: str, key: tuple[str, ...]) -> tuple[int, str]:
     return int(info.get("size") or 0), stamp
 
 
+def changed(file: File) -> str:
+    """What of a file is known not to be as it was planned, in words; empty if nothing is."""
+    if not file.size and not file.stamp:
+        return ""
+    try:
+        size, stamp = _identity(file.url, ())
+    except FileNotFoundError:
+        return "it is gone"
+    except (OSError, SpecError):
+        return ""  # who reads it will see
+    if size != file.size:
+        return f"it had {file.size} bytes and has {size}"
+    return "it was written again" if stamp != file.stamp else ""
+
+
 class _Metadata:
     """Metadata of each file: the same for all, or by pattern from a side file."""
 

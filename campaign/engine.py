@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from campaign import account, registry, report
+from campaign import account, intent, keeper, manifest, registry, report
 from campaign.address import PoolAddress
 from campaign.checks import check_models, check_options
 from campaign.errors import CampaignError, CampaignFailed, Interrupted, SpecError
-from campaign.frozenvalue import thaw
+from campaign.gaps import Gaps
+from campaign.hardship import full, leave_terminal, no_room
 from campaign.ledger import Ledger
-from campaign.merge import restored
 from campaign.plan import Pass, Plan, Reduce
 from campaign.planner import plan
 from campaign.pool import ServerPool, make_kind
@@ -28,12 +28,13 @@ from campaign.preflight import preflight
 from campaign.processes import stop_fork_server
 from campaign.profile import Profile
 from campaign.progress import Progress, to_terminal
-from campaign.protocols import Job, Provider, campaign_workers, save_job
+from campaign.protocols import Job, JobTicket, Provider, campaign_workers, save_job
 from campaign.receipts import Receipts
 from campaign.report import Report
-from campaign.rundir import RunDir, write_aside
-from campaign.scheduler import Scheduler, State
+from campaign.rundir import RunDir
+from campaign.scheduler import Scheduler
 from campaign.spec import Campaign, ProviderSpec
+from campaign.state import State
 
 
 def default_run_dir(campaign: Campaign) -> Path:
@@ -57,13 +58,14 @@ def override(
 
 @dataclass
 class Checked:
-    """A campaign that was found right: its plan, and who does it."""
+    """A campaign that was found right: its plan, who does it, and what its models' answers depend on."""
 
     campaign: Campaign
     plan: Plan
     kind: Any
     provider: type[Provider]
     options: Any
+    models: Mapping[str, Mapping[str, Any]]
 
 
 def check(campaign: Campaign) -> Checked:
@@ -85,7 +87,7 @@ def check(campaign: Campaign) -> Checked:
         check_models(campaign, made.code, kind)
     except SpecError as error:
         raise campaign.locate(error) from error.__cause__
-    return Checked(campaign, made, kind, cls, options)
+    return Checked(campaign, made, kind, cls, options, models)
 
 
 def run(
@@ -122,8 +124,10 @@ def run(
     rundir = RunDir(Path(run_dir).resolve() if run_dir else default_run_dir(campaign))
     checked = check(campaign)
     try:
-        with rundir.owned(), _signals() as stop:
-            made = _Run(checked, rundir, shown, stop).run()
+        with rundir.owned(), signals() as stop, keeper.hold(rundir.root, remove=(rundir.job,), say=shown.say):
+            made = Run(checked, rundir, shown, stop).run()
+    except OSError as error:
+        raise full(error, rundir.root) or error from error.__cause__
     finally:
         stop_fork_server()  # it looked at the files, whoever did the work
     if raises and made.status == report.INTERRUPTED:
@@ -134,19 +138,25 @@ def run(
 
 
 @contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """INT, TERM and HUP ask for an orderly end, once; a second one ends this process, and its children with it."""
+def signals() -> Iterator[threading.Event]:
+    """INT, TERM and HUP ask for an orderly end, once; a second one ends this process, and its children with it.
+
+    One that was ignored when this process began stays so: ``nohup`` means it.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
 
-    def handler(_signum: int, _frame: object) -> None:
+    def handler(signum: int, _frame: object) -> None:
         if asked.is_set():
-            os._exit(130)  # pilots, workers and guardians see this process go and clean up
+            os._exit(130)  # pilots, workers, guardians and the keeper see this process go and clean up
         asked.set()
+        if signum == signal.SIGHUP:
+            leave_terminal()
 
-    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    wanted = (s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN)
+    before = {s: signal.signal(s, handler) for s in wanted}
     try:
         yield asked
     finally:
@@ -154,7 +164,7 @@ def _signals() -> Iterator[threading.Event]:
             signal.signal(s, old)
 
 
-class _Run:
+class Run:
     """One run from start to report."""
 
     def __init__(self, checked: Checked, rundir: RunDir, shown: Progress, stop: threading.Event) -> None:
@@ -163,11 +173,12 @@ class _Run:
         self.report = Report(self.campaign.campaign, str(rundir.root))
         self.profile = Profile(began=time.time())
         self.receipts = Receipts(rundir.receipts)
-        self.state = State(Ledger(self.plan, self.receipts))
+        self.state = State(Ledger(self.plan, self.receipts), Gaps(self.plan))
         self.todo: list[Pass] = []
         self.pool: ServerPool | None = None
+        self.hashes = manifest.InputHashes(self.plan, {})
         self.looked = 0.0
-        self.told_ready = False
+        self.told_ready = self.told_lost = False
 
     def run(self) -> Report:
         """Do it and write the report, however it ends."""
@@ -176,6 +187,7 @@ class _Run:
             self._remember()
             self._prepare()
             self._passed("checked")
+            self._hash_inputs()
             if not self._complete:
                 with ExitStack() as stack:
                     self._start(stack).run(self._look_around)
@@ -183,6 +195,7 @@ class _Run:
                     self.shown.say("servers and workers: stopping" if self.pool else "workers: stopping")
                 self._passed("stopped")
             account.judge(self.report, self.plan, self.state)
+            self.report.errors += no_room(self.report.errors, self.rundir.root)
         except SpecError:
             raise
         except CampaignError as error:
@@ -193,11 +206,14 @@ class _Run:
         finally:
             self.receipts.close()
             self.rundir.job.unlink(missing_ok=True)
+            self.rundir.late_job.unlink(missing_ok=True)
+            shutil.rmtree(self.rundir.workers, ignore_errors=True)
         account.fill(self.report, self.plan, self.state, self.rundir, self.checked.kind, self.pool, self.tasks_to_do)
         self.profile.workers = campaign_workers(self.campaign)
         self.report.profile = account.profiled(self.profile, self.plan, self.state, self.pool).to_json()
         self.report.wall_s = round(time.time() - self.profile.began, 3)
         self.report.save()
+        self._sign()
         self.shown.close()
         return self.report
 
@@ -206,25 +222,11 @@ class _Run:
 
     def _remember(self) -> None:
         """What earlier runs of this directory have left, as far as it is still what this plan wants."""
-        ledger = self.state.ledger
-        ledger.read(self.rundir)
-        self.rundir.sweep(ledger.packs)
-        for reduce in self.plan.reduces:
-            old = ledger.frozen.get((reduce.stage, reduce.variation))
-            path = self.rundir.frozen(reduce.stage, reduce.variation)
-            if old is not None and old.key == reduce.key and path.exists():
-                thaw(path, old.sha256)  # an altered one is refused now, not when half the work is done
-                self.state.frozen[reduce.stage, reduce.variation] = (str(path), old.sha256)
-        for output in self.plan.outputs:
-            line = output.line
-            at, receipt = ledger.merged.get(output.name, (0, None))
-            # A partial that was made anew after the merge has its receipt behind it.
-            if receipt is None or line is None or not ledger.whole(line) or ledger.newest(line) > at:
-                continue
-            merged = restored(self.rundir, output, receipt)
-            if merged is not None:
-                self.state.merged[output.name] = merged
-        self.todo = self.plan.todo(ledger.missing())
+        shutil.rmtree(self.rundir.workers, ignore_errors=True)
+        self.state.ledger.read(self.rundir)
+        self.rundir.sweep(self.state.ledger.packs)
+        self.state.remember(self.plan, self.rundir)
+        self.todo = self.plan.todo(self.state.ledger.missing())
 
     @property
     def tasks_to_do(self) -> int:
@@ -244,28 +246,30 @@ class _Run:
         self.job = Job(self.plan.code, self.plan.readers, None, self.campaign.read_rows, self.campaign.task_deadline_s)
         if self.todo:
             preflight(self.plan, self.todo, save_job(self.job, self.rundir.job))
-        self._write_plan()
+        intent.write(self.rundir, self.plan)
 
-    def _write_plan(self) -> None:
-        """``plan.json``, file by file: there may be 100,000."""
-        total: Counter[str] = Counter()
-        for line in self.plan.lines:
-            total[line.stage] += len(line.keys) if line.emit else 0
-        head = json.dumps({"plan": self.plan.digest, "partials": dict(+total)}, indent=1)
-        head = head.removesuffix("\n}") + ',\n "files": {'
-        path = self.rundir.root / "plan.json"
-        if path.exists():
-            with path.open() as old:
-                if old.read(len(head)) == head:
-                    return  # the digest says that it is the same plan
-        with write_aside(path, "w") as stream:
-            stream.write(head)
-            for i, (name, files) in enumerate(self.plan.files.items()):
-                stream.write(f"{',' if i else ''}\n  {json.dumps(name)}: [")
-                for j, url in enumerate(files.urls()):
-                    stream.write(f"{',' if j else ''}\n   {json.dumps(url)}")
-                stream.write("\n  ]")
-            stream.write("\n }\n}\n")
+    def _hash_inputs(self) -> None:
+        """Beside the work. From now on an old manifest is wrong, unless there is nothing to do."""
+        try:
+            known = manifest.read(self.rundir)["inputs"]["hashed"]
+        except CampaignError:
+            known = {}
+        if not self._complete:
+            self.rundir.manifest.unlink(missing_ok=True)
+        self.hashes = manifest.InputHashes(self.plan, known)
+        self.hashes.start()
+
+    def _sign(self) -> None:
+        """Write the manifest, if all is there. What it says comes from receipts: what is spoilt stays so."""
+        if self.report.status != report.COMPLETE:
+            self.hashes.stop()
+            return
+        self.hashes.join()
+        done = manifest.Done(
+            self.campaign, self.plan, self.checked.models, self.state.merged, self.state.frozen, self.state.ledger,
+            self.report.versions, self.hashes.found,
+        )  # fmt: skip
+        manifest.write(self.rundir, done)
 
     def _start(self, stack: ExitStack) -> Scheduler:
         waiting = [r for r in self.plan.reduces if (r.stage, r.variation) not in self.state.frozen]
@@ -273,27 +277,31 @@ class _Run:
         self.rundir.logs.mkdir(parents=True, exist_ok=True)
         provider = stack.enter_context(self.checked.provider(self.checked.options, self.rundir.logs))
         address = self._start_pool(stack, provider) if self._needs_servers(waiting) else None
-        job = replace(self.job, servers=address)
+        ticket = save_job(replace(self.job, servers=address), self.rundir.job)
+
+        def with_servers() -> JobTicket:
+            nonlocal ticket
+            if self.pool is None and self.campaign.servers is not None:
+                late = replace(self.job, servers=self._start_pool(stack, provider))
+                ticket = save_job(late, self.rundir.late_job)  # workers may still have to read the other one
+            return ticket
+
         return Scheduler(
             self.plan, self.todo, self.state, self.rundir, self.receipts, provider, campaign_workers(self.campaign),
-            self.campaign.retries, save_job(job, self.rundir.job), self.shown,
-            lambda: self.pool.failure() if self.pool else None,
+            self.campaign.retries, ticket, self.shown, self._pool_failure, with_servers,
         )  # fmt: skip
 
     def _needs_servers(self, waiting: list[Reduce]) -> bool:
-        def infers(stage: str) -> bool:
-            code = self.plan.code[stage]
-            return code.uses_servers or isinstance(code.options.get("model"), str)
-
         stages = {line.stage for some in self.todo for line in some.shape.lines} | {r.stage for r in waiting}
-        return self.campaign.servers is not None and any(map(infers, stages))
+        return self.campaign.servers is not None and any(map(self.plan.infers, stages))
 
     def _start_pool(self, stack: ExitStack, provider: Provider) -> PoolAddress:
         spec = self.campaign.servers
         assert spec is not None
         self.pool = ServerPool(
-            spec, provider=provider, folder=self.rundir.servers, base=self.campaign.base, say=self.shown.say
-        )
+            spec, provider=provider, folder=self.rundir.servers, base=self.campaign.base, say=self.shown.say,
+            kind=self.checked.kind,
+        )  # fmt: skip
         stack.enter_context(self.pool)
         self._passed("pool")
         if self.pool.kind.managed:
@@ -321,13 +329,30 @@ class _Run:
         if now - self.looked < 0.5:
             return
         self.looked = now
+        keeper.beat()
         if self.rundir.request_stop.exists():
             raise Interrupted(_ASKED)
-        failure = self.pool.failure() if self.pool else None
+        failure = self._pool_failure()
         if failure is not None:
             raise failure
         if self.pool and self.pool.kind.managed and not self.told_ready:
             self._tell_ready(self.pool)
+
+    def _pool_failure(self) -> CampaignError | None:
+        """Why the run cannot go on for want of servers; it can where every model has a twin and servers have proved it.
+
+        A pool that never came up is an error all the same: what is wrong then is wrong in the campaign.
+        """
+        failure = self.pool.failure() if self.pool else None
+        if failure is None or self.pool is None or len(self.pool.twins) < len(self.pool.spec.models):
+            return failure
+        if not any(r["ready_s"] is not None for r in self.pool.records()):
+            return failure
+        if not self.told_lost:
+            self.told_lost = True
+            self.shown.say("servers   none is left: the models' local twins answer")
+            self.report.warnings.append(f"no server was left ({failure.where}: {failure.message})")
+        return None
 
     def _tell_ready(self, pool: ServerPool) -> None:
         records = pool.current()

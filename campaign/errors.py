@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 __all__ = [
@@ -31,9 +32,13 @@ class CampaignError(Exception):
         where: The file, server, stage or key at fault.
         remedy: What the reader can do now.
         log: The tail of the log that explains it, if there is one.
+
+    Attributes:
+        permanent: Trying again cannot help.
     """
 
     exit_code = 1
+    permanent = True
 
     def __init__(self, message: str, *, where: str = "", remedy: str = "", log: str = "") -> None:
         super().__init__(message)
@@ -90,6 +95,8 @@ class ProviderError(CampaignError):
 class ServerError(CampaignError):
     """A server did not start, did not prove itself ready, or was lost."""
 
+    permanent = False
+
 
 class ModelError(ServerError):
     """A model does not load, or does not give its known answer."""
@@ -111,13 +118,46 @@ class InferenceError(CampaignError):
 
 
 class InputError(CampaignError):
-    """An input file cannot be read as the campaign asks."""
+    """An input file cannot be read as the campaign asks.
+
+    ``permanent`` unless the reader's exception says otherwise (`passing`).
+    """
 
     @classmethod
-    def unreadable(cls, url: str, error: Exception) -> InputError:
+    def unreadable(cls, url: str, error: BaseException) -> InputError:
         """The error for a file whose reader raised ``error``."""
         text = " ".join(str(error).split())[:300]
-        return cls(f"cannot be read: {type(error).__name__}: {text}", where=url, remedy="check or replace the file")
+        made = cls(f"cannot be read: {type(error).__name__}: {text}", where=url, remedy="check or replace the file")
+        made.permanent = not passing(error)
+        return made
+
+
+_PASSING = frozenset(
+    getattr(errno, name) for name in (
+        "EAGAIN", "EINTR", "EIO", "ESTALE", "ETIMEDOUT", "ENETDOWN", "ENETUNREACH", "ENETRESET", "EHOSTDOWN",
+        "EHOSTUNREACH", "EREMOTEIO", "EMFILE", "ENFILE",
+    )
+)  # fmt: skip
+
+
+def passing(error: BaseException) -> bool:
+    """Whether what a reader raised may pass: a network or a file system that falters, not a file that is broken.
+
+    Readers wrap what they were told, so the causes behind an exception are looked at too.
+    """
+    seen: set[int] = set()
+    told: BaseException | None = error
+    while told is not None and id(told) not in seen:
+        seen.add(id(told))
+        status = getattr(told, "status", None)  # of HTTP, as aiohttp and requests say it
+        if isinstance(status, int):
+            return status >= 500 or status in (408, 429)
+        if isinstance(told, (TimeoutError, ConnectionError)) or getattr(told, "errno", None) in _PASSING:
+            return True
+        if type(told).__module__.startswith("aiohttp") or type(told).__name__ in ("FSTimeoutError", "TimeoutError"):
+            return True
+        told = told.__cause__ or told.__context__
+    return False
 
 
 class StageError(CampaignError):
@@ -126,6 +166,8 @@ class StageError(CampaignError):
 
 class PartialError(CampaignError):
     """A task's partial result is missing, torn or foreign."""
+
+    permanent = False
 
 
 class OutputError(CampaignError):

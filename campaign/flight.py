@@ -22,6 +22,7 @@ from tritonclient.utils import InferenceServerException
 
 from campaign.errors import CampaignError, ServerError
 from campaign.incarnation import Record
+from campaign.kserve import identity_refused
 from campaign.request import Request
 from campaign.roster import Link, Roster
 from campaign.wire import outcome
@@ -318,6 +319,8 @@ class Flight:
             request.end(request.said)
             self.drop(request.together, request.said)
             return
+        if identity_refused(error):
+            self.roster.refuse(link, str(error.message()))
         self.roster.failed(link)
         again = request.same_again(link, error)
         request.only = link.name if again else None

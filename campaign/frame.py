@@ -48,6 +48,13 @@ def unpack(content: bytes) -> tuple[str, dict[str, Any]]:
     """
     if not content.startswith(_MAGIC):
         raise ValueError("no frame of arrays")
+    try:
+        return _unpack(content)
+    except (TypeError, OverflowError, MemoryError, RecursionError, LookupError) as error:
+        raise ValueError(f"no frame of arrays: {type(error).__name__}") from error
+
+
+def _unpack(content: bytes) -> tuple[str, dict[str, Any]]:
     length, _, _ = content[len(_MAGIC) : len(_MAGIC) + 20].partition(b"\n")
     at = len(_MAGIC) + len(length) + 1
     text, described = json.loads(content[at : at + int(length)])

@@ -32,7 +32,7 @@ def freeze(value: Any, path: Path) -> str:
         OutputError: Something in it cannot be frozen; its place is named.
     """
     text = json.dumps(_encode(value, "value"), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-    with write_aside(path) as stream:
+    with write_aside(path, durable=True) as stream:
         stream.write(text)
     path.chmod(0o444)
     return hashlib.sha256(text).hexdigest()
@@ -50,7 +50,10 @@ def thaw(path: Path, sha256: str) -> Any:
         raise FrozenChanged(f"cannot be read: {error.strerror}", where=str(path), remedy=_REMEDY) from None
     if hashlib.sha256(text).hexdigest() != sha256:
         raise FrozenChanged("was altered after it was frozen", where=str(path), remedy=_REMEDY)
-    return _decode(json.loads(text))
+    try:
+        return _decode(json.loads(text))
+    except (ValueError, TypeError, LookupError, OverflowError, MemoryError, RecursionError) as error:
+        raise FrozenChanged(f"is no frozen value: {error}", where=str(path), remedy=_REMEDY) from error
 
 
 _REMEDY = "delete the file and run again: it is derived anew from the merged outputs"

@@ -1,17 +1,27 @@
-"""What outlives a pilot for as long as sweeping takes: a process that ends its server and removes what is left."""
+"""What outlives a pilot for as long as sweeping takes: a process that ends its server and removes what is left.
+
+    python -m campaign.guardian IDENTITY_OF_THE_PILOT
+
+It acts when the pilot ends without having said that all is in order, and when the pilot stops or hangs.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import json
+import math
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from campaign.apart import Apart, listen
+from campaign.identity import OWNER, VARIABLE, Identity
 from campaign.rundir import write_json
 
 PR_SET_PDEATHSIG = 1
@@ -23,45 +33,95 @@ def die_with_parent(signum: int) -> None:
 
 
 def sweep(place: str, shm_prefix: str, folders: Iterable[str] = ()) -> None:
-    """Remove a server's private folder, its shared memory, and the empty folders it made elsewhere."""
-    shutil.rmtree(place, ignore_errors=True)
+    """Remove a server's shared memory, the empty folders it made elsewhere, and its private folder.
+
+    The file that says whose the folder is goes last, so that whatever is cut short can be taken up by another.
+    """
+    for path in Path("/dev/shm").glob(f"{shm_prefix}*") if len(shm_prefix) > 12 else ():  # noqa: S108  Triton's place
+        path.unlink(missing_ok=True)
     for folder in folders:
         with contextlib.suppress(OSError):  # gone already, or not empty and so not ours to remove
             Path(folder).rmdir()
-    for path in Path("/dev/shm").glob(f"{shm_prefix}*") if len(shm_prefix) > 12 else ():  # noqa: S108  Triton's place
-        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        for path in Path(place).iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != OWNER:
+                path.unlink(missing_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
 
 
-def guardian() -> int:
-    """Fork a process that outlives this one by as long as sweeping takes; returns the pipe's end to keep open.
+def own(folder: Path, mark: str, **more: Any) -> None:
+    """Leave in a private folder whose it is, for whoever finds it when its owner is gone."""
+    with contextlib.suppress(OSError):  # a full disk: the owner itself sweeps
+        write_json(folder / OWNER, {"mark": mark, **more})
 
-    Each line written to the pipe replaces what it knows: ``[group, folder, shm prefix, empty folders, record]``.
+
+class Guardian(Apart):
+    """The pilot's side of the pipe. Killed, the guardian is started again with all it knew.
+
+    Args:
+        handed: What `hand_over` gave in this process before an ``exec``.
     """
-    read, write = os.pipe()
-    if os.fork():
-        os.close(read)
-        return write
-    os.setsid()  # a signal to the pilot's group must not end it
-    os.close(write)
-    for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(s, signal.SIG_IGN)
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    text = b""
-    while block := os.read(read, 65536):
-        text += block
-    lines = [line for line in text.decode().splitlines() if line]  # an empty one only says that the pilot lives
-    group, place, prefix, folders, record = json.loads(lines[-1]) if lines else (0, "", "", [], "")
-    if group:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, signal.SIGKILL)
-        time.sleep(0.05)  # the stub unlinks its own regions as it dies; what is left then is swept
-    if place:
-        sweep(place, prefix, folders)
-    if record:
-        _close_record(Path(record))
-    os._exit(0)
+
+    def __init__(self, handed: str = "") -> None:
+        super().__init__("campaign.guardian", handed=handed)
+
+    def guard(
+        self,
+        server: int,
+        place: str,
+        shm_prefix: str,
+        folders: Iterable[str] = (),
+        record: Path | None = None,
+        patience_s: float = math.inf,
+    ) -> None:
+        """Say what is to be ended and swept when this process ends, or is silent for ``patience_s``.
+
+        Args:
+            server: Pid of the server, which leads its process group; 0 before there is one.
+            place: Its private folder.
+            shm_prefix: Names in ``/dev/shm`` that begin with it are the server's.
+            folders: Folders it made elsewhere, to be removed where empty.
+            record: What is published of the server; closed in the pilot's place.
+            patience_s: `beat` is called more often than that.
+        """
+        try:
+            leader = str(Identity.of(server)) if server else ""
+        except ProcessLookupError:  # it has ended already
+            leader = ""
+        known = {"leader": leader, "place": place, "shm_prefix": shm_prefix, "folders": list(folders)}
+        if place:
+            own(Path(place), os.environ.get(VARIABLE, ""), holder=str(Identity.of(os.getpid())), **known)
+        self.tell(**known, record=str(record or ""), patience_s=patience_s)
+
+
+def end_group(leader: Identity | None) -> None:
+    """Kill the process group that a process led; never one that has its number by now."""
+    if leader is None or leader.alive() is None:
+        return
+    if Path(f"/proc/{leader.pid}").exists() and not leader.alive() and not _zombie(leader):
+        return  # the group is gone, and somebody else has the pid: the kernel gives none away that a group still bears
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader.pid, signal.SIGKILL)
+    end = time.monotonic() + 2
+    while leader.alive() and time.monotonic() < end:
+        time.sleep(0.02)
+    time.sleep(0.05)  # a stub dies a moment after
+
+
+def _zombie(leader: Identity) -> bool:
+    with contextlib.suppress(OSError):
+        after = Path(f"/proc/{leader.pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return int(after[19]) == leader.start
+    return False
+
+
+def clear(known: dict[str, Any]) -> None:
+    """End what is left of a server and remove what it had."""
+    end_group(Identity.parse(str(known.get("leader", ""))))
+    if known.get("place"):
+        sweep(str(known["place"]), str(known["shm_prefix"]), known["folders"])
 
 
 def _close_record(path: Path) -> None:
@@ -70,3 +130,18 @@ def _close_record(path: Path) -> None:
         told = json.loads(path.read_text())
         if told["state"] != "ended":
             write_json(path, {**told, "state": "ended", "why": f"{told['name']}: its pilot was killed", "told": False})
+
+
+def main() -> None:
+    """Entry point of ``python -m campaign.guardian``."""
+    heard = listen(sys.argv[1:])
+    if heard is None:
+        return
+    _, known = heard
+    clear(known)
+    if known.get("record"):
+        _close_record(Path(known["record"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,11 @@ def name_of(slot: int, generation: int) -> str:
 
 def in_order(records: Iterable[Record]) -> list[Record]:
     """By slot, and within it by generation; servers that somebody else has started keep their order."""
-    return sorted(records, key=lambda r: (int(r.get("slot", 0)), int(r.get("generation", 0))))
+    return sorted(records, key=lambda r: (_number(r.get("slot")), _number(r.get("generation"))))
+
+
+def _number(given: object) -> int:
+    return given if isinstance(given, int) else 0  # a damaged record is no reason to fail
 
 
 def newest(records: Iterable[Record]) -> list[Record]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import numpy as np
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
+from campaign.address import Secret
 from campaign.errors import InferenceError
+from campaign.private import door
 
 Arrays = Mapping[str, Any]
 
@@ -65,17 +70,47 @@ class ModelInfo:
     tails: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Way:
+    """How to reach a server.
+
+    Attributes:
+        target: For gRPC.
+        credentials: Of TLS; None: it listens without.
+        options: Of the channel.
+    """
+
+    target: str
+    credentials: Any
+    options: list[tuple[str, Any]]
+    _door: int
+
+    def keep_open(self, user: Any) -> None:
+        """Keep what it goes through open for as long as ``user`` lives."""
+        if self._door >= 0:
+            weakref.finalize(user, os.close, self._door)
+
+
+def way_to(record: Mapping[str, Any]) -> Way:
+    """The way to the server of a record: through a folder of our own, or TLS, where its identity is checked first."""
+    url, secret = str(record["url"]), record.get("secret") or Secret()
+    options: list[tuple[str, Any]] = list(CHANNEL_OPTIONS)
+    if not secret.ca:
+        target, fd = door(url) if record.get("own") and url.startswith("unix:") else (url, -1)
+        return Way(target, None, options, fd)
+    identity = secret.identity(str(record["name"]))
+    if identity:
+        options.append(("grpc.ssl_target_name_override", identity))
+    given = (secret.ca, secret.key or None, secret.cert or None)
+    return Way(url, grpc.ssl_channel_credentials(*given), options, -1)
+
+
 def open_client(record: Mapping[str, Any]) -> grpcclient.InferenceServerClient:
     """A gRPC client for a server's record."""
-    tls = record.get("tls") or {}
-    return grpcclient.InferenceServerClient(
-        str(record["url"]),
-        ssl=bool(tls),
-        root_certificates=tls.get("ca"),
-        private_key=tls.get("key"),
-        certificate_chain=tls.get("cert"),
-        channel_args=CHANNEL_OPTIONS,
-    )
+    way = way_to(record)
+    client = grpcclient.InferenceServerClient(way.target, creds=way.credentials, channel_args=way.options)
+    way.keep_open(client)
+    return client
 
 
 def model_info(
@@ -155,11 +190,23 @@ def as_input(tensor: Tensor, array: np.ndarray[Any, Any]) -> grpcclient.InferInp
 def permanent(error: InferenceServerException) -> bool:
     """Whether asking again, anywhere, cannot help. Judged by the message too: refusals also come as UNAVAILABLE."""
     status, text = str(error.status()), str(error.message())
-    if "restricted" in text or "CERTIFICATE" in text.upper():
+    if identity_refused(error):
+        return False  # another server may be the right one
+    if "restricted" in text:
         return True
     if "NOT_FOUND" in status:
         return "no available versions" not in text  # that is how a draining server says goodbye
     return any(code in status for code in ("INVALID_ARGUMENT", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNIMPLEMENTED"))
+
+
+def identity_refused(error: InferenceServerException) -> bool:
+    """Whether who listens there is not who the record says; nothing was sent to it, and asking it again cannot help."""
+    text = str(error.message()).lower()
+    return "UNAVAILABLE" in str(error.status()) and any(said in text for said in _REFUSED)
+
+
+# gRPC's words where the certificate is another's, or expired, or where the other side does not speak TLS.
+_REFUSED = ("handshake failed", "hostname verification", "certificate_verify", "peer name")
 
 
 def is_model_error(error: InferenceServerException) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 
 import numpy as np
@@ -14,7 +16,7 @@ from campaign.rundir import RunDir
 from campaign.spec import NOMINAL
 from campaign.task import KEY
 
-NOT_YET, LOST = -1, -2
+NOT_YET, LOST, GONE = -1, -2, -3  # GONE: there is a receipt, but not what it says
 CHUNK = 4096  # receipts that are matched with the plan at once
 
 Places = NDArray[np.int64]
@@ -40,6 +42,9 @@ class Ledger:
         self._at = {line: np.full(len(line.keys), NOT_YET, np.int64) for line in self.emits}
         self._done = dict.fromkeys(self.emits, 0)
         self._lost = dict.fromkeys(self.emits, 0)
+        # Which frozen values partials were made with: numbers of the marks in their receipts.
+        self._made_with = {line: np.full(len(line.keys), NOT_YET, np.int32) for line in self.emits if line.needs}
+        self._marks: dict[str, int] = {}
         self.events = {name: np.zeros(len(files), np.int64) for name, files in plan.files.items()}
         self.merged: dict[str, tuple[int, Receipt]] = {}
         self.frozen: dict[tuple[str, str], Receipt] = {}
@@ -65,7 +70,9 @@ class Ledger:
                 if line is None:
                     continue
                 has = there.has(receipt)
-                self._at[line][i] = at if has else NOT_YET
+                self._at[line][i] = at if has else GONE
+                if line.needs:
+                    self._made_with[line][i] = self._marks.setdefault(receipt.more, len(self._marks))
                 if has and receipt.events and line.variation == NOMINAL:
                     counted = self.events[line.events.dataset]
                     counted[i] = max(int(counted[i]), receipt.events)
@@ -99,6 +106,25 @@ class Ledger:
         """These partials were found to be spoilt."""
         self._set([line], places, NOT_YET)
 
+    def stale(self, marks: Mapping[Line, str]) -> list[tuple[Events, frozenset[Line], Places]]:
+        """Forget partials that earlier runs have made with other frozen values; which, alike ones together.
+
+        Args:
+            marks: Of the frozen values that each of these lines is to be made with.
+        """
+        found: dict[tuple[Events, int], set[Line]] = {}
+        for line, mark in marks.items():
+            other = (self._at[line] >= 0) & (self._made_with[line] != self._marks.get(mark, NOT_YET))
+            for i in np.flatnonzero(other).tolist():
+                found.setdefault((line.events, i), set()).add(line)
+        alike: dict[tuple[Events, frozenset[Line]], list[int]] = {}
+        for (events, i), lines in found.items():
+            alike.setdefault((events, frozenset(lines)), []).append(i)
+        told = [(events, lines, np.array(sorted(places))) for (events, lines), places in alike.items()]
+        for _, forgotten, places in told:
+            self._set(forgotten, places, NOT_YET)
+        return told
+
     def _set(self, lines: Iterable[Line], places: Places, value: int) -> None:
         for line in lines:
             before = self._at[line][places]
@@ -115,6 +141,14 @@ class Ledger:
         """Whether all are."""
         return self._done[line] == len(line.keys)
 
+    def settled(self, line: Line) -> bool:
+        """Whether of each it is known that it is there or will not be."""
+        return self._done[line] + self._lost[line] == len(line.keys)
+
+    def gaps(self, line: Line, start: int, stop: int) -> Places:
+        """Which of consecutive files will have none."""
+        return start + np.flatnonzero(self._at[line][start:stop] == LOST)
+
     def cannot(self, line: Line) -> bool:
         """Whether some will not be."""
         return self._lost[line] > 0
@@ -123,13 +157,18 @@ class Ledger:
         """Which will not be."""
         return np.equal(self._at[line][places], LOST)
 
+    def gone(self, line: Line, places: Places) -> NDArray[np.bool_]:
+        """Of which there is a receipt, but not what it says."""
+        return np.equal(self._at[line][places], GONE)
+
     def newest(self, line: Line) -> int:
         """Place in the log of the last receipt."""
         return int(self._at[line].max(initial=NOT_YET))
 
     def raw(self, line: Line, start: int, stop: int) -> list[bytes]:
-        """Receipts of consecutive files, as they stand in the log."""
-        return self.receipts.lines(self._at[line][start:stop].tolist())
+        """Receipts of those of consecutive files that will have one, as they stand in the log."""
+        at = self._at[line][start:stop]
+        return self.receipts.lines(at[at != LOST].tolist())
 
     def of(self, line: Line, places: Places) -> list[bytes]:
         """Receipts of some files."""
@@ -165,8 +204,7 @@ class _Finder:
         self._short = short[self._order]
 
     def __call__(self, keys: Sequence[str]) -> Iterator[tuple[Line | None, int]]:
-        known = [key if len(key) == 2 * KEY else "00" * KEY for key in keys]  # of another version: found nowhere
-        asked = np.frombuffer(bytes.fromhex("".join(known)), np.uint8).reshape(-1, KEY)
+        asked = np.frombuffer(_packed(keys), np.uint8).reshape(-1, KEY)
         if not len(self._order):
             yield from [(None, 0)] * len(asked)
             return
@@ -177,6 +215,21 @@ class _Finder:
         for slot, is_it, number in zip(slots.tolist(), same.tolist(), numbers.tolist(), strict=True):
             line = self._lines[number]
             yield (line, slot - (int(self._ends[number]) - len(line.keys))) if is_it else (None, 0)
+
+
+_NONE = bytes(KEY)
+
+
+def _packed(keys: Sequence[str]) -> bytes:
+    """Keys as bytes; one of another version, or none at all, as what is found nowhere."""
+    with suppress(ValueError):
+        packed = bytes.fromhex("".join([key if len(key) == 2 * KEY else _NONE.hex() for key in keys]))
+        if len(packed) == KEY * len(keys):
+            return packed
+    return b"".join([bytes.fromhex(key) if _KEY.fullmatch(key) else _NONE for key in keys])
+
+
+_KEY = re.compile(f"[0-9a-f]{{{2 * KEY}}}", re.ASCII)
 
 
 class _There:

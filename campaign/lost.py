@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass
 from typing import Any
 
 from campaign.errors import CampaignError, ProviderError
+from campaign.watch import Death, late, oom_kills
 
 LOSSES = 2  # workers a call may lose while it runs alone before it is held to be the cause
 EXECUTORS = 6  # executors that may break, with no call answered in between, before the machine is held to be the cause
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """Something a worker is to do.
 
@@ -25,6 +26,8 @@ class Call:
         function, args: The call.
         halves: Makes two calls of one, each of half the tasks; None: it cannot be divided.
         losses: Workers that died while they did it and nothing else.
+        id: What its worker calls it (`campaign.watch`); empty: its worker says nothing of it.
+        part: Makes two calls of one, of the task at a place and of the others; None: there are no others.
     """
 
     what: str
@@ -34,6 +37,8 @@ class Call:
     args: tuple[Any, ...]
     halves: Callable[[], tuple[Call, Call]] | None = None
     losses: int = 0
+    id: str = ""
+    part: Callable[[int], tuple[Call, Call]] | None = None
 
 
 class Calls:
@@ -41,13 +46,20 @@ class Calls:
 
     Args:
         new_executor: Gives an executor; asked again after one broke.
+        deaths: What workers that have died say of it, each once.
     """
 
-    def __init__(self, new_executor: Callable[[], Executor]) -> None:
-        self._give = new_executor
+    def __init__(
+        self, new_executor: Callable[[], Executor], deaths: Callable[[], Sequence[Death]] = lambda: ()
+    ) -> None:
+        self._give, self._ask = new_executor, deaths
         self._under_way: dict[Future[Any], Callable[[Future[Any]], None]] = {}
         self._suspects: deque[Call] = deque()
+        self._deaths: dict[str, Death] = {}
+        self._explained: set[Executor] = set()  # that broke because of a call that is known
+        self._at: dict[str, Executor] = {}  # where calls that can be known were sent
         self._broken = 0
+        self._ended = oom_kills()
         self._executor = self._new_executor()
 
     def __len__(self) -> int:
@@ -60,7 +72,10 @@ class Calls:
         except BrokenExecutor:
             self._executor = self._new_executor()
             future = self._executor.submit(call.function, *call.args)
-        self._under_way[future] = lambda f: self._answered(call, f, alone)
+        executor = self._executor
+        if call.id:
+            self._at[call.id] = executor
+        self._under_way[future] = lambda f: self._answered(call, f, executor, alone)
 
     def try_suspect(self) -> None:
         """If nothing is under way, do one of the calls that were lost, and nothing beside it."""
@@ -75,32 +90,65 @@ class Calls:
     def _taker(self, future: Future[Any]) -> Callable[[], None]:
         return lambda: self._under_way.pop(future)(future)
 
-    def _answered(self, call: Call, future: Future[Any], alone: bool) -> None:
+    def _answered(self, call: Call, future: Future[Any], executor: Executor, alone: bool) -> None:
         """Pass an answer on, or do the call again: a lost worker is not the fault of what it did, until it is.
 
-        When a worker dies, everything under way with it is lost too. All of it is done again, one call at a time and
-        with nothing beside it; a batch that dies alone is halved, and so on, so that the task that kills its worker,
-        and only that one, is found and named.
+        When a worker dies, everything under way with it may be lost too. Where the worker has left word which task it
+        was in, that one is the suspect, and everything else is done again as if nothing had been. Otherwise all of it
+        is done again one call at a time and with nothing beside it; a batch that dies alone is halved, and so on, so
+        that the task that kills its worker, and only that one, is found and named.
         """
         error = future.exception()
         if error is None:
             self._broken = 0
+            self._at.pop(call.id, None)
             call.then(future.result())
             return
-        if alone and call.halves is not None:
+        self._learn()
+        death = self._deaths.pop(call.id, None)
+        if death is not None:
+            self._suspect(call, death)
+        elif isinstance(error, BrokenExecutor) and executor in self._explained and not alone:
+            self.submit(call)
+        elif alone and call.halves is not None:
             self._broken -= 1  # something was learned
             self._suspects.extendleft(reversed(call.halves()))
+        else:
+            call.losses += alone
+            self._again_alone(call, _why(executor) or f"{type(error).__name__}: {error}".splitlines()[0])
+
+    def _learn(self) -> None:
+        for death in self._ask():
+            if death.call in self._at:
+                self._deaths[death.call] = death
+                self._explained.add(self._at[death.call])
+
+    def _suspect(self, call: Call, death: Death) -> None:
+        """A worker said which task it was in when it died."""
+        self._broken -= 1  # something was learned
+        suspect = call
+        if call.part is not None:
+            suspect, others = call.part(death.place)
+            suspect.losses = call.losses
+            self.submit(others)
+        if death.late:
+            suspect.lost(late(death.how, where=suspect.what, log=death.log))
             return
-        call.losses += alone
+        suspect.losses += 1
+        self._again_alone(suspect, death.how, death.log)
+
+    def _again_alone(self, call: Call, said: str, log: str = "") -> None:
         if call.losses < LOSSES:
             self._suspects.append(call)
             return
-        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        ended = oom_kills() - self._ended
+        memory = f"; the kernel has ended {ended} processes here meanwhile, for lack of memory" if ended else ""
         call.lost(
             ProviderError(
-                f"{LOSSES} workers were lost while they did nothing else ({said})",
+                f"{LOSSES} workers were lost while they did nothing else ({said}{memory})",
                 where=call.what,
                 remedy="does a stage crash on it, or need more memory than there is?",
+                log=log,
             )
         )
 
@@ -109,3 +157,9 @@ class Calls:
         if self._broken > EXECUTORS:
             raise ProviderError(f"workers were lost together {EXECUTORS} times", remedy="is there enough memory?")
         return self._give()
+
+
+def _why(executor: Executor) -> str:
+    """How the executor's worker ended, where it knows."""
+    tell: Callable[[], str] | None = getattr(executor, "why_broken", None)
+    return tell() if tell is not None else ""

@@ -1,4 +1,4 @@
-"""Partials become one output, directly or as a tree. A gap is an error, and so is what its receipt does not name."""
+"""Partials become one output, directly or as a tree. A gap that is not named is an error, and so is a torn partial."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from campaign.outputs import COLUMNS, COUNTS, HISTOGRAMS, ColumnsReader, Histogr
 from campaign.pack import AGAIN, PackReader
 from campaign.plan import Output
 from campaign.receipts import MERGED, Receipt
-from campaign.rundir import RunDir, canonical_json, digest, file_digest, write_aside, write_json
+from campaign.rundir import RunDir, canonical_json, digest, file_digest, sync_all, write_aside, write_json
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,15 @@ class Merged:
     root: Path | None = None
     notes: tuple[str, ...] = ()
     files: str = ""
+
+    def remove(self) -> None:
+        """Take its files away."""
+        if self.kind == COLUMNS:
+            shutil.rmtree(self.path, ignore_errors=True)
+            return
+        for path in (self.path, self.path.with_suffix(".exact.json"), self.root):
+            if path is not None:
+                path.unlink(missing_ok=True)
 
     def load(self) -> Any:
         """What a reduce stage gets: ``{name: hist.Hist}``, an awkward array, or ``{name: number}``."""
@@ -89,10 +98,16 @@ def merge(rundir: RunDir, output: Output, receipts: Mapping[str, Receipt]) -> Me
     return merge_whole(rundir, Target(output.stage, output.dataset, output.variation), 0, got)
 
 
-def merge_whole(rundir: RunDir, target: Target, first: int, got: Sequence[Receipt]) -> Merged:
-    """Merge all files of an output; raises as `merge`."""
+def merge_whole(rundir: RunDir, target: Target, first: int, got: Sequence[Receipt], gaps: Sequence[int] = ()) -> Merged:
+    """Merge all files of an output but those of ``gaps``; raises as `merge`."""
     shutil.rmtree(target.aside(rundir), ignore_errors=True)
-    return _finish(rundir, target, _fold(rundir, target, first, got), len(got))
+    places = between(first, len(got), gaps)
+    return _finish(rundir, target, _fold(rundir, target, places, got), places)
+
+
+def between(first: int, count: int, gaps: Sequence[int]) -> list[int]:
+    """So many places of an output, from the first on, without those of files that are lost."""
+    return sorted(set(range(first, first + count + len(gaps))).difference(gaps))
 
 
 @dataclass(frozen=True)
@@ -123,11 +138,12 @@ class Leaf:
     """What some consecutive files of an output give together.
 
     Attributes:
-        first, count: Which files.
+        first, count: Which files: so many, from the first on, besides those of ``gaps``.
         kind: Of the partials.
         name: Its file among the run's leaves.
         sha256: Of that file.
         notes: Of the partials.
+        gaps: Places of files that are lost.
     """
 
     first: int
@@ -136,17 +152,18 @@ class Leaf:
     name: str
     sha256: str
     notes: tuple[str, ...]
+    gaps: tuple[int, ...] = ()
 
 
-def merge_leaf(rundir: RunDir, target: Target, first: int, got: Sequence[Receipt]) -> Leaf:
-    """Merge some consecutive files of an output; raises as `merge`."""
-    total = _fold(rundir, target, first, got)
+def merge_leaf(rundir: RunDir, target: Target, first: int, got: Sequence[Receipt], gaps: Sequence[int] = ()) -> Leaf:
+    """Merge some consecutive files of an output but those of ``gaps``; raises as `merge`."""
+    total = _fold(rundir, target, between(first, len(got), gaps), got)
     notes, content = _once(total.notes), total.content()
     sha256 = hashlib.sha256(content).hexdigest()
     name = f"{hashlib.sha256(target.name.encode()).hexdigest()[:16]}-{first}"
     with write_aside(rundir.leaf(name)) as stream:
         stream.write(content)
-    return Leaf(first, len(got), total.kind, name, sha256, notes)
+    return Leaf(first, len(got), total.kind, name, sha256, notes, tuple(gaps))
 
 
 def merge_leaves(rundir: RunDir, target: Target, leaves: Sequence[Leaf]) -> Merged:
@@ -164,10 +181,11 @@ def merge_leaves(rundir: RunDir, target: Target, leaves: Sequence[Leaf]) -> Merg
         try:
             total.take(content, str(path))
         except OutputError as error:
-            error.where = f"{target.name}: files {leaf.first} to {leaf.first + leaf.count - 1}, {error.where}"
+            last = leaf.first + leaf.count + len(leaf.gaps) - 1
+            error.where = f"{target.name}: files {leaf.first} to {last}, {error.where}"
             raise
         total.notes += leaf.notes
-    made = _finish(rundir, target, total, sum(leaf.count for leaf in leaves))
+    made = _finish(rundir, target, total, [i for x in leaves for i in between(x.first, x.count, x.gaps)])
     for leaf in leaves:
         rundir.leaf(leaf.name).unlink(missing_ok=True)
     return made
@@ -189,7 +207,7 @@ class _Histograms(HistogramsPartial):
     def take(self, content: bytes, where: str) -> None:
         self.add(outputs.unpack_histograms(content, where))
 
-    def save(self, path: Path, _count: int) -> str:
+    def save(self, path: Path, _places: Sequence[int]) -> str:
         outputs.write_histograms(self.total, path)
         return outputs.contents_digest((name, h.sha256()) for name, h in sorted(self.total.items()))
 
@@ -198,7 +216,7 @@ class _Counts(CountsPartial):
     def take(self, content: bytes, where: str) -> None:
         self.merge(unpack_counts(content, where))
 
-    def save(self, path: Path, _count: int) -> str:
+    def save(self, path: Path, _places: Sequence[int]) -> str:
         write_json(path, self.rounded())
         return self.write(path.with_suffix(".exact.json"))
 
@@ -218,9 +236,9 @@ class _Columns:
     def content(self) -> bytes:
         return " ".join(self.digests).encode()
 
-    def save(self, path: Path, count: int) -> str:
+    def save(self, path: Path, places: Sequence[int]) -> str:
         aside = path.with_name(f".{path.name}.making")
-        expected = {_numbered(i) for i in range(count)}
+        expected = set(map(_numbered, places))
         for entry in aside.iterdir():
             if entry.name not in expected:  # a driver that was killed had more files
                 entry.unlink()
@@ -236,7 +254,7 @@ _TOTALS: dict[str, type[_Histograms] | type[_Counts] | type[_Columns]] = {
 }  # fmt: skip
 
 
-def _fold(rundir: RunDir, target: Target, first: int, got: Sequence[Receipt]) -> _Total:
+def _fold(rundir: RunDir, target: Target, places: Sequence[int], got: Sequence[Receipt]) -> _Total:
     kinds = {r.kind for r in got}
     if len(kinds) != 1:
         raise _kinds(target, kinds)
@@ -244,7 +262,7 @@ def _fold(rundir: RunDir, target: Target, first: int, got: Sequence[Receipt]) ->
     if isinstance(total, _Columns):
         target.aside(rundir).mkdir(parents=True, exist_ok=True)
     with PackReader(rundir) as packs:
-        for i, receipt in enumerate(got, first):
+        for i, receipt in zip(places, got, strict=True):
             where = f"{target.name}: {receipt.file}"
             try:
                 content = _content(rundir, packs, receipt)
@@ -278,9 +296,11 @@ def _link(partial: Path, name: Path) -> None:
         shutil.copyfile(partial, name)
 
 
-def _finish(rundir: RunDir, target: Target, total: _Total, count: int) -> Merged:
+def _finish(rundir: RunDir, target: Target, total: _Total, places: Sequence[int]) -> Merged:
     path = target.path(rundir, total.kind)
-    sha256 = total.save(path, count)
+    if total.kind == COLUMNS:
+        sync_all(rundir.root)  # when they are restored only their sizes are looked at
+    sha256 = total.save(path, places)
     made = Merged(target.name, total.kind, path, sha256, None, _once(total.notes))
     return made if made.kind == HISTOGRAMS else replace(made, files=fingerprint(made))  # those have a file to come
 
@@ -314,10 +334,10 @@ def merge_key(output: Output) -> str:
     return digest(["merged", output.name, line.keys.digest])
 
 
-def receipt_of(rundir: RunDir, output: Output, merged: Merged) -> Receipt:
-    """What is remembered of a merged output."""
+def receipt_of(rundir: RunDir, output: Output, merged: Merged, gaps: Sequence[int] = ()) -> Receipt:
+    """What is remembered of a merged output, and which files it lacks."""
     root = str(merged.root.relative_to(rundir.root)) if merged.root else ""
-    more = canonical_json({"kind": merged.kind, "root": root, "files": merged.files})
+    more = canonical_json({"kind": merged.kind, "root": root, "files": merged.files, "gaps": list(gaps)})
     return Receipt(
         merge_key(output), output.stage, output.dataset, output.variation, "", MERGED, merged.sha256, 0,
         notes=merged.notes, more=more,
@@ -325,16 +345,19 @@ def receipt_of(rundir: RunDir, output: Output, merged: Merged) -> Receipt:
 
 
 def restored(rundir: RunDir, output: Output, receipt: Receipt) -> Merged | None:
-    """The merged output of a receipt, if its files are what they were."""
+    """The merged output of a receipt, if it lacks nothing and its files are what they were."""
     if receipt.key != merge_key(output):
         return None
-    more = json.loads(receipt.more)
-    path = rundir.output(output.stage, output.dataset, output.variation, more["kind"])
-    root = rundir.root / more["root"] if more["root"] else None
-    merged = Merged(output.name, more["kind"], path, receipt.sha256, root, receipt.notes, more["files"])
     try:
-        return merged if fingerprint(merged) == merged.files else None
-    except OSError:
+        more = json.loads(receipt.more)
+        if more.get("gaps"):
+            return None
+        kind, files = str(more["kind"]), str(more["files"])
+        path = rundir.output(output.stage, output.dataset, output.variation, kind)
+        root = rundir.root / str(more["root"]) if more["root"] else None
+        merged = Merged(output.name, kind, path, receipt.sha256, root, receipt.notes, files)
+        return merged if fingerprint(merged) == files else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # gone, or a receipt of something else
         return None
 
 

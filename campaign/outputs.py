@@ -246,7 +246,7 @@ def _histograms(text: str | bytes, arrays: Mapping[str, Any]) -> dict[str, Histo
 
 _TORN = (
     OSError, ValueError, TypeError, KeyError, EOFError, IndexError, AttributeError, NotImplementedError, struct.error,
-    zipfile.BadZipFile, zlib.error, OutputError,
+    zipfile.BadZipFile, zlib.error, OutputError, OverflowError, MemoryError, RecursionError,
 )  # fmt: skip
 
 
@@ -363,7 +363,11 @@ class ColumnsReader:
 
     def __iter__(self) -> Iterator[ak.Array]:
         for i in range(self._file.num_row_groups):
-            yield ak.from_arrow(self._file.read_row_group(i))
+            try:
+                array = ak.from_arrow(self._file.read_row_group(i))
+            except (OSError, pa.ArrowException, ValueError, TypeError, MemoryError) as error:  # a page of it is spoilt
+                raise PartialError(f"is no whole file of columns: {error}", where=self._name, remedy=_ANEW) from error
+            yield array
 
     def verified(self, sha256: str) -> Iterator[ak.Array]:
         """The ranges; at their end, what was read is held against the digest of what was written.
@@ -376,7 +380,7 @@ class ColumnsReader:
             _add_range(content, _canonical(as_columns(array)))
             yield array
         if content.hexdigest() != sha256:
-            raise PartialError("is not what was written", where=self._name, remedy="delete it and run again")
+            raise PartialError("is not what was written", where=self._name, remedy=_ANEW)
 
     @property
     def rows(self) -> int:
@@ -386,6 +390,9 @@ class ColumnsReader:
     def close(self) -> None:
         """Give the file back."""
         self._file.close()
+
+
+_ANEW = "delete it and run again"
 
 
 def read_columns(path: Path) -> ak.Array:

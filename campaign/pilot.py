@@ -26,12 +26,14 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from campaign import serverlog
+from campaign import enclose, serverlog
+from campaign.address import Secret
 from campaign.errors import CampaignError, ModelError, ServerError
 from campaign.family import Family
-from campaign.guardian import die_with_parent, guardian, sweep
+from campaign.guardian import Guardian, die_with_parent, sweep
 from campaign.incarnation import backoff, blank, name_of
 from campaign.lease import Lease
+from campaign.reap import abandoned
 from campaign.rundir import read_json, write_json
 from campaign.userfile import named
 
@@ -42,6 +44,7 @@ T = TypeVar("T")
 POLL_S = 0.1
 BEAT_S = 1.0  # between two signs of life for the guardian, and the least between two for the submitter
 GRACE_S = 6.0  # of a server that may be busy, between SIGTERM and SIGKILL
+SILENT_S = 5.0  # beyond the lease: a pilot that has not looked around for so long is ended by its guardian
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -52,10 +55,10 @@ class Pilot:
         folder: The pool's folder, shared with the submitter.
         slot: The server's place in the pool; None: the first that nobody has claimed.
         generation: Which server of this slot it is, from 0.
-        keeper: Pipe of the guardian of the generation before; -1: there is none yet.
+        inherited: The guardian of the generation before (`Apart.hand_over`); empty: there is none yet.
     """
 
-    def __init__(self, folder: Path, slot: int | None = None, generation: int = 0, keeper: int = -1) -> None:
+    def __init__(self, folder: Path, slot: int | None = None, generation: int = 0, inherited: str = "") -> None:
         self.folder = folder
         self.order: Mapping[str, Any] = json.loads((folder / "pilot.json").read_text())
         self.slot, self.generation = self._claim(slot, generation), generation
@@ -68,7 +71,8 @@ class Pilot:
         self.health: Health | None = None
         self.place, self.shm, self.url = "", "", ""
         self.folders: list[str] = []
-        self.keeper = keeper
+        self.guardian = Guardian(inherited)
+        self.slow_s = float(self.order["start_deadline_s"]) + 60.0  # large files of a model are looked at first
         self.beats, self.beaten, self.recorded = 0, 0.0, 0.0
         self.ready_s: float | None = None
         self.warnings: list[str] = []
@@ -117,6 +121,7 @@ class Pilot:
         self.record("ended", why=why, told=told, remedy=remedy, tail=log or ("" if told else self.tail()))
         if again:
             self.replace()
+        self.guardian.end()
         return 0 if told else 1
 
     def heals(self) -> bool:
@@ -139,7 +144,7 @@ class Pilot:
         path = self.folder / f"{record['name']}.json"
         with contextlib.suppress(OSError):
             write_json(path, {**record, "pid": os.getpid(), "started": time.time()})
-            self.tell_guardian(0, "", "", [], path)
+            self.guardian.guard(0, "", "", [], path, self.slow_s)
             return True
         return False
 
@@ -149,9 +154,8 @@ class Pilot:
         if self.asked:
             return
         later = self.generation + 1
-        options = [f"--slot={self.slot}", f"--generation={later}", f"--keeper={self.keeper}"]
-        options.append(f"--wait={backoff(later):.2f}")
-        os.set_inheritable(self.keeper, True)
+        options = [f"--slot={self.slot}", f"--generation={later}", f"--wait={backoff(later):.2f}"]
+        options.append(f"--guardian={self.guardian.hand_over()}")
         os.execv(sys.executable, [sys.executable, "-m", "campaign.pilot", str(self.folder), *options])  # noqa: S606
 
     def _signalled(self, signum: int, _frame: object) -> None:
@@ -189,14 +193,14 @@ class Pilot:
     # Start.
     def start(self) -> None:
         """Start the server in a private folder, its whole group tied to this process."""
+        abandoned()
         self.started = time.time()
         self.place = tempfile.mkdtemp(prefix="campaign-")
-        if self.keeper < 0:
-            self.keeper = guardian()
-        self.tell_guardian()
+        self.tell_guardian(self.slow_s)
         self.folders_before = _python_env_folders()
         launch = named(str(self.order["kind"])).launch(self.order["recipe"], Path(self.place), self.name)
-        self.url, self.shm = launch.url, launch.shm_prefix
+        self.launch, self.url, self.shm = launch, launch.url, launch.shm_prefix
+        argv, env = enclose.command(launch, Path(self.place), self.folder, self.name)
 
         def child() -> None:
             die_with_parent(signal.SIGKILL)
@@ -205,8 +209,8 @@ class Pilot:
 
         with self.log.open("ab") as log:
             self.server = subprocess.Popen(
-                list(launch.argv),
-                env=dict(launch.env),
+                argv,
+                env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -214,14 +218,14 @@ class Pilot:
                 preexec_fn=child,
                 cwd=self.place,
             )
-        self.tell_guardian()
+        self.tell_guardian(self.slow_s)
         self.record("starting")
 
-    def tell_guardian(self, *known: Any) -> None:
-        """What is to be ended and swept if this process dies: by default what it has started."""
-        group = self.server.pid if self.server else 0
-        known = known or (group, self.place, self.shm, self.folders, self.folder / f"{self.name}.json")
-        os.write(self.keeper, (json.dumps(known, default=str) + "\n").encode())
+    def tell_guardian(self, patience_s: float) -> None:
+        """What is to be ended and swept if this process dies, or does not `pause` for so long."""
+        server = self.server.pid if self.server else 0
+        record = self.folder / f"{self.name}.json"
+        self.guardian.guard(server, self.place, self.shm, self.folders, record, patience_s)
 
     def pause(self, until: Future[Any] | None = None) -> None:
         """One look around; raises when it is time to stop, or when the server has ended.
@@ -232,6 +236,7 @@ class Pilot:
         Raises:
             ServerError: The server ended by itself.
         """
+        self.guardian.beat()
         code = self.server.poll() if self.server else None
         if code is not None:
             how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
@@ -249,14 +254,11 @@ class Pilot:
             wait([until], POLL_S)
 
     def beat(self) -> None:
-        """Signs of life: for the guardian, and, more rarely where file systems are shared, in the record."""
+        """A sign of life in the record, more rarely where file systems are shared."""
         now = time.monotonic()
         if now - self.beaten < BEAT_S:
             return
         self.beaten = now
-        if self.keeper >= 0:
-            with contextlib.suppress(BrokenPipeError):
-                os.write(self.keeper, b"\n")
         if now - self.recorded > max(BEAT_S, float(self.order["lease_s"]) / 5):
             self.record(self.state)
         if (self.folder / f"closed-{self.name}").exists():
@@ -288,7 +290,7 @@ class Pilot:
 
         end = time.monotonic() + float(self.order["start_deadline_s"])
         models = {model: what["canary"] for model, what in self.order["recipe"]["models"].items()}
-        client = canary.client_of(self.url)
+        client = canary.client_of(self.name, self.url, self._let_in(end))
         self.health = Health(client, models, **self.order["health"])
         while not self.aside(canary.ready, client):
             if time.monotonic() > end:
@@ -306,11 +308,27 @@ class Pilot:
                 raise ModelError(error.message, where=f"model {model} on {self.name}", log=self.tail()) from None
             if warning:
                 self.warnings.append(warning)
-        for region in Path("/dev/shm").glob(f"{self.shm}*"):  # noqa: S108  Triton makes them readable by everybody
+        for region in list(Path("/dev/shm").glob(f"{self.shm}*")):  # noqa: S108  Triton makes them readable by everybody
             region.chmod(0o600)
+            if _SHARED not in self.warnings:
+                self.warnings.append(_SHARED)
         # The Python backend makes an empty folder in /tmp, wherever TMPDIR points, and leaves it when it is killed.
         self.folders = sorted(_python_env_folders() - self.folders_before)
-        self.tell_guardian()
+        self.tell_guardian(self.lease.lease_s + SILENT_S)
+
+    def _let_in(self, end: float) -> Secret | None:
+        """What lets this process ask the server, from the driver; None where the server has a socket in our folder."""
+        if not self.launch.ca:
+            return None
+        from campaign.tls import PILOT, Applicant
+
+        recipe, asked = self.order["recipe"]["tls"], Applicant(self.folder, self.name + PILOT)
+        asked.ask()
+        while (found := asked.answer()) is None:
+            if time.monotonic() > end:
+                raise ServerError("the driver gave it no certificate", where=self.name)
+            self.pause()
+        return Secret(recipe["ca"].encode(), *found, domain=recipe["domain"])
 
     # Watch and stop.
     def watch(self) -> str:
@@ -338,6 +356,8 @@ class Pilot:
 
     def stop(self) -> None:
         """End the server's group: at once where it is known idle, else by SIGTERM first. Then sweep."""
+        if self.place:
+            self.tell_guardian(GRACE_S + 10 * SILENT_S)
         if self.server is not None:
             # One that is not well would not end by itself, and what it was asked is asked of others.
             if self.asked and self.server.poll() is None and self.ready_s is not None and not self._idle():
@@ -366,6 +386,9 @@ class Pilot:
         return serverlog.tail(self.log)
 
 
+_SHARED = "its shared memory lies in the node's /dev/shm: other users may have seen it for an instant when it was made"
+
+
 def _python_env_folders() -> set[str]:
     """Folders of this user's Triton Python backends that nothing was put into."""
     found = set()
@@ -386,7 +409,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--slot", type=int)
     parser.add_argument("--generation", type=int, default=0)
-    parser.add_argument("--keeper", type=int, default=-1)
+    parser.add_argument("--guardian", default="")
     parser.add_argument("--wait", type=float, default=0.0)
     given = parser.parse_args(argv)
     parent = os.environ.pop("CAMPAIGN_PARENT", "")
@@ -394,9 +417,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         die_with_parent(signal.SIGTERM)
         if os.getppid() != int(parent):
             return 1  # it died before this line
-    if given.keeper >= 0:
-        os.set_inheritable(given.keeper, False)
-    return Pilot(given.folder, given.slot, given.generation, given.keeper).run(given.wait)
+    return Pilot(given.folder, given.slot, given.generation, given.guardian).run(given.wait)
 
 
 if __name__ == "__main__":

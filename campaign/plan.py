@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,10 +58,20 @@ class Line:
     level: int
     keys: Keys
 
+    @property
+    def name(self) -> str:
+        """``stage/dataset/variation``."""
+        return f"{self.stage}/{self.events.dataset}/{self.variation}"
+
     @cached_property
     def depth(self) -> int:
         """Lines before it."""
         return 0 if self.parent is None else 1 + self.parent.depth
+
+    @cached_property
+    def needs(self) -> frozenset[tuple[str, str]]:
+        """Frozen values that it, or a line before it, depends on."""
+        return frozenset(self.frozen) | (self.parent.needs if self.parent else frozenset())
 
     def common(self, lines: Sequence[Line]) -> Common:
         """What its steps have in common, as one of ``lines``."""
@@ -99,8 +109,8 @@ class Shape:
 
     @cached_property
     def frozen(self) -> frozenset[tuple[str, str]]:
-        """Frozen values they need."""
-        return frozenset(at for line in self.lines for at in line.frozen)
+        """Frozen values that they, or what they read, depend on."""
+        return frozenset(at for line in self.lines for at in line.needs)
 
     def tasks(self, places: Iterable[int]) -> Batch:
         """Its tasks on some files."""
@@ -175,11 +185,20 @@ class Pass:
 
 @dataclass
 class Plan:
-    """Everything a campaign will do, in canonical order; a function of the campaign and its inputs alone."""
+    """Everything a campaign will do, in canonical order; a function of the campaign and its inputs alone.
+
+    Attributes:
+        campaign: The campaign.
+        code, readers: Its stages and what opens its files.
+        ingredients: By stage, ``code`` (a digest), ``options`` and ``models`` that its results depend on.
+        lines, outputs, reduces: What is done.
+        files: Of the datasets.
+    """
 
     campaign: Campaign
     code: dict[str, StageCode]
     readers: dict[str, StageCode] = field(default_factory=dict)
+    ingredients: dict[str, dict[str, Any]] = field(default_factory=dict)
     lines: list[Line] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
     reduces: list[Reduce] = field(default_factory=list)
@@ -210,6 +229,11 @@ class Plan:
                 found += [Pass(shape, places) for shape in shapes(lines, have)]
         place = {events: i for i, events in enumerate(self.events)}
         return sorted(found, key=lambda p: (p.shape.lines[0].level, place[p.shape.events]))  # stable
+
+    def infers(self, stage: str) -> bool:
+        """Whether a stage asks servers."""
+        code = self.code[stage]
+        return code.uses_servers or isinstance(code.options.get("model"), str)
 
     @property
     def tasks(self) -> list[Task]:
@@ -271,11 +295,3 @@ def shapes(lines: Iterable[Line], have: frozenset[Line]) -> list[Shape]:
 def longest_first(places: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """The order of submission of files, by size, then canonical; results do not depend on it."""
     return places[np.argsort(-sizes[places], kind="stable")]
-
-
-def reasons(some: Pass, i: int) -> str:
-    """Why the task of one file would run, in words."""
-    shape, events = some.shape, some.shape.events
-    what = ", ".join(sorted({f"{line.stage}/{line.variation}" for line in shape.emits}))
-    start = "its artefact" if shape.artefact else f"tree {events.tree}"
-    return f"{events.files.url(i).rpartition('/')[2]} ({events.dataset}): {what} from {start}"

@@ -59,6 +59,7 @@ class _Planner:
 
     def build(self) -> Plan:
         made = Plan(self.c, self.code, self.readers)
+        made.ingredients = {stage: self.ingredients(stage) for stage in sorted(self.c.stages)}
         made.files = {d: self.events(d, NOMINAL)[0].files for d in sorted(self.c.datasets)}
         stages = sorted(self.c.stages)  # the order of the description shows nowhere
         for stage in stages:
@@ -199,13 +200,18 @@ class _Planner:
         return variation != NOMINAL and self.reduce_varied(stage, variation)
 
     def _code_key(self, stage: str) -> str:
+        parts = self.ingredients(stage)
+        return digest([parts["code"], parts["options"], [[m, what] for m, what in parts["models"].items()]])
+
+    def ingredients(self, stage: str) -> dict[str, Any]:
+        """What a stage's results depend on besides what it is given."""
         code = self.code[stage]
         model = code.options.get("model")
         used = [model] if isinstance(model, str) and model in self.models else []
         if code.uses_servers:
             used = sorted(self.models)
         options = {k: self.option_key(stage, k, v) for k, v in code.options.items()}
-        return digest([code.digest, options, [[m, self.models[m]] for m in used]])
+        return {"code": code.digest, "options": options, "models": {m: self.models[m] for m in used}}
 
     def option_key(self, stage: str, name: str, value: Any) -> Any:
         if _plain(value):

@@ -13,15 +13,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from campaign import registry
-from campaign.address import PoolAddress
+from campaign import keeper, registry
+from campaign.address import PoolAddress, Secret
 from campaign.errors import ServerError, SpecError
-from campaign.guardian import sweep
+from campaign.guardian import own, sweep
+from campaign.identity import mark
 from campaign.incarnation import causes, in_order, newest, on_the_way
+from campaign.private import make_private
+from campaign.processes import ask_child
 from campaign.protocols import Carried, Provider, ServerKind
 from campaign.replacer import Replacer
 from campaign.rundir import read_json, write_aside, write_json
 from campaign.spec import ServerSpec
+from campaign.twin import DEADLINE_S, agree_and_tell, twin_of
 from campaign.userfile import reference
 
 if TYPE_CHECKING:
@@ -29,8 +33,9 @@ if TYPE_CHECKING:
 
 _OWN_FILES = (
     *("pilot.json", "lease", "stop", "job"),
-    *("claim-*", "closed-*", "server-*.json", "server-*.log", "pilot-*.log"),
+    *("claim-*", "closed-*", "server-*.json", "*-*.log", "*.csr", "*.crt"),
 )
+WEEK_S = 7 * 86400.0
 LOOK_S = 0.5  # between two looks for pilots that were lost
 STOP_S = 12.0  # a busy server has 6 s of grace; after that and some more the machine's owner is asked
 
@@ -72,6 +77,7 @@ class ServerPool:
         folder: Where records and logs go, seen by every machine; None: a private temporary folder, removed at the end.
         base: Where relative paths start.
         say: Called with progress lines.
+        kind: Of ``spec``, where one was made already: the models it has seen are the ones that are served.
         options: Further keys of `ServerSpec` or of the server kind.
     """
 
@@ -85,14 +91,19 @@ class ServerPool:
         folder: Path | None = None,
         base: Path | None = None,
         say: Callable[[str], None] = quiet,
+        kind: ServerKind | None = None,
         **options: Any,
     ) -> None:
         if not isinstance(spec, ServerSpec):
             given = {"model_repository": str(spec), "models": models, "count": count or 1, **options}
             spec = ServerSpec.model_validate(given)
         self.spec, self.say = spec, say
-        self.kind = make_kind(spec, base or Path.cwd())
-        self.kind.check()
+        base = base or Path.cwd()
+        self.kind = kind or make_kind(spec, base)
+        if kind is None:
+            self.kind.check()
+        found = (twin_of(self.kind, base, name, model) for name, model in spec.models.items())
+        self.twins = tuple(twin for twin in found if twin is not None)
         self._provider_given = provider
         self._folder_given = folder
         self._stack = ExitStack()
@@ -101,6 +112,7 @@ class ServerPool:
         self._replacing: threading.Thread | None = None
         self._over, self._leaving = threading.Event(), threading.Event()
         self._live: Servers | None = None
+        self._secret: Secret | None = None
         self.folder = folder or Path()
 
     def __reduce__(self) -> NoReturn:
@@ -116,18 +128,30 @@ class ServerPool:
         return self
 
     def _start(self) -> None:
-        recipe = self.kind.prepare(self.say)
+        if self.twins:
+            wrong = ask_child(agree_and_tell, (self.twins,), DEADLINE_S, "local twins")
+            if wrong is not None:
+                raise wrong
+        recipe = dict(self.kind.prepare(self.say))
         if not self.kind.managed:
+            self._secret = self.kind.secret()
             return
         if self._folder_given is None:
             self.folder = Path(tempfile.mkdtemp(prefix="campaign-pool-"))
             self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            own(self.folder, str(mark()))
+        why = make_private(self.folder)
+        if why:
+            raise SpecError(f"cannot be the folder of a pool: {why}", where=str(self.folder), remedy="give another")
+        self._stack.enter_context(keeper.hold(self.folder, say=self.say))
         for name in _OWN_FILES:  # of an earlier run of the same directory; whatever else lies there is not ours
             for old in self.folder.glob(name):
                 old.unlink()
         cls = type(self.kind)
         count = self.spec.count
+        provider = self._provider()
+        if self.kind.through_tls(getattr(provider, "one_node", False)):
+            recipe["tls"] = self._open_gate(provider)
         write_json(
             self.folder / "pilot.json",
             {
@@ -144,7 +168,6 @@ class ServerPool:
                 },
             },
         )
-        provider = self._provider()
         self._stack.callback(self._stop)
         self._beat = threading.Thread(target=self._hold, name="campaign-lease", daemon=True)
         self._beat.start()
@@ -159,6 +182,16 @@ class ServerPool:
         replacer = Replacer(self.folder, self.spec.restarts, self.spec.lease_s, carry, self.say)
         self._replacing = threading.Thread(target=self._replace, args=(replacer,), name="campaign-pilots", daemon=True)
         self._replacing.start()
+
+    def _open_gate(self, provider: Provider) -> dict[str, str]:
+        from campaign.tls import Gate
+
+        walltime = getattr(provider, "walltime_s", None) or WEEK_S
+        gate = Gate(self.folder, WEEK_S + walltime, walltime)  # batch jobs queue before their walltime begins
+        self._stack.callback(gate.stop)
+        gate.start()
+        self._secret = gate.secret
+        return gate.recipe
 
     def _provider(self) -> Provider:
         given = self._provider_given
@@ -200,6 +233,8 @@ class ServerPool:
             request_deadline_s=self.spec.request_deadline_s,
             settle_s=self.spec.silent_s + self.spec.canary_s if self.kind.managed else 0.0,
             records=tuple(self.kind.addresses()),
+            secret=self._secret,
+            twins=self.twins,
         )
 
     def records(self) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import numpy as np
 from campaign.errors import CampaignError, SpecError
 from campaign.plan import Pass, Plan, longest_first
 from campaign.processes import child_setup, context, no_main
+from campaign.protocols import JobTicket
 from campaign.task import Task
 
 ROWS = 100
@@ -17,11 +18,12 @@ FILES = 5  # of one dataset, until one is readable and not empty
 DEADLINE_S = 180.0
 
 
-def preflight(plan: Plan, todo: Iterable[Pass], job: tuple[str, str]) -> None:
+def preflight(plan: Plan, todo: Iterable[Pass], job: JobTicket) -> None:
     """Look at one non-empty file per dataset and kind of variation, in a child process.
 
     The stages before the first inference are run on 100 rows, so that a branch they touch and the file does not
-    have is found now. A file that cannot be read is passed over: the run will name it.
+    have is found now. A file that cannot be read is passed over, and so is one that lacks what another one has: the run
+    will name it.
 
     Raises:
         SpecError: A tree, a branch or a weight is missing; with the file and the key.
@@ -53,18 +55,22 @@ def _largest(some: Pass) -> list[Task]:
     return [batch.task(i) for i in range(len(batch))]
 
 
-def _look_at(pipe: Connection, job: tuple[str, str], groups: list[list[Task]]) -> None:
+def _look_at(pipe: Connection, job: JobTicket, groups: list[list[Task]]) -> None:
     from campaign.work import look
 
     child_setup()
     for tasks in groups:
+        wrong: tuple[CampaignError, Task] | None = None
         for task in tasks:
             told = look(job, task, ROWS)
-            if isinstance(told, CampaignError):
-                pipe.send((told, task))
-                return
             if told is None:
+                wrong = None  # what one file has and another has not is that file's fault: the run will name it
                 break
+            if isinstance(told, CampaignError):
+                wrong = wrong or (told, task)
+        if wrong is not None:
+            pipe.send(wrong)
+            return
     pipe.send(None)
 
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Iterator
-from multiprocessing import forkserver, resource_tracker
+import tempfile
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver, process, resource_tracker, util
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
+from pathlib import Path
 from typing import Any
 
 from campaign import registry
-from campaign.guardian import die_with_parent
+from campaign.errors import CampaignError
+from campaign.guardian import die_with_parent, own
+from campaign.identity import OWNER, mark, marked
 
 _tracker = {"ours": False}
 
@@ -22,16 +28,44 @@ def context() -> ForkServerContext:
     """The fork server, which imports the worker's modules once; nothing in them opens a channel when imported."""
     if getattr(forkserver._forkserver, "_forkserver_pid", None) is None:
         _tracker["ours"] = getattr(resource_tracker._resource_tracker, "_pid", None) is None
+        _private_folder()
+        with no_main(), marked():
+            forkserver.set_forkserver_preload(_preload())
+            forkserver.ensure_running()
     made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["campaign.work", *registry.modules(registry.STAGES)])
+    made.set_forkserver_preload(_preload())
     return made
+
+
+def _preload() -> list[str]:
+    return ["campaign.work", *registry.modules(registry.STAGES)]
+
+
+def _private_folder() -> None:
+    """Give the fork server's socket a folder that says whose it is.
+
+    multiprocessing would make one called ``pymp-...``, which nobody could know for ours after this process was killed.
+    """
+    config: dict[str, Any] = process.current_process()._config  # type: ignore[attr-defined]  # where it looks first
+    if config.get("tempdir") is None:
+        folder = tempfile.mkdtemp(prefix="campaign-")
+        own(Path(folder), str(mark()))
+        config["tempdir"] = folder
+        util.Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-100)  # as multiprocessing does
+
+
+def _forget_folder() -> None:
+    config: dict[str, Any] = process.current_process()._config  # type: ignore[attr-defined]
+    folder = Path(config.get("tempdir") or "/")
+    with contextlib.suppress(OSError):
+        if [p.name for p in folder.iterdir()] == [OWNER]:  # ours, and nobody else has put anything there
+            shutil.rmtree(folder, ignore_errors=True)
+            config["tempdir"] = None
 
 
 def start_fork_server() -> None:
     """Let the fork server begin its imports, on another core, while this process goes on with its own."""
     context()
-    with no_main():
-        forkserver.ensure_running()
 
 
 @contextlib.contextmanager
@@ -49,6 +83,41 @@ def no_main() -> Iterator[None]:
     finally:
         del main["__spec__"]
         main.update(hidden)
+
+
+def ask_child(function: Callable[..., None], args: tuple[Any, ...], deadline_s: float, what: str) -> Any:
+    """Call a function in a process of its own, which is gone afterwards.
+
+    Args:
+        function: Called with the sending end of a pipe and ``args``; what it sends is the answer.
+        args: Its other arguments.
+        deadline_s: How long it may take.
+        what: What it is doing, for errors.
+
+    Returns:
+        The answer, or a `CampaignError` if the process ended or hung without one.
+    """
+    ours, theirs = context().Pipe(duplex=False)
+    child = context().Process(target=_child, args=(function, theirs, *args), daemon=True)
+    with no_main():
+        child.start()
+    theirs.close()
+    try:
+        return (
+            ours.recv() if ours.poll(deadline_s) else CampaignError(f"did not end within {deadline_s:g} s", where=what)
+        )
+    except EOFError:
+        child.join(5)
+        return CampaignError(f"its process crashed (exit code {child.exitcode})", where=what)
+    finally:
+        child.kill()
+        child.join()
+        ours.close()
+
+
+def _child(function: Callable[..., None], pipe: Connection, *args: Any) -> None:
+    child_setup()
+    function(pipe, *args)
 
 
 def child_setup() -> None:
@@ -83,3 +152,4 @@ def stop_fork_server() -> None:
         if pid is not None and stop is not None:  # private, but the only way before the process ends
             os.kill(pid, signal.SIGKILL)
             stop()
+    _forget_folder()

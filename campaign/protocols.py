@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel
 
-from campaign.rundir import file_digest, write_aside
+from campaign.address import Secret
+from campaign.errors import PartialError
+from campaign.rundir import write_aside
 
 if TYPE_CHECKING:
     from campaign.spec import Campaign, ServerSpec
@@ -36,6 +39,8 @@ class Context:
         frozen: Frozen values of the reduce stages named under ``with``.
         servers: The pool: ``infer(model, {name: array})``.
         artefacts: Folder for plots and tables (reduce stages only).
+        missing: Of a reduce stage: what its merged inputs lack because files failed within what the campaign tolerates,
+            ``{dataset: {files: [names], entries, sum_of_weights}}`` (None: unknown); empty where they are complete.
     """
 
     dataset: str
@@ -46,6 +51,7 @@ class Context:
     frozen: Mapping[str, Any] = field(default_factory=dict)
     servers: Any = None
     artefacts: Path | None = None
+    missing: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Stage(Protocol):
@@ -116,12 +122,19 @@ class Launch:
         env: Its whole environment.
         url: Where clients find it.
         shm_prefix: Names in ``/dev/shm`` that begin with it belong to this server alone.
+        private_shm: Whether it gets a ``/dev/shm`` of its own: True, False, or ``auto``: where the kernel lets it.
+        ca: PEM of the campaign's authority. The server then finds ``tls/key.pem``, ``tls/cert.pem`` and ``tls/ca.pem``
+            in its place, and must demand clients' certificates; empty: it listens on a socket in its place.
+        held: What must stay open as long as it runs (a socket that keeps its port, say).
     """
 
     argv: Sequence[str]
     env: Mapping[str, str]
     url: str
     shm_prefix: str
+    private_shm: bool | str = "auto"
+    ca: str = ""
+    held: Any = None
 
 
 class ServerKind(Protocol):
@@ -153,12 +166,22 @@ class ServerKind(Protocol):
             A JSON-able recipe from which `launch` can work on another machine.
         """
 
+    def through_tls(self, one_node: bool) -> bool:
+        """Whether its servers listen on ports, behind mutual TLS (the recipe then gets ``tls``), or on Unix sockets.
+
+        Args:
+            one_node: Whether tasks and servers run on one node, as far as the provider knows.
+        """
+
     @staticmethod
     def launch(recipe: Mapping[str, Any], place: Path, name: str) -> Launch:
         """Runs in the pilot: lay out ``place`` (private, empty) and say how to start the server called ``name``."""
 
     def addresses(self) -> list[Mapping[str, Any]]:
-        """Records of servers that already run (``managed`` is False)."""
+        """Records of servers that already run (``managed`` is False); JSON-able, and no secret in them."""
+
+    def secret(self) -> Secret | None:
+        """What these servers ask of clients, read now and here; None: nothing."""
 
 
 class Carried(Protocol):
@@ -175,9 +198,15 @@ class Provider(Protocol):
     """Who lends machines, used as a context manager. ``provider(options, campaign_dir)`` must start nothing.
 
     ``Options`` is a frozen pydantic model of the provider's own keys.
+
+    Attributes:
+        one_node: Whether tasks and pilots all run on one node, so that Unix sockets reach everybody.
+        walltime_s: After how long its machines are taken back, None: not known. Certificates are good for so long.
     """
 
     Options: type[BaseModel]
+    one_node: bool
+    walltime_s: float | None
 
     def __init__(self, options: BaseModel, folder: Path) -> None:
         """Take the options; ``folder`` takes logs and scripts, and is seen by every machine."""
@@ -214,12 +243,45 @@ class Job:
     deadline_s: float
 
 
-def save_job(job: Job, path: Path) -> tuple[str, str]:
-    """Leave the job for workers; returns what tells it from others."""
+@dataclass(frozen=True)
+class JobTicket:
+    """What travels with each call to a worker: where its job lies, and what must lie on no disk.
+
+    Attributes:
+        path: The job's file.
+        digest: SHA-256 of it.
+        secret: What lets the worker in at the servers.
+    """
+
+    path: str
+    digest: str
+    secret: Secret | None = field(default=None, repr=False)
+
+    def job(self) -> Job:
+        """The job, with the secret in its place.
+
+        Raises:
+            PartialError: The file is not the one that this run's driver left.
+        """
+        data = Path(self.path).read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.digest:
+            raise PartialError("is not what this run's driver has written", where=self.path, remedy="run again")
+        job: Job = pickle.loads(data)  # noqa: S301  written by this run's own driver: the digest came from it
+        if job.servers is not None and self.secret is not None:
+            job = replace(job, servers=replace(job.servers, secret=self.secret))
+        return job
+
+
+def save_job(job: Job, path: Path) -> JobTicket:
+    """Leave the job for workers, without its secret."""
+    secret = job.servers.secret if job.servers is not None else None
+    if secret is not None:
+        job = replace(job, servers=replace(job.servers, secret=None))
+    data = pickle.dumps(job)
     with write_aside(path) as stream:
-        os.fchmod(stream.fileno(), 0o600)  # it may hold the headers of attached servers
-        pickle.dump(job, stream)
-    return str(path), file_digest(path)
+        os.fchmod(stream.fileno(), 0o600)
+        stream.write(data)
+    return JobTicket(str(path), hashlib.sha256(data).hexdigest(), secret)
 
 
 def campaign_workers(campaign: Campaign) -> int:

@@ -11,9 +11,12 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from campaign.errors import CampaignError
+
 CHECK = 16  # characters of each line's own digest
 BLOCK = 1 << 16  # bytes of the log that are read at once
 FROZEN, MERGED = "frozen", "merged"  # kinds beside those of partials
+_HUGE = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class Receipt:
         pack: Name of the pack it lies in; empty: it is a file of its own.
         offset: Its place in the pack, bytes.
         notes: Remarks for the report (weights that are no numbers, for example).
-        more: What else is to be known of a merged output.
+        more: What else is to be known: of a merged output, its files and gaps; of a frozen value, what it was made from
+            and its plots and tables; of a partial, a digest of the frozen values it was made with.
+        bytes_sha256: Of the file's bytes, where the partial is a file of its own: its container's bytes count as well.
     """
 
     key: str
@@ -48,6 +53,16 @@ class Receipt:
     offset: int = 0
     notes: tuple[str, ...] = ()
     more: str = ""
+    bytes_sha256: str = ""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """`more` of a frozen value or a merged output; empty where there is nothing of the kind."""
+        try:
+            found = json.loads(self.more)
+        except (ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def line(self) -> bytes:
         """As it stands in the log: a digest of the rest, then JSON."""
@@ -58,6 +73,7 @@ class Receipt:
 _NAMES = tuple(f.name for f in fields(Receipt))
 _DECODE = json.JSONDecoder().raw_decode
 _NOTES = _NAMES.index("notes")
+_TYPES = [{"int": int, "str": str}.get(str(f.type), list) for f in fields(Receipt)]  # as JSON holds them
 _ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -68,14 +84,22 @@ def parse(line: bytes) -> Receipt | None:
         return None
     try:
         given, _ = _DECODE(text.decode())
-        if not isinstance(given, list) or len(given) != len(_NAMES):
+        if not isinstance(given, list) or list(map(type, given)) != _TYPES:
             return None
         given[_NOTES] = tuple(given[_NOTES])
         receipt = object.__new__(Receipt)  # 100,000 of them are read when a run begins; a frozen __init__ takes thrice
         receipt.__dict__.update(zip(_NAMES, given, strict=True))
-        return receipt
-    except (ValueError, TypeError):
+    except (ValueError, RecursionError):
         return None
+    return receipt if _sound(receipt) else None
+
+
+def _sound(r: Receipt) -> bool:
+    """Whether it can be what a task wrote: key and pack become names of files, numbers become places in them."""
+    if not r.key.isalnum() or (r.pack and not r.pack.isalnum()) or not all(type(note) is str for note in r.notes):
+        return False
+    numbers = (r.size, r.offset, r.rows, r.events)
+    return min(numbers) >= 0 and max(numbers) < _HUGE
 
 
 class Receipts:
@@ -96,10 +120,14 @@ class Receipts:
 
     def scan(self) -> Iterator[tuple[int, Receipt]]:
         """Receipts and where in the log they begin."""
-        if not self.path.exists():
+        try:
+            stream = self.path.open("rb")
+        except FileNotFoundError:
             return
+        except OSError as error:  # taken for an empty one, all would be done again
+            raise self._unusable(error) from None
         at = 0
-        with self.path.open("rb") as stream:
+        with stream:
             for line in stream:
                 receipt = parse(line) if line.endswith(b"\n") else None
                 if receipt is not None:
@@ -114,6 +142,11 @@ class Receipts:
             view = view[stream.write(view) :]
         self._end += len(lines)
         return at
+
+    def sync(self) -> None:
+        """See it on the disk. Not per task: a log that a power cut has shortened makes work be done again, no more."""
+        if self._stream is not None:
+            os.fsync(self._stream.fileno())
 
     def add(self, receipt: Receipt) -> int:
         """Record one."""
@@ -136,12 +169,19 @@ class Receipts:
 
     def _open(self) -> FileIO:
         if self._stream is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = FileIO(str(self.path), "a+")
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._stream = FileIO(str(self.path), "a+")
+            except OSError as error:
+                raise self._unusable(error) from None
             self._end = self._stream.seek(0, os.SEEK_END)
             if self._end:
                 self._end += self._stream.write(b"\n")  # ends a line that a killed writer may have torn
         return self._stream
+
+    def _unusable(self, error: OSError) -> CampaignError:
+        text = f"the log of receipts cannot be used: {error.strerror}"
+        return CampaignError(text, where=str(self.path), remedy="see what lies there, or take another --run-dir")
 
     def close(self) -> None:
         """Close the log."""

@@ -6,12 +6,13 @@ import html
 import platform
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from campaign.address import RUNGS
+from campaign.errors import CampaignError
 from campaign.profile import Profile
 from campaign.rundir import read_json, write_json
 
@@ -29,7 +30,10 @@ class Report:
         campaign: Its name.
         run_dir: Where everything lies.
         datasets: ``{name: {files, events}}``, events read once from the nominal tree.
-        outputs: ``{stage/dataset/variation: {path, kind, sha256, ...}}``.
+        outputs: ``{stage/dataset/variation: {path, kind, sha256, ...}}``; where files are missing from it, or from what
+            its frozen values were made of, also ``incomplete: true``, ``missing: {files, entries, sum_of_weights}``
+            (null: unknown) and ``because``: incomplete outputs it depends on.
+        lost: Files that failed for good: ``{file, dataset, error, entries, sum_of_weights}`` (null: unknown).
         tasks: Counts: total, done (in this run), reused (from earlier ones), failed.
         servers: What each server was and did.
         artefacts: ``{name: path}`` of plots and tables.
@@ -49,6 +53,7 @@ class Report:
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     tasks: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("total", "done", "reused", "failed"), 0))
     servers: list[dict[str, Any]] = field(default_factory=list)
+    lost: list[dict[str, Any]] = field(default_factory=list)
     artefacts: dict[str, str] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RUNGS, 0))
     errors: list[str] = field(default_factory=list)
@@ -64,20 +69,29 @@ class Report:
 
     def save(self) -> None:
         """Write ``report.json``."""
-        write_json(Path(self.run_dir) / "report.json", asdict(self))
+        write_json(Path(self.run_dir) / "report.json", asdict(self), durable=True)
 
     @classmethod
     def load(cls, run_dir: Path) -> Report | None:
         """The report of a run directory, None if there is none."""
         data = read_json(run_dir / "report.json")
-        known = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in data.items() if k in known}) if data else None
+        if data is None:
+            return None
+        plain = asdict(cls("", ""))
+        known = {k: v for k, v in data.items() if k in plain}
+        if not {"campaign", "run_dir"} <= set(known) or any(not _alike(v, plain[k]) for k, v in known.items()):
+            raise CampaignError("is no report", where=str(run_dir / "report.json"), remedy=_AGAIN)
+        return cls(**known)
 
     def text(self, *, profile: bool = False) -> str:
         """For a terminal; with ``profile``, also where the time went."""
-        told = list(self._lines())
-        if profile and self.profile:
-            told += Profile.from_json(self.profile).lines()
+        try:
+            told = list(self._lines())
+            if profile and self.profile:
+                told += Profile.from_json(self.profile).lines()
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            where = f"{self.run_dir}/report.json"
+            raise CampaignError(f"is no whole report: {error}", where=where, remedy=_AGAIN) from error
         return "\n".join(told)
 
     def _lines(self) -> Iterator[str]:
@@ -90,6 +104,7 @@ class Report:
         if rows:
             yield "  rows     " + ", ".join(f"{v:,} {k.replace('_', ' ')}" for k, v in rows.items()) + " answered"
         yield f"  outputs  {len(self.outputs)} in {self.run_dir}/outputs"
+        yield from self._gaps()
         if self.artefacts:
             yield f"  plots and tables  {len(self.artefacts)} in {self.run_dir}/artefacts"
         for warning in self.warnings:
@@ -98,6 +113,21 @@ class Report:
             yield f"  error: {error}"
         yield f"  report   {self.run_dir}/report.json"
 
+    def _gaps(self) -> Iterator[str]:
+        without = {name: o for name, o in self.outputs.items() if o.get("incomplete")}
+        if not without:
+            return
+        yield f"  INCOMPLETE  {len(without)} of {len(self.outputs)} outputs; failed files: {len(self.lost)}"
+        for lost in self.lost:
+            entries = "unknown" if lost["entries"] is None else f"{lost['entries']:,}"
+            weights = "unknown" if lost["sum_of_weights"] is None else f"{lost['sum_of_weights']:.17g}"
+            yield f"    lost {lost['file']} ({lost['dataset']}): entries {entries}, sum of weights {weights}"
+        for name, o in without.items():
+            count = len(o.get("missing", {}).get("files", ()))
+            why = [f"{count} file{'s' if count > 1 else ''}"] if count else []
+            why += [f"what {source} lacks" for source in o["because"]]
+            yield f"    {name}: without {' and '.join(why)}"
+
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><td>{html.escape(n)}</td><td>{html.escape(o['kind'])}</td><td><code>{o['sha256'][:12]}</code></td></tr>"
@@ -105,6 +135,14 @@ class Report:
         )
         head = "<tr><th>output</th><th>kind</th><th>sha256</th></tr>"
         return f"<pre>{html.escape(self.text())}</pre><table>{head}{rows}</table>"
+
+
+_AGAIN = "run the campaign again: what is there is taken up"
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Whether a value of a file can stand where a default of the class stands."""
+    return isinstance(value, (int, float) if isinstance(default, float) else type(default))
 
 
 def versions() -> dict[str, str]:

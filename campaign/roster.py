@@ -115,6 +115,14 @@ class Roster:
         self._looked = 0.0
         self.look(now)
 
+    def refuse(self, link: Link, said: str) -> None:
+        """Who listens there is not the server of that record: it is asked no more."""
+        with self._lock:
+            self.gone[link.name] = f"refused, it is not the server of this record: {said}"
+            if link.name in self.links:
+                self.links = {name: other for name, other in self.links.items() if name != link.name}
+                self._leaving.append(link)
+
     def usable(self, avoid: Collection[str]) -> list[Link]:
         """Servers but those to avoid; of these the ones that did not just fail, if there are any."""
         links = [link for link in self.links.values() if link.name not in avoid]
@@ -153,6 +161,8 @@ class Roster:
         return not records or any(self._may_serve(r, tried, waited) for r in records)
 
     def _may_serve(self, record: Record, tried: Collection[str], waited: float) -> bool:
+        if record["state"] == "ready" and record["name"] in self.gone:
+            return False  # it was refused: it is not who it says
         if record["state"] == "ready" and record["name"] not in self._elsewhere:
             return record["name"] not in tried or waited < self.address.settle_s
         return on_the_way(record)

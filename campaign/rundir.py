@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
 import time
 from collections.abc import Container, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -43,27 +45,60 @@ def file_digest(path: Path) -> str:
 
 
 @contextmanager
-def write_aside(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """A stream whose content appears under ``path`` whole, or not at all."""
+def write_aside(path: Path, mode: str = "wb", *, durable: bool = False) -> Iterator[IO[Any]]:
+    """A stream whose content appears under ``path`` whole, or not at all.
+
+    What is read again is checked by its digest, so a power cut can lose work but make none wrong, and tasks wait for
+    no disk. ``durable`` is for what says that a run is complete, and for frozen values: it waits until the disk has the
+    file and its name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile: its files are for their owner alone, and colleagues read a run directory.
     aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         with aside.open(mode.replace("w", "x")) as stream:
             yield stream
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
         aside.replace(path)
+        if durable:
+            sync_folder(path.parent)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
+def sync_folder(folder: Path) -> None:
+    """See the names in a folder on the disk."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # a file system that cannot: FUSE and some network ones
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_all(folder: Path) -> None:
+    """See all on the disk that was written to the folder's file system: one call, however many files there are."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if ctypes.CDLL(None).syncfs(fd) != 0:
+            os.sync()
+    except (AttributeError, OSError):  # another C library
+        os.sync()
+    finally:
+        os.close(fd)
+
+
+def write_json(path: Path, value: Any, *, durable: bool = False) -> None:
     """Write a JSON file for people: indented, whole or not at all."""
-    with write_aside(path, "w") as stream:
+    with write_aside(path, "w", durable=durable) as stream:
         json.dump(value, stream, indent=1, allow_nan=False)
         stream.write("\n")
 
 
+_ASIDE = re.compile(r"\..+\.[0-9a-f]{12}")  # names that `write_aside` gives
 SUFFIX = {"histograms": ".hists.npz", "columns": ".parquet", "counts": ".json"}
 
 
@@ -83,6 +118,16 @@ class RunDir:
         return self.root / "report.json"
 
     @property
+    def manifest(self) -> Path:
+        """``manifest.json``: what a complete run was made from, and what it has made."""
+        return self.root / "manifest.json"
+
+    @property
+    def intent(self) -> Path:
+        """``plan.json``: what the last run set out to do."""
+        return self.root / "plan.json"
+
+    @property
     def receipts(self) -> Path:
         """The log of receipts."""
         return self.root / "receipts.jsonl"
@@ -91,6 +136,16 @@ class RunDir:
     def job(self) -> Path:
         """What every worker needs once: stages and settings."""
         return self.root / "job.pickle"
+
+    @property
+    def workers(self) -> Path:
+        """What workers would leave behind if they died (`campaign.watch`)."""
+        return self.root / "logs" / "workers"
+
+    @property
+    def late_job(self) -> Path:
+        """The same, of a pool that was started later than the workers."""
+        return self.root / "job-late.pickle"
 
     @property
     def servers(self) -> Path:
@@ -143,9 +198,14 @@ class RunDir:
         Only the owner may.
         """
         shutil.rmtree(self.leaf(""), ignore_errors=True)
+        for pattern in ("", "servers", "frozen/*", "outputs/*/*"):
+            for some in self.root.glob(pattern) if pattern else (self.root,):
+                for entry in _scan(some):
+                    if _ASIDE.fullmatch(entry.name) and entry.is_file():
+                        Path(entry.path).unlink(missing_ok=True)
         for folder in _scan(self.partials):
             for entry in _scan(folder.path):
-                unfinished = entry.name.startswith(".")
+                unfinished = entry.name.startswith(".")  # columns that grew there have another name
                 if unfinished or (entry.name.endswith(".pack") and entry.name.removesuffix(".pack") not in packs):
                     Path(entry.path).unlink(missing_ok=True)
 

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from campaign.batches import Queue
-from campaign.errors import (
-    CampaignError,
-    FrozenChanged,
-    InferenceError,
-    InputError,
-    PartialError,
-    ProviderError,
-    ServerError,
-)
+from campaign.errors import CampaignError, FrozenChanged, OutputError, PartialError, ServerError
+from campaign.failures import Failures
 from campaign.later import Later
-from campaign.ledger import Ledger, Places
+from campaign.ledger import Places
 from campaign.lost import Call, Calls
 from campaign.merge import Merged, Target, receipt_of
 from campaign.outputs import HISTOGRAMS
-from campaign.plan import Output, Pass, Plan, Reduce, Shape, shapes
+from campaign.plan import Events, Line, Output, Pass, Plan, Reduce, Shape, shapes
 from campaign.progress import Progress
-from campaign.protocols import Provider
+from campaign.protocols import JobTicket, Provider
 from campaign.receipts import FROZEN, Receipt, Receipts, parse
-from campaign.rundir import RunDir
-from campaign.spent import Spent
+from campaign.rundir import RunDir, canonical_json
+from campaign.state import State
 from campaign.trees import Tree
+from campaign.watch import deaths
 
 if TYPE_CHECKING:
     from campaign import work
@@ -41,71 +36,6 @@ else:
 
 SLOW_S = 0.001  # a look at what can be merged that takes longer is not taken every time
 AHEAD = 3  # calls waiting per worker: enough that none idles, few enough that the driver's memory stays small
-
-
-@dataclass
-class State:
-    """What is done and what cannot be done.
-
-    Attributes:
-        ledger: Partials that are there, and those that will not be.
-        frozen: ``(path, sha256)`` of frozen values, by (stage, variation).
-        merged: Merged outputs by name.
-        failed: Outputs and ``stage/variation`` that will not be there.
-        errors: Texts of what went wrong; alike ones together.
-        counts: Tasks done and failed in this run, and those done anew because what they had left was spoilt.
-        rungs: Rows by how they were answered.
-        spent: Where the workers' seconds went.
-        tasks_s: Seconds in batches of tasks, summed over workers.
-        answered: When the first prediction was there, seconds since the epoch; 0: none yet.
-        peak_mb: The most memory a worker has had.
-    """
-
-    ledger: Ledger
-    frozen: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
-    merged: dict[str, Merged] = field(default_factory=dict)
-    failed: set[str] = field(default_factory=set)
-    errors: dict[str, list[str]] = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)
-    rungs: Counter[str] = field(default_factory=Counter)
-    spent: Spent = field(default_factory=Spent)
-    tasks_s: float = 0.0
-    answered: float = 0.0
-    peak_mb: float = 0.0
-
-    def account(self, answer: work.Answer) -> None:
-        """Add up what a batch says of itself."""
-        self.rungs.update(answer.rungs)
-        self.spent.update(answer.spent)
-        self.tasks_s += answer.wall_s
-        self.peak_mb = max(self.peak_mb, answer.peak_mb)
-        if answer.answered:
-            self.answered = min(self.answered or answer.answered, answer.answered)
-
-    def note(self, error: CampaignError) -> None:
-        """Keep an error for the report."""
-        if isinstance(error, (InputError, ProviderError)):  # one file, one error, however many variations read it
-            self.errors.setdefault(error.where, [str(error)])
-            return
-        # A wrong shape fails on every file alike: one error, and how many more there are.
-        told = self.errors.setdefault(f"{type(error).__name__} {error.message}", [])
-        told.append("" if told else str(error))
-
-    def has_frozen(self, needed: Iterable[tuple[str, str]]) -> bool:
-        """Whether frozen values are there."""
-        return all(at in self.frozen for at in needed)
-
-    def lacks_frozen(self, needed: Iterable[tuple[str, str]]) -> bool:
-        """Whether one of these frozen values will not be there."""
-        return any(f"{stage}/{variation}" in self.failed for stage, variation in needed)
-
-    def has_inputs(self, reduce: Reduce) -> bool:
-        """Whether a reduce stage can be called."""
-        return all(o.name in self.merged for o in reduce.inputs.values()) and self.has_frozen(reduce.frozen)
-
-    def cannot(self, reduce: Reduce) -> bool:
-        """Whether something it needs will not be there."""
-        return any(o.name in self.failed for o in reduce.inputs.values()) or self.lacks_frozen(reduce.frozen)
 
 
 class Scheduler:
@@ -123,16 +53,17 @@ class Scheduler:
         job: From `protocols.save_job`.
         shown: Progress.
         pool_failure: Why the pool is of no use any more, or None.
+        with_servers: Starts a pool if there is none, and returns the job that knows it.
     """
 
     def __init__(
         self, plan: Plan, todo: Iterable[Pass], state: State, rundir: RunDir, receipts: Receipts, provider: Provider,
-        workers: int, retries: int, job: tuple[str, str], shown: Progress,
-        pool_failure: Callable[[], CampaignError | None],
+        workers: int, retries: int, job: JobTicket, shown: Progress,
+        pool_failure: Callable[[], CampaignError | None], with_servers: Callable[[], JobTicket],
     ) -> None:  # fmt: skip
         self.plan, self.state, self.rundir, self.receipts = plan, state, rundir, receipts
         self.workers, self.retries = workers, retries
-        self.job, self.shown, self.pool_failure = job, shown, pool_failure
+        self.job, self.shown, self.pool_failure, self.with_servers = job, shown, pool_failure, with_servers
         self.root = str(rundir.root)
         self.queue = Queue(todo, state.ledger, workers)
         self.unmerged = [Tree(o) for o in plan.outputs if o.name not in state.merged]
@@ -141,7 +72,9 @@ class Scheduler:
         self.tries: Counter[tuple[int, int]] = Counter()
         self.healed: set[tuple[int, int]] = set()
         self.merges_at = 0.0
-        self.calls = Calls(lambda: provider.tasks(workers))
+        self.name, self.numbers = secrets.token_hex(4), count()  # of calls
+        self.calls = Calls(lambda: provider.tasks(workers), lambda: deaths(rundir.workers))
+        self.failures = Failures(plan, state, self.calls, job, self.root, self._id)
 
     def run(self, look_around: Callable[[], None]) -> None:
         """Until nothing more can be done. What fails is noted, what does not depend on it goes on.
@@ -176,7 +109,9 @@ class Scheduler:
                 break
             self.calls.submit(self._batch(*batch))
         while self.unexported and self._room > 0:
-            self._export(self.unexported.popleft())
+            output = self.unexported.popleft()
+            if output.name not in self.state.failed:
+                self._export(output)
         self.calls.try_suspect()
 
     def _look_at_merges(self) -> None:
@@ -194,17 +129,28 @@ class Scheduler:
         for line in shape.lines:
             self.shown.add(line.stage, 0, failed=len(places))
 
-    def _batch(self, shape: Shape, places: Places) -> Call:
-        """The call for some tasks of one shape."""
-        frozen = {at: self.state.frozen[at] for at in shape.frozen}
-        batch, half = shape.tasks(places.tolist()), len(places) // 2
+    def _id(self) -> str:
+        return f"{self.name}-{next(self.numbers)}"
+
+    def _batch(self, shape: Shape, places: Places, given: tuple[Any, ...] | None = None) -> Call:
+        """The call for some tasks of one shape, with the frozen values of now or those given."""
+        if given is None:
+            marks = tuple(map(self.state.made_with, shape.lines)) if shape.frozen else ()
+            given = {at: self.state.frozen[at] for at in shape.frozen}, marks
+        batch, half, name = shape.tasks(places.tolist()), len(places) // 2, self._id()
+
+        def divided(some: Places, others: Places) -> tuple[Call, Call]:
+            return self._batch(shape, some, given), self._batch(shape, others, given)
+
         return Call(
             batch.files[0].url,
             lambda answer: self._arrived(shape, places, answer),
             lambda error: self._lost(shape, int(places[0]), error),
             work.run_batch,
-            (self.job, self.root, batch, frozen, self._expected(shape, places)),
-            (lambda: (self._batch(shape, places[:half]), self._batch(shape, places[half:]))) if half else None,
+            (self.job, self.root, batch, given[0], self._expected(shape, places), given[1], name),
+            (lambda: divided(places[:half], places[half:])) if half else None,
+            id=name,
+            part=(lambda i: divided(places[[i]], np.delete(places, i))) if half else None,
         )
 
     def _expected(self, shape: Shape, places: Places) -> tuple[str, ...]:
@@ -237,13 +183,16 @@ class Scheduler:
         failure = self.pool_failure() if isinstance(error, ServerError) else None
         if failure is not None:
             raise failure  # one error of the pool, not one of each file
+        if isinstance(error, PartialError) and shape.artefact is not None and self._renew(shape.artefact, place):
+            return True
         at = (shape.emits[0].number, place)
         self.tries[at] += 1
-        if can_heal(error) and self.tries[at] <= self.retries:
+        if not error.permanent and self.tries[at] <= self.retries:
             return True
         self.state.note(error)
         self.state.counts["failed"] += 1
         self._drop(shape, np.array([place]))
+        self.failures.failed(shape, place, error)
         return False
 
     def _lost(self, shape: Shape, place: int, error: CampaignError) -> None:
@@ -255,22 +204,32 @@ class Scheduler:
         """Submit what of a merge is ready; True if it is off the list."""
         output, line = tree.output, tree.output.line
         assert line is not None
-        if self.state.ledger.cannot(line):
-            self.state.failed.add(output.name)
-            return True
         if output.name in self.state.failed:
             return True
+        gaps = self.state.ledger.cannot(line)
+        if (gaps and self.state.gaps.exceeded) or self.state.lacks_frozen(line.needs):
+            self.state.failed.add(output.name)
+            return True
+        if not self.state.has_frozen(line.needs):  # what is there may have been made with others
+            return False
+        if gaps and not self._decided(tree, line):
+            return False
         target = Target(output.stage, output.dataset, output.variation)
         if not tree.small and tree.whole:
             self._call(output.name, work.run_tree, (self.root, target, tree.in_order()), tree, self._merged)
             return True
-        for first in tree.ready(self.state.ledger):
+        for first in tree.ready(self.state.ledger, gaps):
             if self._room <= 0:
                 break
             end = tree.end(first)
+            lost = self.state.ledger.gaps(line, first, end).tolist()
+            there = sorted(set(range(first, end)).difference(lost))
+            if not there:
+                tree.leaves[first] = None
+                continue
             tree.asked.add(first)
             lines = self.state.ledger.raw(line, first, end)
-            args = (self.root, target, first, output.keys[first:end], lines)
+            args = (self.root, target, first, line.keys.pick(there), lines, lost)
             if tree.small:
                 self._call(output.name, work.run_whole, args, tree, self._merged)
                 return True
@@ -278,6 +237,18 @@ class Scheduler:
                 output.name, work.run_leaf, args, tree, lambda tree, found, at=first: self._leaf(tree, at, found)
             )
         return False
+
+    def _decided(self, tree: Tree, line: Line) -> bool:
+        """Whether an output can be merged without lost files: all others are done, and it is known what is lost."""
+        ledger = self.state.ledger
+        places = ledger.gaps(line, 0, tree.files)
+        if not ledger.settled(line) or not self.state.gaps.known(line.events, places):
+            return False
+        if len(places) == tree.files:
+            self._lose(tree.output, OutputError("every file of it failed", where=tree.output.name))
+            return False
+        self.state.lacking[tree.output.name] = places
+        return True
 
     def _call(
         self, what: str, function: Callable[..., Any], args: tuple[Any, ...], about: Any, then: Callable[..., None]
@@ -297,6 +268,10 @@ class Scheduler:
             tree.leaves[first] = found
 
     def _merged(self, tree: Tree, found: Any) -> None:
+        if tree.output.name in self.state.failed:  # withdrawn meanwhile
+            if isinstance(found, Merged):
+                found.remove()
+            return
         if isinstance(found, work.Spoilt):
             tree.asked.clear()
             self.unmerged.append(tree)
@@ -326,11 +301,32 @@ class Scheduler:
         self.healed.update(places)
         files = np.array(found.files)
         self.state.ledger.forget(line, files)
-        self.state.counts["again"] += len(files)
-        others = frozenset(x for x in self.state.ledger.emits if x is not line)
-        for shape in shapes([x for x in self.plan.lines if x.events is line.events], others):
-            self.queue.add(Pass(shape, files))
+        self._anew(line.events, frozenset([line]), files)
         self.shown.say(f"{tree.output.name}: {len(files)} partials are not what was written and are made anew")
+
+    def _renew(self, artefact: Line, place: int) -> bool:
+        """Make an artefact anew that is not what was written, once; whoever reads it waits for that."""
+        if (artefact.number, place) in self.healed:
+            return False
+        self.healed.add((artefact.number, place))
+        files = np.array([place])
+        self.state.ledger.forget(artefact, files)
+        self._anew(artefact.events, frozenset([artefact]), files)
+        for output in self.plan.outputs:  # what was merged of it is the spoilt file itself, under another name
+            if output.line is artefact and self.state.merged.pop(output.name, None) is not None:
+                self.unmerged.append(Tree(output))
+        url = artefact.events.files.url(place)
+        self.shown.say(f"{artefact.name}: the artefact of {url} is not what was written and is made anew")
+        return True
+
+    def _anew(self, events: Events, lines: frozenset[Line], places: Places) -> None:
+        """Make partials of some files again."""
+        others = frozenset(self.state.ledger.emits) - lines
+        for shape in shapes([x for x in self.plan.lines if x.events is events], others):
+            if any(self.plan.infers(line.stage) for line in shape.lines):
+                self.job = self.with_servers()  # nothing else may have needed one
+            self.queue.add(Pass(shape, places))
+            self.state.counts["again"] += len(places)
 
     def _export(self, output: Output) -> None:
         """Write the ROOT file of an output; of all that is ready this comes last, for nothing waits for it."""
@@ -338,7 +334,10 @@ class Scheduler:
         self._call(output.name, work.run_export, args, output, self._exported)
 
     def _exported(self, output: Output, found: Merged | CampaignError) -> None:
-        if isinstance(found, CampaignError):
+        if output.name in self.state.failed:  # withdrawn meanwhile
+            if isinstance(found, Merged):
+                found.remove()
+        elif isinstance(found, CampaignError):
             self._lose(output, found)
             del self.state.merged[output.name]
         else:
@@ -346,7 +345,8 @@ class Scheduler:
             self._remember(output, found)
 
     def _remember(self, output: Output, merged: Merged) -> None:
-        self.receipts.add(receipt_of(self.rundir, output, merged))
+        lacking = self.state.lacking.get(output.name)
+        self.receipts.add(receipt_of(self.rundir, output, merged, () if lacking is None else lacking.tolist()))
 
     # Reduce stages.
     def _reduce(self, reduce: Reduce) -> bool:
@@ -356,13 +356,30 @@ class Scheduler:
             return True
         if not self.state.has_inputs(reduce):
             return False
+        if self.state.reuse(self.rundir, reduce):
+            self._in_force(reduce)
+            return True
         merged = {d: self.state.merged[o.name] for d, o in reduce.inputs.items()}
         frozen = {at: self.state.frozen[at] for at in reduce.frozen}
         metadata = {d: self._metadata(d) for d in reduce.inputs}
-        slim = work.ReduceCall(reduce.stage, reduce.variation, reduce.frozen)
-        args = (self.job, self.root, slim, merged, frozen, metadata)
-        self._call(f"{reduce.stage}/{reduce.variation}", work.run_reduce, args, reduce, self._reduced)
+        slim, name = work.ReduceCall(reduce.stage, reduce.variation, reduce.frozen), self._id()
+        args = (self.job, self.root, slim, merged, frozen, metadata, self.state.missing(reduce), name)
+        about = (reduce, self.state.made_from(reduce))
+
+        def take(found: work.Reduced | CampaignError) -> None:
+            self._reduced(*about, found)
+
+        self.calls.submit(Call(f"{reduce.stage}/{reduce.variation}", take, take, work.run_reduce, args, id=name))
         return True
+
+    def _in_force(self, reduce: Reduce) -> None:
+        """A frozen value is there; partials that were made with another one are not."""
+        gaps = any(self.state.incomplete(o) for o in reduce.inputs.values())
+        if gaps or self.state.shaky.intersection(reduce.frozen):
+            self.state.shaky.add((reduce.stage, reduce.variation))
+        self.shown.add(reduce.stage)
+        for events, lines, places in self.state.settle():
+            self._anew(events, lines, places)
 
     def _metadata(self, dataset: str) -> dict[str, Any]:
         given = self.plan.campaign.datasets[dataset]
@@ -372,23 +389,18 @@ class Scheduler:
         self.state.failed.add(f"{reduce.stage}/{reduce.variation}")
         self.shown.add(reduce.stage, 0, failed=1)
 
-    def _reduced(self, reduce: Reduce, found: work.Reduced | CampaignError) -> None:
+    def _reduced(self, reduce: Reduce, made_from: str, found: work.Reduced | CampaignError) -> None:
         if isinstance(found, FrozenChanged):
             raise found
-        if isinstance(found, CampaignError):
-            self.state.note(found)
+        if isinstance(found, CampaignError) or self.state.cannot(reduce):  # its inputs were withdrawn meanwhile
+            if isinstance(found, CampaignError) and not self.state.cannot(reduce):
+                self.state.note(found)
             self._reduce_failed(reduce)
             return
-        size = Path(found.path).stat().st_size
-        self.receipts.add(Receipt(reduce.key, reduce.stage, "all", reduce.variation, "", FROZEN, found.sha256, size))
-        self.state.frozen[reduce.stage, reduce.variation] = (found.path, found.sha256)
-        self.shown.add(reduce.stage)
-
-
-def can_heal(error: CampaignError) -> bool:
-    """Whether trying again can help."""
-    if isinstance(error, InferenceError):
-        return not error.permanent
-    return isinstance(error, (ServerError, PartialError)) or isinstance(
-        error.__cause__, (TimeoutError, ConnectionError)
-    )
+        size, at = Path(found.path).stat().st_size, (reduce.stage, reduce.variation)
+        more = canonical_json({"made_from": made_from, "artefacts": found.artefacts})
+        kept = Receipt(reduce.key, at[0], "all", at[1], "", FROZEN, found.sha256, size, more=more)
+        self.receipts.add(kept)
+        self.state.ledger.frozen[at] = kept
+        self.state.frozen[at] = (found.path, found.sha256)
+        self._in_force(reduce)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -90,6 +91,28 @@ class Dataset(_Frozen):
     reader: str | Callable[..., Any] = "read"
 
 
+class TwinSpec(_Frozen):
+    """The same model in the task's own process, asked when no server is left to ask.
+
+    Args:
+        use: ``onnx`` (onnxruntime, one thread), or a class of one's own, ``package.module:Name`` or ``file.py:Name``:
+            called with ``file``, gives what is called with ``{input: array}`` and returns ``{output: array}``.
+        file: What it is loaded from; None: the model's ``model.onnx``.
+        rtol, atol: How far its answer to the model's canary may be from the known one; None: the canary's own.
+    """
+
+    use: str = "onnx"
+    file: str | None = None
+    rtol: float | None = Field(default=None, ge=0)
+    atol: float | None = Field(default=None, ge=0)
+
+
+def _twin(value: Any) -> Any:
+    if isinstance(value, bool):
+        return {} if value else None
+    return {"use": value} if isinstance(value, str) else value
+
+
 class ModelSpec(_Frozen):
     """How one model of the repository is used.
 
@@ -103,6 +126,9 @@ class ModelSpec(_Frozen):
         files: Files placed into the version folder, ``{name there: path here}`` (weights, for example).
         canary: An ``.npz`` known answer, in place of the model folder's ``canary.npz``.
         instances: Copies of the model per server (Triton's instance group count); None: as its configuration says.
+        local_twin: The same model in the task's own process, the last rung of the ladder: ``true`` or ``onnx``, a class
+            (``file.py:Name``), or a `TwinSpec`. It must give the canary's known answer before anything is started;
+            where it was used the report says ``reproducible: false``. None: a request nobody answers is parked.
     """
 
     batch: int | None = Field(default=None, ge=1)
@@ -112,6 +138,7 @@ class ModelSpec(_Frozen):
     files: dict[Name, str] = Field(default_factory=dict)
     canary: str | None = None
     instances: int | None = Field(default=None, ge=1, le=1024)
+    local_twin: Annotated[TwinSpec | None, BeforeValidator(_twin)] = None
 
 
 def _models(value: Any) -> Any:
@@ -210,6 +237,37 @@ class Variation(_Frozen):
         return self.tree is None and not self.branches and self.files is None and self.metadata is None
 
 
+_PERCENT = re.compile(r"(\d{1,3}(?:\.\d{1,9})?)\s*%")
+
+
+def _tolerance(value: Any) -> Any:
+    if isinstance(value, str) and (found := _PERCENT.fullmatch(value.strip())) and Fraction(found[1]) <= 100:
+        return f"{found[1]} %"
+    if type(value) is int and value >= 0:
+        return value
+    raise ValueError("is a number of files, or a percentage of them such as '0.5 %'")
+
+
+class ErrorSpec(_Frozen):
+    """What a campaign puts up with.
+
+    Args:
+        max_failed_files: Input files that may fail for good, as a number or a percentage of all (rounded down) such as
+            ``0.5 %``. With no more than that the campaign ends ``incomplete``: outputs are made without these files and
+            say so. With more it fails.
+        weight: Expression of branches, e.g. ``pu_weight``, whose sum over a failed file is put into the report if the
+            file can still be read; None: ``sum_of_weights`` of the metadata where they are for that file alone.
+    """
+
+    max_failed_files: Annotated[int | str, BeforeValidator(_tolerance)] = 0
+    weight: str | None = None
+
+    def limit(self, files: int) -> int:
+        """How many of so many files may fail."""
+        given = self.max_failed_files
+        return given if isinstance(given, int) else int(Fraction(given[:-2]) * files / 100)
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where a campaign was written down, to say where an error lies.
@@ -253,6 +311,7 @@ class Campaign(_Frozen):
         read_rows: Events of one row range. Part of the result's identity: requests are cut within it.
         task_deadline_s: A task that runs longer is given up.
         retries: How often a task is tried again after an error that can heal.
+        errors: What it puts up with; by default no file may fail.
     """
 
     campaign: Name
@@ -265,6 +324,7 @@ class Campaign(_Frozen):
     read_rows: int = Field(default=100_000, ge=1, le=2**31)
     task_deadline_s: Seconds = 6 * 3600.0
     retries: int = Field(default=1, ge=0, le=20)
+    errors: ErrorSpec = ErrorSpec()
 
     _base: Path = PrivateAttr(default_factory=Path.cwd)
     _origin: Origin | None = PrivateAttr(default=None)

@@ -59,6 +59,23 @@ def dump(campaign: Campaign) -> str:
         raise SpecError(f"holds what YAML cannot: {error}", remedy="use plain data in options") from None
 
 
+def loads(text: str, base: Path, where: str) -> Campaign:
+    """The campaign of a text that `dump` has made, with paths relative to ``base``.
+
+    Args:
+        text: The YAML.
+        base: Folder that relative paths start from.
+        where: Where the text stood, for errors.
+
+    Raises:
+        SpecError: It is no campaign.
+    """
+    try:
+        return Campaign.model_validate(yaml.safe_load(text)).at(base)
+    except (*_BAD_YAML, ValidationError) as error:
+        raise SpecError(f"holds no campaign: {error}", where=where) from None
+
+
 def schema() -> dict[str, Any]:
     """JSON schema of a campaign file, for editors; the options of every registered kind and stage are in it."""
     from campaign.checks import option_models
@@ -188,7 +205,7 @@ def _step(here: dict[str, Any] | list[Any], part: str, where: str) -> dict[str, 
 
 
 def _index(here: list[Any], part: str, where: str) -> int:
-    if not part.isdigit() or int(part) >= len(here):
+    if not (part.isascii() and part.isdigit()) or len(part) > 9 or int(part) >= len(here):
         raise SpecError(f"the list has {len(here)} entries, '{part}' is none of them", where=where)
     return int(part)
 

@@ -55,6 +55,14 @@ class StageCode:
         thing = self.thing()
         return thing(**self.options) if isinstance(thing, type) else thing  # type: ignore[no-any-return]
 
+    def sources(self) -> list[Path]:
+        """The user's files that its digest was taken from; none for code by value, and for what is installed."""
+        module, _, name = self.target.rpartition(":")
+        place = self.file or getattr(sys.modules.get(module), "__file__", None) or ""
+        if not self.target or module.split(".")[0] == "campaign" or not place.endswith(".py"):
+            return []
+        return codehash.files_of_name(Path(place), name.split(".")[0])
+
     def thing(self) -> Any:
         """What the user named: a function, a class or an object."""
         if self.file:

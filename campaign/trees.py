@@ -20,12 +20,12 @@ class Tree:
 
     Attributes:
         output: The output.
-        leaves: What ranges of its files gave, by the first file.
+        leaves: What ranges of its files gave, by the first file; None: all of the range is lost.
         asked: Ranges that are being merged.
     """
 
     output: Output
-    leaves: dict[int, Leaf] = field(default_factory=dict)
+    leaves: dict[int, Leaf | None] = field(default_factory=dict)
     asked: set[int] = field(default_factory=set)
 
     @property
@@ -42,11 +42,16 @@ class Tree:
         """Where a range ends."""
         return min(first + LEAF, self.files)
 
-    def ready(self, ledger: Ledger) -> Iterator[int]:
-        """First files of ranges that can be merged now and have not been."""
+    def ready(self, ledger: Ledger, with_gaps: bool = False) -> Iterator[int]:
+        """First files of ranges that can be merged now and have not been.
+
+        Args:
+            ledger: What is there.
+            with_gaps: What is not there is not waited for.
+        """
         line = self.output.line
         assert line is not None
-        whole = ledger.whole(line)
+        whole = with_gaps or ledger.whole(line)
         if self.small and not whole:
             return
         for first in range(0, self.files, LEAF):
@@ -61,5 +66,5 @@ class Tree:
         return len(self.leaves) == -(-self.files // LEAF)
 
     def in_order(self) -> list[Leaf]:
-        """The leaves."""
-        return [self.leaves[first] for first in sorted(self.leaves)]
+        """The leaves; none if all files are lost."""
+        return [leaf for _, leaf in sorted(self.leaves.items(), key=lambda item: item[0]) if leaf is not None]

@@ -24,7 +24,7 @@ from campaign.pack import PackWriter
 from campaign.plan import Plan, longest_first
 from campaign.pool import ServerPool
 from campaign.processes import child_setup, context, no_main
-from campaign.protocols import Job, save_job
+from campaign.protocols import Job, JobTicket, save_job
 from campaign.rundir import RunDir
 from campaign.spec import NOMINAL, Campaign
 from campaign.spent import AHEAD, RUN, WAIT, WRITE
@@ -123,7 +123,7 @@ def propose(model: str, rates: Mapping[tuple[int, int], float], found: Measured)
     return Proposal(model, batch, window, mine[window], max(1, workers))
 
 
-def _in_child(job: tuple[str, str], tasks: list[Task], root: Path) -> Measured:
+def _in_child(job: JobTicket, tasks: list[Task], root: Path) -> Measured:
     """In a process of its own, as the tasks of a run are: a stage may crash it."""
     ours, theirs = context().Pipe()
     child = context().Process(target=_measure_and_tell, args=(theirs, job, tasks, root), daemon=True)
@@ -147,7 +147,7 @@ def _in_child(job: tuple[str, str], tasks: list[Task], root: Path) -> Measured:
     return found
 
 
-def _measure_and_tell(pipe: Connection, job: tuple[str, str], tasks: list[Task], root: Path) -> None:
+def _measure_and_tell(pipe: Connection, job: JobTicket, tasks: list[Task], root: Path) -> None:
     child_setup()
     try:
         pipe.send(_measure(job, tasks, root))
@@ -184,8 +184,8 @@ class _Keeping:
         self.rows[model] += rows
 
 
-def _measure(job: tuple[str, str], tasks: list[Task], root: Path) -> Measured:
-    worker: Worker = work._worker(*job)
+def _measure(job: JobTicket, tasks: list[Task], root: Path) -> Measured:
+    worker: Worker = work._worker(job)
     assert worker.servers is not None
     keeping = _Keeping(worker.servers)
     worker._servers = keeping  # type: ignore[assignment]

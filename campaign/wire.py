@@ -9,7 +9,6 @@ import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,7 +18,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor, serialize_byte_tensor
 
 from campaign.errors import InferenceError
-from campaign.kserve import CHANNEL_OPTIONS, ModelInfo, Tensor
+from campaign.kserve import ModelInfo, Tensor, way_to
 
 Array = np.ndarray[Any, Any]
 Piece = bytes | memoryview
@@ -244,12 +243,14 @@ def _split(answer: bytes) -> tuple[bytes, list[memoryview]]:
 
 
 def open_channel(record: Mapping[str, Any]) -> Any:
-    """A gRPC channel to a server's record, mutual TLS where it has certificates."""
-    tls, url = record.get("tls") or {}, str(record["url"])
-    if not tls:
-        return grpc.insecure_channel(url, CHANNEL_OPTIONS)
-    ca, key, cert = (Path(tls[name]).read_bytes() if tls.get(name) else None for name in ("ca", "key", "cert"))
-    return grpc.secure_channel(url, grpc.ssl_channel_credentials(ca, key, cert), CHANNEL_OPTIONS)
+    """A gRPC channel to a server's record."""
+    way = way_to(record)
+    if way.credentials is None:
+        channel = grpc.insecure_channel(way.target, way.options)
+    else:
+        channel = grpc.secure_channel(way.target, way.credentials, way.options)
+    way.keep_open(channel)
+    return channel
 
 
 def outcome(call: Any) -> tuple[bytes, InferenceServerException | None]:

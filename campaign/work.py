@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import pickle
 import resource
 import shutil
-import signal
-import threading
 import time
 import traceback
 from array import array
@@ -21,16 +18,29 @@ from typing import Any
 
 from campaign.blame import MissingBranch, explain
 from campaign.chain import Chain, Frozen, Worker
-from campaign.errors import CampaignError, InputError, OutputError, PartialError, StageError
+from campaign.datasets import changed
+from campaign.errors import CampaignError, InputError, OutputError, PartialError
 from campaign.frozenvalue import freeze, fresh, thawed
-from campaign.merge import LazyMerged, Leaf, Merged, Target, export, merge_leaf, merge_leaves, merge_whole, spoilt
+from campaign.merge import (
+    LazyMerged,
+    Leaf,
+    Merged,
+    Target,
+    between,
+    export,
+    merge_leaf,
+    merge_leaves,
+    merge_whole,
+    spoilt,
+)
 from campaign.outputs import Columns, as_output
 from campaign.pack import PackWriter
-from campaign.protocols import WEIGHT, Context, TwoStepStage
+from campaign.protocols import WEIGHT, Context, JobTicket, TwoStepStage
 from campaign.receipts import parse
-from campaign.rundir import RunDir
+from campaign.rundir import RunDir, file_digest
 from campaign.spent import Spent
 from campaign.task import Batch, Keys, Task
+from campaign.watch import Deadline
 
 
 @dataclass
@@ -77,13 +87,15 @@ def _keep_freed_memory() -> None:
 
 
 @cache
-def _worker(job_path: str, token: str) -> Worker:  # noqa: ARG001  the token tells runs of one directory apart
+def _worker(ticket: JobTicket) -> Worker:
     _keep_freed_memory()
-    with Path(job_path).open("rb") as stream:
-        return Worker(pickle.load(stream))  # noqa: S301  written by this run's own driver, and only by it
+    return Worker(ticket.job())
 
 
-def run_batch(job: tuple[str, str], root: str, batch: Batch, frozen: Frozen, expected: Sequence[str]) -> Answer:
+def run_batch(
+    job: JobTicket, root: str, batch: Batch, frozen: Frozen, expected: Sequence[str], marks: Sequence[str] = (),
+    call: str = "",
+) -> Answer:  # fmt: skip
     """Do the tasks of a batch, one after the other; its small partials go into one pack.
 
     Args:
@@ -92,6 +104,8 @@ def run_batch(job: tuple[str, str], root: str, batch: Batch, frozen: Frozen, exp
         batch: The tasks.
         frozen: Where the frozen values lie that their steps need.
         expected: SHA-256 of the content of the artefact that each of them reads; empty: they read the events.
+        marks: Of each step, what tells the frozen values its partials are made with; empty: none has any.
+        call: What the driver calls this; empty: it is no driver, and this process is not to be ended.
 
     Returns:
         Receipts and errors; it does not raise. If the pack cannot be written, that is the error of each task.
@@ -102,13 +116,15 @@ def run_batch(job: tuple[str, str], root: str, batch: Batch, frozen: Frozen, exp
     worker: Worker | None = None
     before: Counter[str] = Counter()
     try:
-        worker = _worker(*job)
+        worker = _worker(job)
         before = Counter(worker.servers.rows) if worker.servers else before
-        with _Deadline(worker.job.deadline_s) as deadline, PackWriter(rundir) as pack:
-            answer.lines = b"".join(_each(worker, rundir, batch, frozen, expected, pack, deadline, answer))
+        with Deadline(worker.job.deadline_s, rundir.workers, call) as deadline, PackWriter(rundir) as pack:
+            answer.lines = b"".join(_each(worker, rundir, batch, frozen, expected, marks, pack, deadline, answer))
     except Exception as error:  # noqa: BLE001  process boundary: type, text and traceback are handed on
         task = batch.task(0)
         known = error if isinstance(error, CampaignError) else explain(error, task.steps[0].stage, "writing", root)
+        if isinstance(error, OSError):  # of the run directory's disk: no fault of any file
+            known = PartialError(f"cannot be written: {error.strerror or error}", where=root, remedy="is there room?")
         answer = Answer(errors=[(i, known) for i in range(len(batch))])
     if worker and worker._servers:
         answer.rungs = Counter(worker._servers.rows) - before
@@ -118,26 +134,24 @@ def run_batch(job: tuple[str, str], root: str, batch: Batch, frozen: Frozen, exp
 
 
 def _each(
-    worker: Worker, rundir: RunDir, batch: Batch, frozen: Frozen, expected: Sequence[str], pack: PackWriter,
-    deadline: _Deadline, answer: Answer,
+    worker: Worker, rundir: RunDir, batch: Batch, frozen: Frozen, expected: Sequence[str], marks: Sequence[str],
+    pack: PackWriter, deadline: Deadline, answer: Answer,
 ) -> Iterator[bytes]:  # fmt: skip
     for i in range(len(batch)):
         task = batch.task(i)
         try:
-            chain = Chain(worker, rundir, task, frozen, expected[i] if expected else "", pack)
-            deadline.start()
+            chain = Chain(worker, rundir, task, frozen, expected[i] if expected else "", pack, marks)
+            deadline.start(i)
             try:
+                _unchanged(task)
                 receipts = chain.run()
+                _unchanged(task)
             finally:
                 deadline.stop()
                 answer.spent.update(chain.spent)
                 answer.answered = answer.answered or chain.answered
-        except CampaignError as error:
-            answer.errors.append((i, _placed(error, task)))
-            continue
         except Exception as error:  # noqa: BLE001  process boundary: type, text and traceback are handed on
-            told = explain(error, task.steps[0].stage, "reading", task.source.file.url)
-            answer.errors.append((i, _placed(told, task)))
+            answer.errors.append((i, _told(error, task)))
             continue
         answer.rows.update(chain.rows)
         answer.done.append(i)
@@ -148,41 +162,24 @@ def _each(
             yield line
 
 
-class _Deadline:
-    """Raises in the main thread when a task takes too long; Python code that hangs is ended so."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._main = threading.current_thread() is threading.main_thread()
-        self._before: Any = None
-
-    def _late(self, _signum: int, _frame: object) -> None:
-        raise StageError(
-            f"ran longer than {self._seconds:g} s", remedy="raise 'task_deadline_s', or see where it hangs"
-        )
-
-    def start(self) -> None:
-        """A task begins."""
-        if self._main:
-            signal.setitimer(signal.ITIMER_REAL, self._seconds)
-
-    def stop(self) -> None:
-        """It has ended."""
-        if self._main:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-
-    def __enter__(self) -> _Deadline:
-        if self._main:
-            self._before = signal.signal(signal.SIGALRM, self._late)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._main:
-            self.stop()
-            signal.signal(signal.SIGALRM, self._before)
+def _unchanged(task: Task, log: str = "") -> None:
+    """Refuse a file that is not the one the campaign was planned with, as far as is known."""
+    how = changed(task.source.file) if task.artefact is None else ""
+    if how:
+        raise InputError(
+            f"changed while the campaign ran: {how}", where=task.source.file.url, log=log,
+            remedy="leave it alone while it is read, and run again: what was made of it is made anew",
+        )  # fmt: skip
 
 
-def _placed(error: CampaignError, task: Task) -> CampaignError:
+def _told(error: Exception, task: Task) -> CampaignError:
+    """What went wrong with a task, and where."""
+    if not isinstance(error, CampaignError):
+        error = explain(error, task.steps[0].stage, "reading", task.source.file.url)
+    try:
+        _unchanged(task, str(error))  # of a file that changes any error may come
+    except InputError as why:
+        return why
     url = task.source.file.url
     if url not in error.where and url not in error.message:
         error.where = f"{url}: {error.where}" if error.where else url
@@ -203,7 +200,7 @@ class Spoilt:
 
 
 def run_leaf(
-    root: str, target: Target, first: int, keys: Keys, lines: Sequence[bytes]
+    root: str, target: Target, first: int, keys: Keys, lines: Sequence[bytes], gaps: Sequence[int] = ()
 ) -> Leaf | Spoilt | CampaignError:
     """Merge some consecutive files of an output.
 
@@ -213,30 +210,33 @@ def run_leaf(
         first: Place of the first file in the output.
         keys: Of their partials.
         lines: Their receipts, as they stand in the log.
+        gaps: Places of files among them that are lost.
     """
-    made: Leaf | Spoilt | CampaignError = _merging(root, target, first, keys, lines, merge_leaf)
+    made: Leaf | Spoilt | CampaignError = _merging(root, target, first, keys, lines, gaps, merge_leaf)
     return made
 
 
 def run_whole(
-    root: str, target: Target, first: int, keys: Keys, lines: Sequence[bytes]
+    root: str, target: Target, first: int, keys: Keys, lines: Sequence[bytes], gaps: Sequence[int] = ()
 ) -> Merged | Spoilt | CampaignError:
     """Merge all files of an output; arguments as for `run_leaf`."""
-    made: Merged | Spoilt | CampaignError = _merging(root, target, first, keys, lines, merge_whole)
+    made: Merged | Spoilt | CampaignError = _merging(root, target, first, keys, lines, gaps, merge_whole)
     return made
 
 
 def _merging(
-    root: str, target: Target, first: int, keys: Keys, lines: Sequence[bytes], call: Callable[..., Any]
-) -> Any:
+    root: str, target: Target, first: int, keys: Keys, lines: Sequence[bytes], gaps: Sequence[int],
+    call: Callable[..., Any],
+) -> Any:  # fmt: skip
     rundir = RunDir(Path(root))
     got = [r for r in map(parse, lines) if r is not None]
     try:
         if [r.key for r in got] != list(keys):
             raise PartialError("the log of receipts is not what it was", where=target.name, remedy="run again")
-        return call(rundir, target, first, got)
+        return call(rundir, target, first, got, gaps)
     except PartialError as error:
-        return Spoilt(error, tuple(first + i for i in spoilt(rundir, got)))
+        places = between(first, len(got), gaps)
+        return Spoilt(error, tuple(places[i] for i in spoilt(rundir, got)))
     except CampaignError as error:
         return error
     except Exception as error:  # noqa: BLE001  process boundary: it arrives with its traceback
@@ -263,11 +263,11 @@ def run_export(merged: Merged) -> Merged | CampaignError:
 
 @dataclass(frozen=True)
 class Reduced:
-    """A reduce stage's frozen value: where it lies, and what it must be."""
+    """A reduce stage's frozen value: where it lies, and what it must be; its artefacts by name, with their SHA-256."""
 
     path: str
     sha256: str
-    artefacts: tuple[str, ...]
+    artefacts: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -280,14 +280,14 @@ class ReduceCall:
 
 
 def run_reduce(
-    job: tuple[str, str], root: str, reduce: ReduceCall, merged: Mapping[str, Merged], frozen: Frozen,
-    metadata: Mapping[str, Any],
+    job: JobTicket, root: str, reduce: ReduceCall, merged: Mapping[str, Merged], frozen: Frozen,
+    metadata: Mapping[str, Any], missing: Mapping[str, Any], call: str = "",
 ) -> Reduced | CampaignError:  # fmt: skip
     """Call a reduce stage on merged outputs and freeze what it returns; an error is returned."""
     rundir = RunDir(Path(root))
     where = f"stage {reduce.stage}, variation {reduce.variation}"
     try:
-        worker = _worker(*job)
+        worker = _worker(job)
         folder = rundir.artefacts(reduce.stage, reduce.variation)
         shutil.rmtree(folder, ignore_errors=True)  # what an earlier version of the stage has left is not its work
         folder.mkdir(parents=True)
@@ -301,14 +301,17 @@ def run_reduce(
             frozen={at[0]: thawed(*frozen[at]) for at in reduce.frozen},
             servers=worker.servers,
             artefacts=folder,
+            missing=missing,
         )
-        value = stage(LazyMerged(merged), ctx)
+        with Deadline(worker.job.deadline_s, rundir.workers, call) as deadline:
+            deadline.start()
+            value = stage(LazyMerged(merged), ctx)
         path = rundir.frozen(reduce.stage, reduce.variation)
         sha256 = freeze(value, path)
-        names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-        if not names:
+        artefacts = {str(p.relative_to(folder)): file_digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+        if not artefacts:
             folder.rmdir()
-        return Reduced(str(path), sha256, tuple(names))
+        return Reduced(str(path), sha256, artefacts)
     except CampaignError as error:
         error.where = f"{where}: {error.where}" if error.where else where
         return error
@@ -319,14 +322,14 @@ def run_reduce(
         return told
 
 
-def look(job: tuple[str, str], task: Task, rows: int) -> CampaignError | str | None:
+def look(job: JobTicket, task: Task, rows: int) -> CampaignError | str | None:
     """Try the stages before the first inference on a few rows, in a process of its own.
 
     Returns:
         None if all is well; ``"empty"`` or ``"unreadable"`` if this file cannot tell; or what is missing.
     """
     try:
-        worker = _worker(*job)
+        worker = _worker(job)
         chain = Chain(worker, RunDir(Path("/nonexistent")), task, {})
         source = worker.open(task)
     except InputError as error:

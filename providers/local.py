@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from campaign.identity import environment
 from campaign.processes import child_setup, context, no_main, stop_fork_server
 from campaign.protocols import Carried
 
@@ -27,6 +29,8 @@ class LocalProvider:
     """See `campaign.protocols.Provider`."""
 
     Options = Options
+    one_node = True
+    walltime_s = None
 
     def __init__(self, options: BaseModel, folder: Path) -> None:
         del options  # there are none
@@ -67,6 +71,14 @@ class _Pool(ProcessPoolExecutor):
     def _spawn_process(self) -> None:
         with no_main():
             super()._spawn_process()  # type: ignore[misc]  # private, unchanged from Python 3.9 to 3.14
+
+    def why_broken(self) -> str:
+        """How the worker ended that broke it; the others were then ended by SIGTERM."""
+        codes = [p.exitcode for p in (self._processes or {}).values()]
+        first = next((c for c in codes if c not in (None, 0, -signal.SIGTERM)), None)
+        if first is None:
+            return ""
+        return f"a worker was ended by {signal.Signals(-first).name}" if first < 0 else f"a worker exited with {first}"
 
 
 def _end(pool: ProcessPoolExecutor) -> None:
@@ -140,7 +152,7 @@ class _Spawner:
                                 stdout=stream,
                                 stderr=subprocess.STDOUT,
                                 start_new_session=True,  # Ctrl-C in the terminal is for the driver alone
-                                env={**os.environ, "CAMPAIGN_PARENT": str(os.getpid())},
+                                env={**environment(), "CAMPAIGN_PARENT": str(os.getpid())},
                             )
                         )
                     )

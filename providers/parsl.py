@@ -23,11 +23,18 @@ from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 from parsl.providers.base import ExecutionProvider
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from campaign import runs
+from campaign.checks import ASSIGNMENT, check_script
 from campaign.errors import ProviderError, SpecError
+from campaign.identity import VARIABLE, mark, marked
 from campaign.protocols import Carried
 from campaign.registry import unknown
 
 WATCH_S = 1.0
+DIRECTIVES = {
+    "SlurmProvider": "#SBATCH", "PBSProProvider": "#PBS", "TorqueProvider": "#PBS", "GridEngineProvider": "#$",
+    "LSFProvider": "#BSUB", "CondorProvider": ASSIGNMENT,
+}  # fmt: skip
 
 
 class Options(BaseModel):
@@ -35,7 +42,8 @@ class Options(BaseModel):
 
     Args:
         provider: Any Parsl execution provider: an object, or ``{class: SlurmProvider, walltime: ..., launcher: {class:
-            SrunLauncher}}`` with the arguments of that class. None: ``LocalProvider``.
+            SrunLauncher}}`` with the arguments of that class. None: ``LocalProvider``. No argument may hold a line
+            break but ``worker_init``, which is shell, and ``scheduler_options``, whose every line is a directive.
         server_provider: Another one for the pilots; None: the same.
         config: A ``parsl.Config`` whose first executor's provider and address are taken, in place of ``provider``.
         address: Address of this machine as workers see it. Parsl would ask the network for it otherwise.
@@ -61,8 +69,10 @@ class Options(BaseModel):
     @field_validator("provider", "server_provider")
     @classmethod
     def _can_be_made(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping):  # of a file; an object is the user's own code
             _arguments(value, "SlurmProvider", parsl.providers)
+            if isinstance(value.get("launcher"), Mapping):
+                _arguments(value["launcher"], "SrunLauncher", parsl.launchers)
         elif value is not None and not isinstance(value, ExecutionProvider):
             raise ValueError("give a Parsl execution provider, or {class: NAME, argument: value, ...}")
         return value
@@ -88,8 +98,8 @@ def _arguments(given: Mapping[str, Any], example: str, module: Any) -> tuple[typ
     for argument, value in arguments.items():
         if argument not in known:
             raise ValueError(unknown(argument, known, f"arguments of {name}"))
-        if isinstance(value, str) and "\0" in value:
-            raise ValueError(f"{argument} holds a NUL")
+        if not isinstance(value, Mapping) or argument != "launcher":  # that is looked at when it is made
+            check_script(argument, value, DIRECTIVES.get(name, ""))
     return cls, arguments
 
 
@@ -132,6 +142,26 @@ class ParslProvider:
         self._tasks: list[_Htex] = []
         self._carried: list[_Job] = []
 
+    @property
+    def one_node(self) -> bool:
+        """Whether all of it runs here: only Parsl's LocalProvider is known to."""
+        given = (self._given, self.options.server_provider if self.options.server_provider is not None else self._given)
+        return all(
+            g is None or isinstance(g, parsl.providers.LocalProvider)
+            or (isinstance(g, Mapping) and g.get("class") == "LocalProvider")
+            for g in given
+        )  # fmt: skip
+
+    @property
+    def walltime_s(self) -> float | None:
+        """Of the pilots' jobs, where their provider has one."""
+        given = self.options.server_provider if self.options.server_provider is not None else self._given
+        told = given.get("walltime") if isinstance(given, Mapping) else getattr(given, "walltime", None)
+        parts = str(told or "").replace("-", ":").split(":")
+        if not all(part.isdigit() for part in parts):
+            return None
+        return float(sum(int(part) * unit for part, unit in zip(reversed(parts), (1, 60, 3600, 86400), strict=False)))
+
     def __enter__(self) -> ParslProvider:
         return self
 
@@ -155,7 +185,7 @@ class ParslProvider:
         nodes = o.blocks * int(getattr(provider, "nodes_per_block", 1))
         per_node = o.workers_per_node or math.ceil(workers / nodes)
         arguments = {
-            "label": f"campaign-{len(self._tasks)}",
+            "label": f"campaign-{mark().campaign}-{len(self._tasks)}",  # the blocks' jobs bear it in their names
             "provider": provider,
             "address": self.address,
             "max_workers_per_node": per_node,
@@ -163,9 +193,8 @@ class ParslProvider:
             "heartbeat_period": o.heartbeat_period_s,
             "heartbeat_threshold": o.heartbeat_threshold_s,
             "interchange_launch_cmd": _interchange(),
-            "launch_cmd": _beside_python(DEFAULT_LAUNCH_CMD.split(" ", 1)[0])
-            + " "
-            + DEFAULT_LAUNCH_CMD.split(" ", 1)[1],
+            "launch_cmd": _worker_command(),
+            "encrypted": True,  # tasks carry the pool's certificates; and nobody else may hand out or take tasks
             **o.executor,
         }
         htex = HighThroughputExecutor(**arguments)
@@ -180,10 +209,14 @@ class ParslProvider:
         given = self.options.server_provider if self.options.server_provider is not None else self._given
         provider = self._provider(given, "servers")
         per_node = math.ceil(count / int(getattr(provider, "nodes_per_block", 1)))
-        # exec: the pilot itself is what gets the scheduler's SIGTERM, not a shell around it.
-        command = "exec " + shlex.join(argv)
+        provider.worker_init = f"{getattr(provider, 'worker_init', '')}\n{_HAND_ON}\n"
+        # exec: the pilot itself is what gets the scheduler's SIGTERM, not a shell around it. A batch system may pass no
+        # environment on.
+        command = "exec " + shlex.join(["env", f"{VARIABLE}={mark()}", *argv])
+        name = f"campaign-{mark().campaign}-servers"
         try:
-            job = provider.submit(command, per_node, job_name="campaign-servers")
+            with marked():
+                job = provider.submit(command, per_node, job_name=name)
         except Exception as error:
             raise ProviderError(f"the pilots' job was refused: {error}", where=type(provider).__name__) from error
         if job is None:
@@ -192,15 +225,31 @@ class ParslProvider:
             )
         with (folder / "job").open("a") as stream:  # one more for each pilot that is sent in place of a lost one
             stream.write(f"{type(provider).__name__} {job}\n")
+        _remember(provider, job, name)
         carried = _Job(provider, job)
         self._carried.append(carried)
         return [carried]
+
+
+# A scheduler's SIGTERM ends the job's shell, and with it, by SIGKILL, whatever else is in the job: nobody would be left
+# to sweep. Pilots that the shell has put into the background are told, and waited for.
+_HAND_ON = "trap 'kill -TERM $(jobs -p) 2>/dev/null; wait' TERM"
+
+
+def _remember(provider: Any, job: Any, name: str) -> None:
+    if not isinstance(provider, parsl.providers.LocalProvider):  # those are processes of this machine
+        runs.remember(job=(type(provider).__name__, str(job), name))
 
 
 def _beside_python(program: str) -> str:
     """The program of this very environment, which need not be on PATH."""
     own = Path(sys.executable).parent / program
     return str(own) if own.exists() else program
+
+
+def _worker_command() -> str:
+    program, _, arguments = DEFAULT_LAUNCH_CMD.partition(" ")
+    return f"{shlex.join([sys.executable, '-m', 'campaign.providers.block', _beside_python(program)])} {arguments}"
 
 
 def _interchange() -> list[str]:
@@ -247,8 +296,11 @@ class _Htex(Executor):
         Raises:
             ProviderError: The provider refused a block.
         """
-        self._htex.start()
-        started = self._htex.scale_out_facade(self._blocks)
+        with marked():
+            self._htex.start()
+            started = self._htex.scale_out_facade(self._blocks)
+        for job in self._htex.blocks_to_job_id.values():
+            _remember(self._htex.provider, job, self._htex.label)
         if not started:
             said = "; ".join(str(s.message) for s in self._htex.status_facade.values())
             self.end()

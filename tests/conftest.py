@@ -29,6 +29,9 @@ OURS = (
     "tritonserver",
     "triton_python_backend_stub",
     "campaign.pilot",
+    "campaign.enclose",
+    "campaign.guardian",
+    "campaign.keeper",
     "multiprocessing.forkserver",
     "multiprocessing.resource_tracker",
     "process_worker_pool",
@@ -63,9 +66,15 @@ def lying_about() -> set[str]:
     temp = Path(tempfile.gettempdir())
     found = [p for p in Path("/dev/shm").glob("campaign_*") if p.name[:17] not in others]
     found += [p for p in temp.glob("campaign-*") if str(p) not in others]
+    found += [p for p in temp.glob("pymp-*") if str(p) not in others]
     if "tritonserver" not in others:  # whose an empty folder is cannot be told
         found += Path("/tmp").glob("python_env_*")
     return {str(p) for p in found}
+
+
+def regions_of(record: dict[str, Any]) -> list[Path]:
+    """Shared memory of a server, in the ``/dev/shm`` that it sees."""
+    return list(Path(f"/proc/{record['server_pid']}/root/dev/shm").glob(f"{record['shm_prefix']}*"))
 
 
 def left(before: tuple[set[int], set[str]]) -> list[str]:

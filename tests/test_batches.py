@@ -17,6 +17,7 @@ from campaign.plan import Pass
 from campaign.planner import plan
 from campaign.receipts import Receipts
 from campaign.trees import LEAF, Tree
+from campaign.watch import Death
 
 STAGES = "def s(b, c):\n    return {'x': b.x}\n\n\ndef r(m, c):\n    return {}\n"
 
@@ -175,6 +176,39 @@ def test_of_a_lost_batch_the_cause_is_found_and_the_rest_is_done():
     assert len(log) < 50, "halving, not one by one"
 
 
+def known(numbers, answers, lost):
+    """A call whose worker says which task it is in."""
+    made = call(numbers, answers, lost)
+    made.id = str(numbers)
+    if len(numbers) > 1:
+        made.part = lambda i: (known([numbers[i]], answers, lost), known(numbers[:i] + numbers[i + 1 :], answers, lost))
+    return made
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_who_says_what_killed_it_spares_the_others(late):
+    """Only the task that a worker names is done alone, or not again if it was late; nobody else is suspected."""
+    log, answers, lost = [], [], []
+
+    asked_until = [0]
+
+    def deaths():
+        new, asked_until[0] = log[asked_until[0] :], len(log)
+        how = "ran longer than 3 s" if late else "Segmentation fault"
+        bad = [(numbers, [i for i, n in enumerate(numbers) if n in BAD]) for numbers in new]
+        return [Death(str(numbers), places[0], late, how, "here") for numbers, places in bad if places]
+
+    calls = Calls(lambda: Fragile(log), deaths)
+    for start in range(0, 96, 32):
+        calls.submit(known(list(range(start, start + 32)), answers, lost))
+    to_the_end(calls)
+    assert sorted(answers) == sorted(set(range(96)) - BAD)
+    assert sorted(error.where for error in lost) == ["[11]", "[50]"]
+    assert all(("ran longer than 3 s" if late else "Segmentation fault") in str(error) for error in lost)
+    assert log.count([11]) == log.count([50]) == (0 if late else LOSSES - 1)
+    assert len(log) == 3 + 2 + (0 if late else 2), "each batch, what was left of two, and the suspects"
+
+
 def test_a_machine_on_which_nothing_lives_is_given_up():
     """Where every call kills its worker the machine is named, after a bounded number of executors."""
     log, lost = [], []
@@ -223,6 +257,31 @@ def test_a_ledger_matches_what_lies_there(two_passes, tmp_path):
         kept = Ledger(made, log)
         kept.read(run)
         assert [i for i in range(40) if kept.there(line, np.array([i]))[0]] == [0, 3]
+
+
+def test_partials_made_with_another_frozen_value_are_forgotten(two_passes, tmp_path):
+    """Each is known by the mark of its receipt, the last word counts, and what needs no frozen value is kept."""
+    from campaign.pack import PackWriter
+    from campaign.receipts import Receipt
+    from campaign.rundir import RunDir
+
+    made, _ = two_passes
+    run = RunDir(tmp_path / "run")
+    first, second = (next(x for x in made.lines if x.stage == s) for s in "ab")
+    assert (first.needs, second.needs) == (frozenset(), {("f", "nominal")})
+    with PackWriter(run) as pack, Receipts(run.receipts) as log:
+        at, sha = pack.add(b"x")
+        log.add(Receipt(first.keys[0], "a", "d", "nominal", "f", "counts", sha, 1, pack=pack.name, offset=at))
+        for line, i, mark in [(second, i, m) for i, m in ((0, "old"), (1, "new"), (2, ""), (3, "old"), (3, "new"))]:
+            log.add(Receipt(line.keys[i], line.stage, "d", "nominal", "f", "counts", sha, 1, pack=pack.name, offset=at,
+                            more=mark))  # fmt: skip
+    kept = Ledger(made, Receipts(run.receipts))
+    kept.read(run)
+    ((events, lines, places),) = kept.stale({second: "new"})
+    assert (events, lines, places.tolist()) == (second.events, {second}, [0, 2])
+    assert kept.there(second, np.arange(4)).tolist() == [False, True, False, True]
+    assert kept.there(first, np.arange(1)).all()
+    assert kept.stale({second: "new"}) == []
 
 
 def test_tasks_tried_again_join_the_others_of_their_shape(two_passes):

@@ -435,12 +435,12 @@ def test_who_shares_requests_does_not_show(servers: Servers) -> None:
 
 
 def test_a_record_that_cannot_be_used_leaves_nobody_waiting(long_lived_pool: ServerPool, tmp_path: Path) -> None:
-    """A server's record whose certificates are not there, found while requests fail: their caller is told."""
+    """A server's record that leads nowhere, found while requests fail: their caller is told."""
     for record in long_lived_pool.records():
         (tmp_path / f"{record['name']}.json").write_text(json.dumps(record))
     servers = connect(dataclasses.replace(long_lived_pool.address, folder=str(tmp_path), request_deadline_s=0.02))
     servers.model("slow")
-    bad = {**long_lived_pool.records()[0], "name": "server-9", "tls": {"ca": str(tmp_path / "nothing.pem")}}
+    bad = {**long_lived_pool.records()[0], "name": "server-9", "url": 9}
     (tmp_path / "server-9.json").write_text(json.dumps(bad))
     time.sleep(0.6)  # so that the next look at the records is due when the first request has failed
     told: list[CampaignError] = []

@@ -30,18 +30,20 @@ HEAVY = (
 
 # Each room imports only from rooms on floors below its own, or a neighbour that comes before it on its line.
 FLOORS = [
-    ["errors", "later", "incarnation", "lease", "serverlog", "family", "address", "limbs", "slices", "exact"],
-    ["spent", "userfile"],
+    ["errors", "later", "private", "identity", "incarnation", "lease", "serverlog", "family", "address"],
+    ["hardship", "limbs", "slices", "exact", "spent", "userfile", "watch"],
     ["registry", "axes", "binning", "histogram", "spec", "rundir"],
+    ["tls", "enclose"],
     ["frame", "counts", "receipts", "pack", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile"],
     ["outputs", "datasets", "task"],
-    ["kserve", "wire", "window", "roster", "request", "flight", "ragged", "client", "stepservers"],
-    ["canary", "health", "rootfile"],
+    ["kserve", "canary", "wire", "window", "roster", "request", "flight", "ragged", "twin", "client", "stepservers"],
+    ["health", "rootfile"],
     ["servers", "plan", "planner"],
-    ["ledger", "merge", "profile", "report", "progress"],
-    ["guardian", "pilot", "processes", "blame", "chain", "work", "preflight"],
-    ["replacer", "pool", "batches", "lost", "trees", "scheduler"],
-    ["account", "engine", "tune"],
+    ["ledger", "intent", "reasons", "merge", "gaps", "state", "manifest", "integrity", "profile", "report", "progress"],
+    ["apart", "guardian", "runs", "jobs", "reap", "keeper"],
+    ["pilot", "processes", "blame", "chain", "work", "facts", "preflight"],
+    ["replacer", "pool", "batches", "lost", "trees", "failures", "scheduler"],
+    ["account", "engine", "tune", "verification"],
     ["cli"],
 ]
 

@@ -24,6 +24,7 @@ from campaign.merge import (
     merge,
     merge_leaf,
     merge_leaves,
+    merge_whole,
     spoilt,
 )
 from campaign.outputs import as_output, start_partial
@@ -131,6 +132,25 @@ def test_a_tree_gives_what_a_merge_at_once_gives(tmp_path, make, size):
     assert fingerprint(at_once) == files
     assert not list(run.leaf("").iterdir())
     assert not [p for p in at_once.path.parent.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("make", [histograms, columns, counts])
+@pytest.mark.parametrize("gaps", [{2}, {0, 1, 2}, {0, 3, FILES - 1}])
+def test_what_lacks_files_has_the_digest_of_an_output_without_them(tmp_path, make, gaps):
+    """At once or as a tree, with a gap at the begin, in the middle, at the end, or a whole range of the tree."""
+    run, receipts = run_of(tmp_path / "gaps", make)
+    target, got = Target("s", "d", "nominal"), [receipts[k] for i, k in enumerate(KEYS) if i not in gaps]
+    at_once = merge_whole(run, target, 0, got, sorted(gaps))
+    leaves = []
+    for first in range(0, FILES, 3):
+        here = range(first, min(first + 3, FILES))
+        there = [receipts[KEYS[i]] for i in here if i not in gaps]
+        if there:
+            leaves.append(merge_leaf(run, target, first, there, sorted(gaps.intersection(here))))
+    assert merge_leaves(run, target, leaves) == at_once
+    without, kept = run_of(tmp_path / "without", make)
+    keys = [k for i, k in enumerate(KEYS) if i not in gaps]
+    assert merge(without, planned(keys), kept).sha256 == at_once.sha256
 
 
 def test_a_tree_refuses_what_does_not_fit_together(tmp_path):

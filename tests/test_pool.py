@@ -20,7 +20,7 @@ import pytest
 
 from campaign import ServerPool, connect
 from campaign.errors import ServerError
-from tests.conftest import PROJECT, left, lying_about, ours, wait_until
+from tests.conftest import PROJECT, left, lying_about, ours, regions_of, wait_until
 
 REPOSITORY = PROJECT / "tests" / "models"
 MODELS = {"slow": {"batch": 8, "parameters": {"delay_s": 0.001}}}
@@ -286,8 +286,8 @@ def test_two_pools_in_one_process_do_not_know_each_other() -> None:
             assert identity(first)
             assert identity(second)
         assert wait_until(lambda: gone(other["server_pid"]), 5)
-        assert list(Path("/dev/shm").glob(f"{mine['shm_prefix']}*"))
-        assert not list(Path("/dev/shm").glob(f"{other['shm_prefix']}*"))
+        assert regions_of(mine)
+        assert not regions_of(other)
         assert identity(first)
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from campaign import Campaign, Dataset, ServerSpec, StageSpec, Variation, registry
 from campaign.checks import check_models, check_options
 from campaign.errors import SpecError
-from campaign.spec import Origin, ProviderSpec
+from campaign.spec import ErrorSpec, Origin, ProviderSpec
 from campaign.stagecode import resolve
 
 
@@ -115,6 +115,22 @@ def test_what_makes_no_sense_is_refused(changes):
     """Empty lists where something is needed, numbers out of range and unknown keys are refused."""
     with pytest.raises(ValidationError):
         build(**changes)
+
+
+@pytest.mark.parametrize(
+    ("given", "of_1000"), [(0, 0), (7, 7), ("0.5 %", 5), ("0.5%", 5), (" 12 % ", 120), ("0.29 %", 2), ("100 %", 1000)]
+)
+def test_a_tolerance_is_a_number_or_a_percentage_rounded_down(given, of_1000):
+    """Exactly: 0.29 % of 1000 files are two, and of a hundred none."""
+    assert ErrorSpec(max_failed_files=given).limit(1000) == of_1000
+    assert ErrorSpec(max_failed_files=given).limit(0) == (given if isinstance(given, int) else 0)
+
+
+@pytest.mark.parametrize("given", ["0.5", "-1 %", "101 %", "%", "a few", "1e2 %", -1, 0.005, True, None, "1 % of 3"])
+def test_a_tolerance_that_makes_no_sense_is_refused(given):
+    """A number of files or a percentage; nothing is guessed."""
+    with pytest.raises(ValueError, match="a number of files, or a percentage"):
+        ErrorSpec(max_failed_files=given)
 
 
 def test_options_stand_inline_or_under_options_but_not_twice():

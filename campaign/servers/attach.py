@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from campaign.address import Secret
 from campaign.errors import SpecError
 from campaign.protocols import Launch
 from campaign.spec import ServerSpec
@@ -33,7 +34,8 @@ class Options(BaseModel):
 
     Args:
         urls: gRPC addresses, ``host:port`` or ``unix:/path``.
-        headers: Sent with every request, ``{name: value}``; a value ``$NAME`` is taken from the environment.
+        headers: Sent with every request, ``{name: value}``; a value ``$NAME`` is taken from the environment, and then
+            stands in no file at all.
         tls: PEM files; None: no TLS.
     """
 
@@ -84,11 +86,25 @@ class Attach:
 
     def addresses(self) -> list[Mapping[str, Any]]:
         """One record per URL."""
-        tls = {k: str(self.base / v) for k, v in self.options.tls.model_dump().items() if v} if self.options.tls else {}
-        headers = {k: os.environ.get(v[1:], "") if v.startswith("$") else v for k, v in self.options.headers.items()}
-        return [
-            {"name": url, "url": url, "state": "ready", "headers": headers, "tls": tls} for url in self.options.urls
-        ]
+        return [{"name": url, "url": url, "state": "ready", "tls": self._files()} for url in self.options.urls]
+
+    def _files(self) -> dict[str, str]:
+        given = self.options.tls.model_dump() if self.options.tls else {}
+        return {name: str(self.base / path) for name, path in given.items() if path}
+
+    def secret(self) -> Secret | None:
+        """The headers, and what stands in the PEM files."""
+        given = self.options.headers.items()
+        headers = tuple((k, os.environ.get(v[1:], "") if v.startswith("$") else v) for k, v in given)
+        pem = {name: Path(path).read_bytes() for name, path in self._files().items()}
+        return (
+            Secret(pem.get("ca", b""), pem.get("cert", b""), pem.get("key", b""), headers) if pem or headers else None
+        )
+
+    def through_tls(self, one_node: bool) -> bool:
+        """Whether they do is theirs to say."""
+        del one_node
+        return self.options.tls is not None
 
     @staticmethod
     def launch(recipe: Mapping[str, Any], place: Path, name: str) -> Launch:

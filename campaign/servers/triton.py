@@ -1,9 +1,11 @@
-"""Server kind ``triton``: the real tritonserver, started for the campaign, on a Unix socket in a private folder."""
+"""Server kind ``triton``: the real tritonserver, started for the campaign: on a Unix socket of ours, or behind TLS."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import secrets
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -19,6 +21,7 @@ from campaign.protocols import Launch
 from campaign.registry import unknown
 from campaign.rundir import file_digest
 from campaign.servers import environment
+from campaign.servers.layout import files_of, hold, lay_out, tree
 from campaign.spec import ModelSpec, ServerSpec
 
 CONFIG = "embedded"  # name of the configuration for this server, beside the one for a stock container
@@ -41,6 +44,11 @@ class Options(BaseModel):
         requirements: Python packages that models of the Python backend import, beside numpy and onnxruntime.
         backend_directories: Folders of further backends (C++ or Python), served as they are.
         python: The Python of the server environment; None: this one, or the first fit one on PATH.
+        listen: ``socket``: on a Unix socket that only this user reaches; ``tls``: on a port, behind mutual TLS with
+            certificates made for this campaign; ``auto``: on a socket where the provider keeps everything on one node.
+        address: Address or name by which other nodes reach the servers' node (``tls``); None: the node's own.
+        private_shm: Give each server a ``/dev/shm`` of its own; ``auto``: where the kernel lets this user. With false
+            (CUDA MPS needs the node's) other users may see a region for an instant when it is made.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -50,6 +58,9 @@ class Options(BaseModel):
     requirements: Strings = ()
     backend_directories: Strings = ()
     python: str | None = None
+    listen: Literal["auto", "socket", "tls"] = "auto"
+    address: str | None = Field(default=None, min_length=1, max_length=253, pattern=r"^[A-Za-z0-9.:_-]+$")
+    private_shm: Literal["auto"] | bool = "auto"
 
 
 class Triton:
@@ -61,6 +72,23 @@ class Triton:
     def __init__(self, spec: ServerSpec, base: Path) -> None:
         self.spec, self.base = spec, base
         self.options = Options.model_validate(spec.given)
+        self._known: dict[Path, str] = {}
+
+    def through_tls(self, one_node: bool) -> bool:
+        """As ``listen`` says."""
+        return not one_node if self.options.listen == "auto" else self.options.listen == "tls"
+
+    def secret(self) -> None:
+        """None beside what the pool makes itself."""
+
+    def _digest(self, path: Path) -> str:
+        """SHA-256 of a file as it was when it was first looked at: what is planned is what is served."""
+        if path not in self._known:
+            self._known[path] = file_digest(path)
+        return self._known[path]
+
+    def _digests(self, folder: Path) -> dict[str, str]:
+        return {name: self._digest(path) for name, path in tree(folder)}
 
     def _path(self, name: str) -> Path:
         return (self.base / Path(name).expanduser()).resolve()
@@ -181,19 +209,19 @@ class Triton:
         """
         spec = self.spec.models[model]
         version = self.folder(model) / str(spec.version)
-        files = _digests(version)
-        files |= {name: file_digest(self._path(path)) for name, path in spec.files.items()}
+        files = self._digests(version)
+        files |= {name: self._digest(self._path(path)) for name, path in spec.files.items()}
         config = self.config(model)
         config.ClearField("instance_group")
         labels = [self.folder(model) / o.label_filename for o in config.output if o.label_filename]
-        files |= {f"../{p.name}": file_digest(p) for p in labels if p.is_file()}
+        files |= {f"../{p.name}": self._digest(p) for p in labels if p.is_file()}
         own = self._own_backends().get(config.backend)
         return {
             "batch": spec.batch or config.max_batch_size,
             "tails": sorted(spec.tails),
             "config": hashlib.sha256(config.SerializeToString(deterministic=True)).hexdigest(),
             "files": files,
-            "backend": _digests(own) if own else {},
+            "backend": self._digests(own) if own else {},
             "members": {member: self.identity(member) for member in _members(config)},
             "server": [environment.WHEEL, *environment.BASE, *sorted(self.options.requirements)],
         }
@@ -205,17 +233,22 @@ class Triton:
         for name, spec in self.spec.models.items():
             folder = self.folder(name)
             canary = self._path(spec.canary) if spec.canary else folder / "canary.npz"
+            placed = {target: self._path(path) for target, path in spec.files.items()}
+            files = files_of(folder, spec.version, placed)
             models[name] = {
-                "folder": str(folder),
                 "version": spec.version,
                 "config": text_format.MessageToString(self.config(name)),
-                "files": {target: str(self._path(path)) for target, path in spec.files.items()},
+                "files": {relative: [str(path), self._digest(path)] for relative, path in files.items()},
                 "canary": str(canary) if canary.is_file() else None,
+                "canary_file": [str(canary), self._digest(canary)] if canary.is_file() else None,
             }
+        backends = {name: path for name, path in self._own_backends().items() if name != "python"}
         return {
             "environment": [str(env.path), env.version, env.libdir],
             "models": models,
-            "backends": {name: str(path) for name, path in self._own_backends().items() if name != "python"},
+            "backends": {name: [str(path), self._digests(path)] for name, path in backends.items()},
+            "address": self.options.address,
+            "private_shm": self.options.private_shm,
         }
 
     def versions(self) -> str:
@@ -229,18 +262,24 @@ class Triton:
 
     @staticmethod
     def launch(recipe: Mapping[str, Any], place: Path, name: str) -> Launch:
-        """Lay out repository and backends in ``place``; the server listens on a socket there, and on no port."""
+        """Lay out repository and backends in ``place``; the server listens on a socket there, or on a port behind TLS.
+
+        Raises:
+            ModelError: A file of a model or backend is not what it was when the campaign was planned.
+        """
         path, version, libdir = recipe["environment"]
         env = environment.Environment(Path(path), version, libdir)
-        repository, backends, socket = place / "models", place / "backends", place / "t.sock"
-        if len(f"{socket}:0") > SOCKET_LIMIT:
-            raise SpecError(f"{socket} is too long for a Unix socket", remedy="set TMPDIR to a shorter folder")
+        repository, backends = place / "models", place / "backends"
         for model, what in recipe["models"].items():
-            _lay_out(repository / model, what)
+            lay_out(repository / model, model, what, CONFIG)
         backends.mkdir()
         (backends / "python").symlink_to(env.backends / "python")
-        for backend, directory in recipe["backends"].items():
+        for backend, (directory, files) in recipe["backends"].items():
+            for relative, sha256 in files.items():
+                hold(f"backend {backend}", f"{directory}/{relative}", sha256)
             (backends / backend).symlink_to(directory)
+        tls = recipe.get("tls")
+        held, url, listen = _port(recipe["address"], place) if tls else _socket(place)
         shm = f"campaign_{place.name.rsplit('-', 1)[-1]}_"
         argv = [
             str(env.server),
@@ -250,8 +289,10 @@ class Triton:
             f"--model-config-name={CONFIG}",
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in recipe["models"]),
-            f"--grpc-address=unix://{socket}",
-            "--grpc-port=0",
+            *listen,
+            # Nobody has any business with these, not even whom the socket or the certificate lets in. The word is said
+            # to nobody; that every user of the node can read it here does not help those who are not let in.
+            f"--grpc-restricted-protocol=shared-memory,model-repository,trace,logging:campaign={secrets.token_hex(16)}",
             "--allow-http=false",
             "--allow-metrics=false",
             "--exit-timeout-secs=5",
@@ -270,10 +311,53 @@ class Triton:
             "MKL_NUM_THREADS": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        return Launch(argv, {**keep, **threads, **env.variables()}, f"unix:{socket}:0", shm)
+        return Launch(
+            argv, {**keep, **threads, **env.variables()}, url, shm,
+            private_shm=recipe["private_shm"], ca=tls["ca"] if tls else "", held=held,
+        )  # fmt: skip
 
 
 _KEEP = ("HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "USER")
+
+
+def _socket(place: Path) -> tuple[None, str, list[str]]:
+    path = place / "t.sock"
+    if len(f"{path}:0") > SOCKET_LIMIT:
+        raise SpecError(f"{path} is too long for a Unix socket", remedy="set TMPDIR to a shorter folder")
+    return None, f"unix:{path}:0", [f"--grpc-address=unix://{path}", "--grpc-port=0"]
+
+
+def _port(address: str | None, place: Path) -> tuple[socket.socket, str, list[str]]:
+    """A port that is ours from now on: the socket returned holds it, and only this user's server can share it."""
+    family, host = _own_address(address)
+    held = socket.socket(family, socket.SOCK_STREAM)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        held.bind((host, 0))
+    except OSError as error:
+        held.close()
+        raise SpecError(
+            f"{host} is no address of {socket.gethostname()}: {error.strerror}", key=("servers", "address")
+        ) from error
+    port, tls = held.getsockname()[1], place / "tls"
+    shown, scheme = (f"[{host}]", "ipv6") if family == socket.AF_INET6 else (host, "ipv4")
+    listen = [
+        f"--grpc-address={shown}", f"--grpc-port={port}", "--reuse-grpc-port=true", "--grpc-use-ssl=true",
+        "--grpc-use-ssl-mutual=true", f"--grpc-server-cert={tls}/cert.pem", f"--grpc-server-key={tls}/key.pem",
+        f"--grpc-root-cert={tls}/ca.pem",
+    ]  # fmt: skip
+    return held, f"{scheme}:{shown}:{port}", listen
+
+
+def _own_address(given: str | None) -> tuple[socket.AddressFamily, str]:
+    """This node's address as other nodes see it: the first of its name that is not for itself alone."""
+    name = given or socket.gethostname()
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise SpecError(f"{name} has no address: {error}", key=("servers", "address")) from error
+    found.sort(key=lambda one: (str(one[4][0]).startswith("127.") or one[4][0] == "::1", one[0] != socket.AF_INET))
+    return found[0][0], str(found[0][4][0])
 
 
 @cache
@@ -297,12 +381,6 @@ def _messages() -> Any:
     return sys.modules[name]
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """Hash of every file below a folder, by relative name."""
-    found = (p for p in sorted(folder.rglob("*")) if p.is_file() and "__pycache__" not in p.parts)
-    return {str(p.relative_to(folder)): file_digest(p) for p in found}
-
-
 def _members(config: Any) -> list[str]:
     """Models an ensemble is made of; none for any other model."""
     return sorted({step.model_name for step in config.ensemble_scheduling.step})
@@ -317,19 +395,3 @@ def render(config: Any, model: ModelSpec) -> Any:
             config.instance_group.add()
         config.instance_group[0].count = model.instances
     return config
-
-
-def _lay_out(target: Path, what: Mapping[str, Any]) -> None:
-    version = target / str(what["version"])
-    version.mkdir(parents=True)
-    (target / "configs").mkdir()
-    (target / "configs" / f"{CONFIG}.pbtxt").write_text(what["config"])
-    for path in Path(what["folder"]).iterdir():  # labels, warm-up data, what a user's own backend looks for
-        if path.name not in ("config.pbtxt", "configs", "canary.npz") and not path.name.isdigit():
-            (target / path.name).symlink_to(path)
-    source = Path(what["folder"]) / str(what["version"])
-    for path in source.iterdir() if source.is_dir() else ():
-        if path.name not in what["files"] and path.name != "__pycache__":
-            (version / path.name).symlink_to(path)
-    for name, path in what["files"].items():
-        (version / name).symlink_to(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,7 +15,18 @@ import psutil
 import pytest
 import yaml
 
-from tests.conftest import campaign_dict, command, hashes, left, lying_about, ours, report_of, start, wait_until
+from tests.conftest import (
+    campaign_dict,
+    command,
+    hashes,
+    left,
+    lying_about,
+    ours,
+    regions_of,
+    report_of,
+    start,
+    wait_until,
+)
 
 Before = tuple[set[int], set[str]]
 
@@ -54,11 +66,12 @@ def in_the_middle(run_dir: Path, servers: int = 1) -> bool:
 
 def reach_the_middle(driver: subprocess.Popen[str], run_dir: Path, servers: int = 1) -> None:
     """Wait for it, and see that the campaign still runs."""
-    assert wait_until(lambda: in_the_middle(run_dir, servers), 30), driver.communicate(timeout=30)
+    assert wait_until(lambda: in_the_middle(run_dir, servers), 120), driver.communicate(timeout=30)
     assert driver.poll() is None
 
 
 FAULTS = pytest.mark.faults
+LATE = "servers.models.slow.parameters.delay_s=0.5"  # so that it does not come to its end before it is hit
 
 
 @pytest.mark.parametrize(
@@ -173,9 +186,96 @@ def test_a_run_leaves_no_port_and_its_sockets_are_private(slow: Path) -> None:
     place = Path(record["place"])
     assert place.stat().st_mode & 0o777 == 0o700
     assert Path(record["url"].removeprefix("unix:")).is_socket()
-    regions = list(Path("/dev/shm").glob(f"{record['shm_prefix']}*"))
-    assert regions
-    assert all(r.stat().st_mode & 0o077 == 0 for r in regions)
+    assert regions_of(record)
+    assert not list(Path("/dev/shm").glob(f"{record['shm_prefix']}*")), "they lie in a /dev/shm of the server's own"
     assert driver.wait(60) == 0
     driver.communicate()
     assert not place.exists()
+
+
+def below(root: int, word: str) -> list[int]:
+    """Processes that a process has started, with a word on their command line; zombies left out."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for p in psutil.Process(root).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                found += [p.pid] if word in p.cmdline() else []
+    return found
+
+
+def watchers(driver: int, record: dict[str, Any]) -> list[int]:
+    """The driver's keeper and the pilot's guardian."""
+    return [*below(driver, "campaign.keeper"), *below(record["pid"], "campaign.guardian")]
+
+
+@pytest.mark.faults
+def test_an_explicit_stop_alone_is_enough(slow: Path, before: Before) -> None:
+    """With a lease of an hour, no keeper and no scheduler, what the driver says at its end suffices."""
+    settings = ("--provider", "parsl", "--set", "servers.lease_s=3600", "--set", LATE)
+    driver = start("run", "c.yaml", "--run-dir", "r", *settings, cwd=slow)
+    reach_the_middle(driver, slow / "r")
+    for pid in watchers(driver.pid, records(slow / "r")[0]):
+        os.kill(pid, signal.SIGKILL)  # replaced a second later, unless they come too late
+    os.kill(driver.pid, signal.SIGINT)
+    output, _ = driver.communicate(timeout=30)
+    assert driver.returncode == 130, output
+    assert wait_until(lambda: not left(before), 15), left(before)
+
+
+@pytest.mark.faults
+def test_the_lease_alone_is_enough(slow: Path, before: Before) -> None:
+    """Driver and keeper killed at once, pilots that no death of a parent reaches: they end when their lease is over."""
+    settings = ("--provider", "parsl", "--set", "servers.lease_s=3", "--set", LATE)
+    driver = start("run", "c.yaml", "--run-dir", "r", *settings, cwd=slow)
+    reach_the_middle(driver, slow / "r")
+    record = records(slow / "r")[0]
+    keepers = below(driver.pid, "campaign.keeper")
+    assert keepers
+    for pid in (*keepers, driver.pid):
+        os.kill(pid, signal.SIGKILL)
+    driver.communicate(timeout=15)
+    gone = lambda: zombie(record["pid"]) and zombie(record["server_pid"]) and not Path(record["place"]).exists()  # noqa: E731
+    assert wait_until(gone, 15)
+    assert records(slow / "r")[-1]["why"].startswith("the lease ran out")
+    assert command("reap", cwd=slow).returncode == 0  # two nets cut at once: folders of the driver itself remain for it
+    assert wait_until(lambda: not left(before), 15), left(before)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("provider", ["local", "parsl"])
+@pytest.mark.parametrize("blow", ["group", "twice"])
+def test_the_driver_gone_at_once_leaves_nothing(slow: Path, before: Before, blow: str, provider: str) -> None:
+    """SIGKILL of its whole process group, or a second Ctrl-C before it is done: within 15 s nothing; it resumes."""
+    driver = start("run", "c.yaml", "--run-dir", "r", "--provider", provider, "--set", LATE, cwd=slow)
+    reach_the_middle(driver, slow / "r")
+    if blow == "group":
+        os.killpg(driver.pid, signal.SIGKILL)
+    else:
+        os.killpg(driver.pid, signal.SIGINT)
+        os.killpg(driver.pid, signal.SIGINT)
+    driver.communicate(timeout=15)
+    assert driver.returncode == (-signal.SIGKILL if blow == "group" else 130)
+    assert wait_until(lambda: not left(before), 15), left(before)
+    assert not (slow / "r" / "job.pickle").exists(), "it may hold the headers of attached servers"
+    quick = ("--set", "servers.models.slow.parameters.delay_s=0")
+    assert command("plan", "c.yaml", "--run-dir", "r", *quick, cwd=slow).returncode == 0
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("first", [False, True])
+def test_a_pilot_that_stops_is_ended_by_its_guardian(slow: Path, before: Before, first: bool) -> None:
+    """SIGSTOP of the pilot: its server goes with it, also where the guardian had to be replaced before."""
+    settings = ("--set", "servers.lease_s=3", "--set", LATE)
+    driver = start("run", "c.yaml", "--run-dir", "r", *settings, cwd=slow)
+    reach_the_middle(driver, slow / "r")
+    record = records(slow / "r")[0]
+    if first:
+        (guardian,) = below(record["pid"], "campaign.guardian")
+        os.kill(guardian, signal.SIGKILL)
+        assert wait_until(lambda: below(record["pid"], "campaign.guardian") not in ([], [guardian]), 15)
+    os.kill(record["pid"], signal.SIGSTOP)
+    gone = lambda: zombie(record["pid"]) and zombie(record["server_pid"]) and not Path(record["place"]).exists()  # noqa: E731
+    assert wait_until(gone, 15)
+    driver.send_signal(signal.SIGINT)
+    driver.communicate(timeout=30)
+    assert wait_until(lambda: not left(before), 15), left(before)

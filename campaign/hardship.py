@@ -1,0 +1,61 @@
+"""What the machine does to a driver: a disk that is full, a terminal that is closed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import termios
+from collections.abc import Iterable
+from pathlib import Path
+
+from campaign.errors import CampaignError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+def full(error: OSError, folder: Path) -> CampaignError | None:
+    """The error in words where a file system has no room left or cannot be written any more; None for any other.
+
+    Args:
+        error: What the system said.
+        folder: Where was written, if the error does not say.
+    """
+    if error.errno not in (*NO_ROOM, errno.EROFS):
+        return None
+    path = Path(error.filename) if isinstance(error.filename, str) else folder
+    said = os.strerror(error.errno or 0)
+    if error.errno == errno.EROFS:
+        return CampaignError(said, where=str(path), remedy="give --run-dir on another file system")
+    return CampaignError(said, where=str(path), remedy=_room(path))
+
+
+def no_room(errors: Iterable[str], folder: Path) -> list[str]:
+    """What to do about errors of tasks that had no room to write, in at most one line."""
+    said = [os.strerror(n) for n in NO_ROOM]
+    return [f"{folder}: {_room(folder)}"] if any(text in error for error in errors for text in said) else []
+
+
+def _room(path: Path) -> str:
+    at = path.absolute()
+    while not at.exists() or not at.is_mount():
+        at = at.parent
+    left = shutil.disk_usage(at).free / 1e6
+    return f"make room on the file system at {at} ({left:.1f} MB are left), then run again to resume"
+
+
+def leave_terminal() -> None:
+    """Say nothing more to a terminal that has been closed: each word would be an error."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        try:
+            termios.tcgetattr(fd)
+        except termios.error as error:
+            if error.args[0] != errno.EIO:  # no terminal: a file or a pipe is written to as before
+                continue
+        except OSError:
+            continue
+        with contextlib.suppress(OSError):
+            os.dup2(null, fd)
+    os.close(null)

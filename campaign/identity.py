@@ -1,0 +1,167 @@
+"""Who a process is, for all time: a pid alone is used again; and the mark by which ours are known to be ours."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+VARIABLE = "CAMPAIGN_RUN"
+OWNER = "owner.json"  # in a folder of ours: whose it is
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A process on a machine: no other ever has the same.
+
+    Attributes:
+        host: Name of its machine.
+        boot: The kernel's random number of this boot, its first 8 characters.
+        space: Inode of its pid namespace: within a container, pids mean other processes.
+        pid: Its process id there.
+        start: When it began, in clock ticks since the boot; no change of the clock touches it.
+    """
+
+    host: str
+    boot: str
+    space: str
+    pid: int
+    start: int
+
+    @classmethod
+    def of(cls, pid: int) -> Identity:
+        """Of a process that runs here.
+
+        Raises:
+            ProcessLookupError: None does.
+        """
+        began = start_time(pid)
+        if began is None:
+            raise ProcessLookupError(pid)
+        return cls(*_here(), pid, began)
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.boot}:{self.space}:{self.pid}:{self.start}"
+
+    @classmethod
+    def parse(cls, text: str) -> Identity | None:
+        """Back from its text; None where it is none."""
+        parts = text.split(":")
+        if len(parts) != 5 or not (parts[3].isdecimal() and parts[4].isdecimal()):
+            return None
+        return cls(parts[0], parts[1], parts[2], int(parts[3]), int(parts[4]))
+
+    def alive(self) -> bool | None:
+        """Whether it runs; None where that cannot be told from here: another machine, or another container."""
+        host, boot, space = _here()
+        if self.host != host:
+            return None
+        if self.boot != boot:
+            return False  # the machine was started anew since
+        return start_time(self.pid) == self.start if self.space == space else None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What every process of a campaign carries in its environment, which only its own user may read. No secret.
+
+    Attributes:
+        campaign: A random name, 16 hexadecimal digits.
+        driver: Who started it.
+    """
+
+    campaign: str
+    driver: Identity
+
+    def __str__(self) -> str:
+        return f"{self.campaign}@{self.driver}"
+
+    @classmethod
+    def parse(cls, text: str) -> Mark | None:
+        """Back from its text; None where it is none."""
+        name, _, who = text.partition("@")
+        driver = Identity.parse(who)
+        return cls(name, driver) if driver is not None and len(name) == 16 and name.isalnum() else None
+
+
+def _here() -> tuple[str, str, str]:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    return socket.gethostname(), boot, str(Path("/proc/self/ns/pid").stat().st_ino)
+
+
+def start_time(pid: int) -> int | None:
+    """When a process began, in clock ticks since the boot; None if there is none, or only its parent has not looked."""
+    try:
+        after = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if after[0] in "ZX" else int(after[19])
+
+
+def mark_of(pid: int) -> Mark | None:
+    """The mark a process carries; None without one, or where it is another user's."""
+    try:
+        if Path(f"/proc/{pid}").stat().st_uid != os.geteuid():
+            return None  # root may read everybody's, but it is not ours
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    head = f"{VARIABLE}=".encode()
+    found = next((v[len(head) :] for v in environment if v.startswith(head)), b"")
+    return Mark.parse(found.decode(errors="replace"))
+
+
+_own: list[Mark] = []
+
+
+def mark() -> Mark:
+    """The mark of what this process starts; made once, and anew in a process that was forked from it."""
+    if not _own or _own[0].driver.pid != os.getpid():
+        _own[:] = [Mark(secrets.token_hex(8), Identity.of(os.getpid()))]
+    return _own[0]
+
+
+def environment() -> dict[str, str]:
+    """This process's environment with its mark."""
+    return {**os.environ, VARIABLE: str(mark())}
+
+
+_changing = threading.Lock()
+
+
+@contextlib.contextmanager
+def marked() -> Iterator[None]:
+    """What is started inside, by whatever library, carries the mark; the user's own children do not."""
+    with _changing:
+        before = os.environ.get(VARIABLE)
+        os.environ[VARIABLE] = str(mark())
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[VARIABLE]
+            else:
+                os.environ[VARIABLE] = before
+
+
+def send(who: Identity, signum: int) -> bool:
+    """Signal a process, and no other that has its pid by now; whether it was there."""
+    try:
+        handle = os.pidfd_open(who.pid)
+    except OSError:
+        return False
+    try:
+        if start_time(who.pid) != who.start:  # what the handle means cannot change any more
+            return False
+        signal.pidfd_send_signal(handle, signum)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True

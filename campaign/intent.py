@@ -1,0 +1,118 @@
+"""What a run set out to do: ``plan.json``, by which a later one says what has changed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from campaign import __version__
+from campaign.datasets import Files
+from campaign.plan import Plan
+from campaign.planner import FORMAT
+from campaign.rundir import RunDir, read_json, write_aside
+from campaign.spec import NOMINAL
+
+Row = tuple[int, str, str]
+"""Size, stamp and metadata of a file."""
+
+
+def head(plan: Plan) -> dict[str, Any]:
+    """All but the files: what keys are made from, by stage, line, reduce stage and events."""
+    total: Counter[str] = Counter()
+    for line in plan.lines:
+        total[line.stage] += len(line.keys) if line.emit else 0
+    lists = {id(files): name for name, files in file_lists(plan).items()}
+    return {
+        "plan": plan.digest,
+        "partials": dict(+total),
+        "version": [__version__, FORMAT],
+        "read_rows": plan.campaign.read_rows,
+        "stages": plan.ingredients,
+        "lines": {x.name: {"weight": x.weight, "frozen": _frozen(plan, x.frozen)} for x in plan.lines},
+        "reduces": {
+            f"{r.stage}/{r.variation}": {
+                "key": r.key, "inputs": {o.name: o.line.keys.digest for o in r.inputs.values() if o.line},
+                "frozen": _frozen(plan, r.frozen),
+            } for r in plan.reduces
+        },
+        "events": {
+            f"{e.dataset}/{e.variation}": {
+                "tree": e.tree, "branches": dict(e.branches), "is_mc": e.is_mc,
+                "reader": plan.readers[e.dataset].digest, "files": lists[id(e.files)],
+            } for e in plan.events
+        },
+    }  # fmt: skip
+
+
+def _frozen(plan: Plan, needed: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    keys = {(r.stage, r.variation): r.key for r in plan.reduces}
+    return {f"{stage}/{variation}": keys[stage, variation] for stage, variation in needed}
+
+
+def file_lists(plan: Plan) -> dict[str, Files]:
+    """Lists of files, each once: by dataset, and with the variation where that reads others."""
+    found = dict(plan.files)
+    known = {id(files) for files in found.values()}
+    for e in plan.events:
+        if id(e.files) not in known:
+            known.add(id(e.files))
+            found[e.dataset if e.variation == NOMINAL else f"{e.dataset}/{e.variation}"] = e.files
+    return found
+
+
+def write(rundir: RunDir, plan: Plan) -> None:
+    """Write ``plan.json``, file by file: there may be 100,000. Left alone where it is of this very plan."""
+    text = json.dumps(head(plan), indent=1, allow_nan=False).removesuffix("\n}") + ',\n "files": {'
+    path = rundir.intent
+    if path.exists():
+        with path.open(errors="replace") as old:
+            if old.read(len(text)) == text:
+                return  # the digest says that it is the same plan
+    with write_aside(path, "w") as stream:
+        stream.write(text)
+        for i, (name, some) in enumerate(file_lists(plan).items()):
+            stream.write(f"{',' if i else ''}\n  {json.dumps(name)}: [")
+            for j, row in enumerate(_rows(some)):
+                stream.write(f"{',' if j else ''}\n   {row}")
+            stream.write("\n  ]")
+        stream.write("\n }\n}\n")
+
+
+def _rows(files: Files) -> Iterator[str]:
+    for file in files:
+        yield json.dumps([file.url, file.size, file.stamp, file.metadata_json])
+
+
+@dataclass(frozen=True)
+class Intent:
+    """What the last run of a directory set out to do.
+
+    Attributes:
+        told: As in the file.
+    """
+
+    told: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, rundir: RunDir) -> Intent | None:
+        """That of a run directory; None where there is none, or none that can be read."""
+        told = read_json(rundir.intent)
+        parts = ("stages", "lines", "reduces", "events", "files")
+        return cls(told) if told is not None and all(isinstance(told.get(p), dict) for p in parts) else None
+
+    def part(self, name: str, at: str) -> Mapping[str, Any] | None:
+        """What it says of a stage, line, reduce stage or events; None: it had none."""
+        found = self.told[name].get(at)
+        return found if isinstance(found, dict) else None
+
+    def files(self, events: str) -> dict[str, Row]:
+        """Its files by URL."""
+        rows = self.told["files"].get((self.part("events", events) or {}).get("files"), ())
+        return {
+            str(row[0]): (row[1], row[2], row[3])
+            for row in (rows if isinstance(rows, list) else ())
+            if isinstance(row, list) and len(row) == 4
+        }

@@ -1,0 +1,104 @@
+"""Which campaigns this user has begun on this machine: written down, so that what a dead one left can be found."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from campaign.identity import Mark, mark
+from campaign.rundir import read_json, write_json
+
+
+def state_dir() -> Path:
+    """``inference-campaign/runs`` in the user's state directory."""
+    given = os.environ.get("XDG_STATE_HOME")
+    base = Path(given) if given else Path(os.environ.get("HOME") or "/nonexistent") / ".local" / "state"
+    return base / "inference-campaign" / "runs"
+
+
+@dataclass
+class Entry:
+    """One driver and what reaches beyond its own processes.
+
+    Attributes:
+        mark: Its mark.
+        path: Where this is written down.
+        folders: Run directories and pools' folders.
+        temporary: Where it made private folders.
+        jobs: Jobs it gave to a scheduler: kind of provider, job id, and the job's name, which holds the random name.
+    """
+
+    mark: Mark
+    path: Path
+    folders: list[str] = field(default_factory=list)
+    temporary: str = ""
+    jobs: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def save(self) -> None:
+        """Write it down.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        told = {"mark": str(self.mark), "folders": self.folders, "temporary": self.temporary, "jobs": self.jobs}
+        write_json(self.path, told)
+
+    @classmethod
+    def load(cls, path: Path) -> Entry | None:
+        """Read one; None where the file is none."""
+        told: Any = read_json(path) or {}
+        found = Mark.parse(str(told.get("mark", "")))
+        if found is None or path.stem != found.campaign:
+            return None
+        folders, jobs = told.get("folders"), told.get("jobs")
+        if not isinstance(folders, list) or not isinstance(jobs, list) or any(not _three(j) for j in jobs):
+            return None
+        return cls(found, path, [str(f) for f in folders], str(told.get("temporary", "")), [tuple(j) for j in jobs])
+
+
+def _three(job: Any) -> bool:
+    return isinstance(job, list) and len(job) == 3 and all(isinstance(part, str) for part in job)
+
+
+def entries() -> Iterator[Entry]:
+    """Those written down by this user."""
+    with contextlib.suppress(OSError):
+        for path in sorted(state_dir().glob("*.json")):
+            with contextlib.suppress(OSError):
+                if path.stat().st_uid == os.geteuid() and (entry := Entry.load(path)) is not None:
+                    yield entry
+
+
+_mine: list[Entry] = []
+_changing = threading.Lock()
+
+
+def remember(*, folder: Path | None = None, job: tuple[str, str, str] | None = None) -> str:
+    """Write down something of this process's campaigns; returns why it could not be, empty if it was."""
+    with _changing:
+        if not _mine or _mine[0].mark != mark():
+            _mine[:] = [Entry(mark(), state_dir() / f"{mark().campaign}.json", temporary=tempfile.gettempdir())]
+        entry = _mine[0]
+        entry.folders += [str(folder)] if folder is not None and str(folder) not in entry.folders else []
+        entry.jobs += [job] if job is not None else []
+        try:
+            entry.save()
+        except OSError as error:
+            return f"{entry.path.parent}: {error.strerror}"
+        return ""
+
+
+def forget() -> None:
+    """Nothing is left: take this process's entry away."""
+    with _changing:
+        for entry in _mine:
+            with contextlib.suppress(OSError):
+                entry.path.unlink()
+        _mine.clear()

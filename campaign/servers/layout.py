@@ -1,0 +1,99 @@
+"""Models as a server gets them: each file held against the hash it had when the campaign was planned."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from campaign.errors import ModelError
+from campaign.rundir import file_digest
+
+COPIED = 64 << 20  # bytes; a larger file is linked to
+
+
+def tree(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Every file below a folder, links followed, by relative name; what Python compiled is left out."""
+    seen: set[str] = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        folders[:] = sorted(f for f in folders if f != "__pycache__") if real not in seen else []
+        seen.add(real)
+        for name in sorted(files):
+            path = Path(here, name)
+            if path.is_file():
+                yield str(path.relative_to(folder)), path
+
+
+def files_of(folder: Path, version: int, placed: Mapping[str, Path]) -> dict[str, Path]:
+    """Where the files of a model lie, by relative name in the repository.
+
+    Args:
+        folder: The model's folder; other versions, configurations and the known answer are left out.
+        version: The version that is served.
+        placed: Files put into the version folder by the campaign, by their name there.
+    """
+    found = {f"{version}/{name}": path for name, path in tree(folder / str(version))}
+    for path in sorted(folder.iterdir()):  # labels, warm-up data, what a user's own backend looks for
+        if path.name in ("config.pbtxt", "configs", "canary.npz", "__pycache__") or path.name.isdigit():
+            continue
+        if path.is_file():
+            found[path.name] = path
+        elif path.is_dir():
+            found |= {f"{path.name}/{name}": below for name, below in tree(path)}
+    return found | {f"{version}/{name}": path for name, path in placed.items()}
+
+
+def lay_out(target: Path, name: str, what: Mapping[str, Any], config: str) -> None:
+    """Fill a model's folder in a server's own repository.
+
+    Small files are copied while they are looked at, so what was looked at is what is served; large ones are linked to,
+    not to fill the node's disk.
+
+    Args:
+        target: The model's folder there.
+        name: The model.
+        what: Its entry in the recipe.
+        config: Name of the configuration.
+
+    Raises:
+        ModelError: A file is not what it was when the campaign was planned.
+    """
+    (target / str(what["version"])).mkdir(parents=True)
+    (target / "configs").mkdir()
+    (target / "configs" / f"{config}.pbtxt").write_text(what["config"])
+    for relative, (source, sha256) in what["files"].items():
+        place = target / relative
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if Path(source).stat().st_size > COPIED:
+                place.symlink_to(source)
+            else:
+                shutil.copy(source, place)
+        except OSError as error:
+            raise _changed(name, source, f"cannot be read ({error.strerror})") from error
+        hold(name, source, sha256, place)
+    if what["canary"] is not None:
+        hold(name, *what["canary_file"])
+
+
+def hold(model: str, source: str, sha256: str, path: Path | None = None) -> None:
+    """Hold a file (or its copy) against its hash.
+
+    Raises:
+        ModelError: It is another, or cannot be read.
+    """
+    try:
+        found = file_digest(path or Path(source))
+    except OSError as error:
+        raise _changed(model, source, f"cannot be read ({error.strerror})") from error
+    if found != sha256:
+        raise _changed(model, source, f"has changed: sha256 {found[:12]}…, planned {sha256[:12]}…")
+
+
+def _changed(model: str, source: str, how: str) -> ModelError:
+    return ModelError(
+        f"{source} {how}", where=f"model {model}", remedy="run again: the campaign is planned anew with what is there"
+    )

@@ -1,0 +1,224 @@
+"""The same model in the task's own process: the last rung of the ladder, for campaigns that allow it.
+
+A server and its twin need not agree to the last bit (another build of the runtime, a GPU on the other side), so a twin
+must first give the known answer that servers must give, and a report says where one was used.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from campaign.errors import CampaignError, InferenceError, SpecError
+from campaign.spec import ModelSpec
+from campaign.userfile import named
+
+if TYPE_CHECKING:
+    from campaign.kserve import ModelInfo
+    from campaign.request import Request
+
+NOTE = "rows were answered by the model's local twin"
+DEADLINE_S = 300.0  # of the check: a large model takes a while to load
+
+Tensors = tuple[tuple[str, str, tuple[int, ...]], ...]
+"""Name, KServe datatype and shape (with the batch's axis) of each input or output."""
+
+
+@dataclass(frozen=True)
+class Twin:
+    """How a process makes the twin of a model; travels.
+
+    Attributes:
+        model: Its name.
+        use: ``onnx`` or a class; see `campaign.spec.TwinSpec`.
+        file: What it is loaded from.
+        canary: The known answer.
+        rtol, atol: Tolerance; None: the canary's own.
+        inputs, outputs, batch, max_batch: Of the model, so that it can be asked where no server ever could.
+        tails: See `campaign.spec.ModelSpec`.
+    """
+
+    model: str
+    use: str
+    file: str
+    canary: str
+    rtol: float | None
+    atol: float | None
+    inputs: Tensors
+    outputs: Tensors
+    batch: int
+    max_batch: int
+    tails: tuple[int, ...]
+
+    def info(self) -> ModelInfo:
+        """What a client needs to know of the model."""
+        from campaign.kserve import ModelInfo, Tensor
+
+        inputs, outputs = (tuple(Tensor(*t) for t in tensors) for tensors in (self.inputs, self.outputs))
+        return ModelInfo(self.model, inputs, outputs, self.batch, self.max_batch, False, self.tails)
+
+    def load(self) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+        """The model itself, to be called with arrays by input name."""
+        made: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+        made = Onnx(self.file) if self.use == "onnx" else named(self.use)(self.file)
+        return made
+
+
+class Onnx:
+    """A graph in onnxruntime, on one thread of the CPU."""
+
+    def __init__(self, file: str) -> None:
+        runtime = import_module("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self._session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        self._outputs = [o.name for o in self._session.get_outputs()]
+
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """All outputs by name."""
+        return dict(zip(self._outputs, self._session.run(None, dict(inputs)), strict=True))
+
+
+def twin_of(kind: Any, base: Path, model: str, spec: ModelSpec) -> Twin | None:
+    """The twin that a campaign allows for a model, None if it allows none.
+
+    Args:
+        kind: The server kind; one that knows a model's folder and configuration has ``folder`` and ``config``.
+        base: Where relative paths start.
+        model: Its name.
+        spec: How it is used.
+
+    Raises:
+        SpecError: A file is missing, or the kind does not know its models.
+    """
+    given, key = spec.local_twin, ("servers", "models", model, "local_twin")
+    if given is None:
+        return None
+    if not hasattr(kind, "folder") or not hasattr(kind, "config"):
+        raise SpecError("only servers started for the campaign know what a twin must be", key=key, remedy="take it out")
+
+    def path(name: str) -> Path:
+        return (base / Path(name).expanduser()).resolve()
+
+    folder = kind.folder(model)
+    version = folder / str(spec.version)
+    usual = path(spec.files["model.onnx"]) if "model.onnx" in spec.files else version / "model.onnx"
+    if given.use != "onnx" and given.file is None:
+        usual = version
+    file = path(given.file) if given.file else usual
+    canary = path(spec.canary) if spec.canary else folder / "canary.npz"
+    if not file.exists():
+        raise SpecError(f"there is no {file}", key=key, remedy="name the model's file: local_twin: {file: ...}")
+    if not canary.is_file():
+        raise SpecError(f"needs a known answer to be held to, and there is no {canary}", key=key, remedy="make one")
+    config = kind.config(model)
+    first = (-1,) if config.max_batch_size else ()
+
+    def tensors(given: Iterable[Any]) -> Tensors:
+        names = {t.name: type(t).DESCRIPTOR.fields_by_name["data_type"].enum_type for t in given}
+        return tuple(
+            (t.name, _datatype(names[t.name].values_by_number[t.data_type].name), (*first, *t.dims)) for t in given
+        )
+
+    use = given.use
+    if use != "onnx" and use.partition(":")[0].endswith(".py"):
+        use = f"{path(use.rpartition(':')[0])}:{use.rpartition(':')[2]}"
+    most = int(config.max_batch_size)
+    return Twin(
+        model, use, str(file), str(canary), given.rtol, given.atol, tensors(config.input), tensors(config.output),
+        min(spec.batch or most, most), most, tuple(sorted(spec.tails)),
+    )  # fmt: skip
+
+
+def _datatype(name: str) -> str:
+    """KServe's name of a datatype of Triton's configuration."""
+    return "BYTES" if name == "TYPE_STRING" else name.removeprefix("TYPE_")
+
+
+# In the task's process.
+class Twins:
+    """The twins of a process, each loaded when it is first asked.
+
+    Args:
+        twins: Those the campaign allows.
+    """
+
+    def __init__(self, twins: Iterable[Twin]) -> None:
+        self._twins = {twin.model: twin for twin in twins}
+        self._loaded: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {}
+        self._lock = threading.Lock()  # one answer at a time: a process is given one core
+
+    def info(self, model: str) -> ModelInfo | None:
+        """What is known of a model without asking a server."""
+        return self._twins[model].info() if model in self._twins else None
+
+    def answer(self, request: Request) -> dict[str, Any] | None:
+        """The outputs of a request without its padding; None if its model has no twin.
+
+        Raises:
+            InferenceError: The twin failed, or gave what the model does not.
+        """
+        info, part = request.codec.info, request.part
+        if info.name not in self._twins:
+            return None
+        inputs = {}
+        for tensor, shape, pieces in zip(info.inputs, part.shapes, part.pieces, strict=True):
+            if tensor.datatype == "BYTES":
+                return None
+            inputs[tensor.name] = np.frombuffer(b"".join(pieces), tensor.dtype).reshape(shape)
+        with self._lock:
+            if info.name not in self._loaded:
+                self._loaded[info.name] = self._guarded(info.name, self._twins[info.name].load)
+            given = self._guarded(info.name, lambda: self._loaded[info.name](inputs))
+        found = {}
+        for tensor in info.outputs:
+            array = np.asarray(given.get(tensor.name))
+            want = (part.rows + part.pad, *tensor.shape[1:]) if info.batch else tensor.shape
+            fits = array.ndim == len(want) and all(w in (-1, n) for w, n in zip(want, array.shape, strict=True))
+            if array.dtype != tensor.dtype or not fits:
+                raise self._failed(info.name, f"gave {tensor.name} as {array.dtype} {array.shape}")
+            found[tensor.name] = array[: part.rows] if part.pad else array
+        return found
+
+    def _guarded(self, model: str, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except Exception as error:
+            raise self._failed(model, f"{type(error).__name__}: {error}") from error
+
+    def _failed(self, model: str, text: str) -> InferenceError:
+        return InferenceError(text, permanent=True, where=f"model {model}, local twin")
+
+
+# Before anything is started.
+def agree(twins: Iterable[Twin]) -> CampaignError | None:
+    """Hold twins to the known answers of their models.
+
+    Returns:
+        What is wrong with the first that does not give it.
+    """
+    from campaign.canary import known_answer
+
+    for twin in twins:
+        key = ("servers", "models", twin.model, "local_twin")
+        try:
+            known = known_answer(Path(twin.canary))
+            known.hold(twin.model, dict(twin.load()(known.inputs)), twin.rtol, twin.atol)
+        except CampaignError as error:
+            return SpecError(f"{error.message} (its canary is {twin.canary})", key=key, remedy="see local_twin.rtol")
+        except Exception as error:  # noqa: BLE001  a model may raise anything
+            remedy = "pip install onnxruntime" if isinstance(error, ImportError) else "see local_twin.file"
+            return SpecError(f"cannot be asked: {type(error).__name__}: {error}", key=key, remedy=remedy)
+    return None
+
+
+def agree_and_tell(pipe: Connection, twins: tuple[Twin, ...]) -> None:
+    """`agree`, in a process of its own: a model's runtime does not belong into the driver."""
+    pipe.send(agree(twins))

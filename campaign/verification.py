@@ -1,0 +1,304 @@
+"""``campaign verify``: are a run's files and what they were made from as they were, does a sample give the same?"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from campaign import engine, manifest, report, specfile
+from campaign.datasets import is_url
+from campaign.engine import Checked, Run
+from campaign.errors import CampaignError, Interrupted, RunDirBusy, SpecError
+from campaign.integrity import CHANGED, MISSING, Finding, Looked, integrity
+from campaign.intent import Intent, file_lists
+from campaign.merge import Merged
+from campaign.plan import Events, Pass
+from campaign.processes import stop_fork_server
+from campaign.progress import Progress
+from campaign.reasons import differing
+from campaign.receipts import FROZEN, MERGED, Receipt, Receipts
+from campaign.rundir import RunDir, file_digest
+from campaign.spec import Campaign, ErrorSpec
+
+
+@dataclass
+class Verification:
+    """What was verified, and what differs.
+
+    Attributes:
+        run_dir: The run directory.
+        findings: What is not as it was.
+        notes: What a reader should know: what was not verified, versions that differ.
+        checked: Counts: files by kind, ``bytes``, ``inputs`` by content, ``tasks`` and ``recomputed`` partials.
+    """
+
+    run_dir: str
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    checked: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """0: all as it was; 1: something differs."""
+        return 1 if self.findings else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """For a program."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """For a terminal."""
+        lines = [f"verify {self.run_dir}: {'as it was' if not self.findings else f'{len(self.findings)} differ'}"]
+        lines.append("  looked at  " + ", ".join(f"{n:,} {what}" for what, n in self.checked.items()))
+        width = max((len(f.what) for f in self.findings), default=0)
+        lines += [f"  {f.what:<{width}}  {f.name}: {f.said}" for f in self.findings]
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def verify(
+    campaign: Campaign | None, run_dir: Path | str, *, sample: float = 1.0, workers: int | None = None,
+    progress: Progress | None = None,
+) -> Verification:  # fmt: skip
+    """Hold a complete run against its manifest. Nothing in the run directory is changed.
+
+    Args:
+        campaign: The campaign, where the manifest could not hold it (stages that are Python objects); else None.
+        run_dir: The run directory.
+        sample: Percentage of each list of files whose tasks are recomputed (one file at least); 0: none.
+        workers: Worker processes, and threads that hash; None: as the campaign says.
+        progress: Where progress is shown.
+
+    Raises:
+        CampaignError: With exit code 2 if there is nothing to hold the run against: no manifest, or not complete.
+        RunDirBusy: A campaign runs in the directory.
+    """
+    rundir = RunDir(Path(run_dir).resolve())
+    made = Verification(str(rundir.root))
+    owner = rundir.owner()
+    if owner:
+        raise RunDirBusy(f"is in use by {owner}", where=str(rundir.root), remedy="wait for it")
+    try:
+        told = manifest.read(rundir)
+    except manifest.Altered as error:
+        made.findings.append(Finding("manifest", rundir.manifest.name, error.message))
+        made.notes.append(f"nothing else can be verified; {error.remedy}")
+        return made
+    looked = integrity(rundir, told, workers or len(os.sched_getaffinity(0)))
+    made.findings += looked.findings
+    made.checked |= {**looked.files, "bytes": looked.bytes}
+    checked = _made_again(campaign, told, made, workers)
+    if checked is not None:
+        _identity(rundir, checked, told, sample, made)
+        _versions(checked, told, made)
+        if sample > 0:
+            _recompute(rundir, checked, told, looked, sample, progress or Progress(), made)
+    return made
+
+
+# What it was made from ------------------------------------------------------------------------------------------------
+
+
+def _made_again(
+    campaign: Campaign | None, told: Mapping[str, Any], made: Verification, workers: int | None
+) -> Checked | None:
+    """The campaign as it can be made now, None if it cannot: its sources are looked at before they are imported."""
+    for what, part in (("stage", "stages"), ("reader", "readers")):
+        for path, names in _sources(told[part]).items():
+            now = _file_digest(Path(path))
+            if now not in names:
+                users = ", ".join(sorted(n for some in names.values() for n in some))
+                made.findings.append(Finding(what, users, f"{path} {CHANGED if now else MISSING}"))
+    try:
+        if campaign is None:
+            written = told["recipe"]
+            if "yaml" not in written:
+                made.notes.append(
+                    f"models, inputs and results are not verified: {written.get('why_not', '')}; "
+                    "call campaign.verify(campaign, run_dir) from the script that made it"
+                )
+                return None
+            campaign = specfile.loads(written["yaml"], Path(written["base"]), "manifest.json")
+        campaign = campaign.model_copy(update={"errors": ErrorSpec()})  # what failed here would not be held against
+        return engine.check(engine.override(campaign, workers=workers, servers=1, provider="local"))
+    except SpecError as error:
+        made.findings.append(Finding("campaign", str(told["campaign"]), f"cannot be made again: {error}"))
+        return None
+
+
+def _sources(codes: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
+    """Source files, with the digests they had and who uses them."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, code in codes.items():
+        for path, sha256 in code["sources"].items():
+            found.setdefault(path, {}).setdefault(sha256, []).append(name)
+    return found
+
+
+def _identity(rundir: RunDir, checked: Checked, told: Mapping[str, Any], sample: float, made: Verification) -> None:
+    for name, was in told["models"].items():
+        now = checked.models.get(name)
+        if now is None or differing(was, now):
+            what = ", ".join(differing(was, now)) if now is not None else ""
+            made.findings.append(Finding("model", name, f"{what} {CHANGED}" if now is not None else MISSING))
+    for what, codes, part in (("stage", checked.plan.code, "stages"), ("reader", checked.plan.readers, "readers")):
+        named = {n for f in made.findings if f.what == what for n in f.name.split(", ")}
+        for name, was in told[part].items():
+            if name not in named and (name not in codes or codes[name].digest != was["code"]):
+                made.findings.append(Finding(what, name, "its code is not what it was"))
+    intent = Intent.read(rundir)
+    for events in checked.plan.events if intent else ():
+        assert intent is not None
+        _inputs(intent, events, told, made)
+    _contents(checked, told, sample, made)
+
+
+def _inputs(intent: Intent, events: Events, told: Mapping[str, Any], made: Verification) -> None:
+    """Size and date of every file."""
+    old = intent.files(f"{events.dataset}/{events.variation}")
+    named = {f.name for f in made.findings}
+    for file in events.files:
+        was = old.pop(file.url, None)
+        if was is None:
+            said = "was not there"
+        elif was[:2] == (file.size, file.stamp):
+            continue
+        else:
+            what = [n for n, a, b in zip(("size", "date"), was[:2], (file.size, file.stamp), strict=True) if a != b]
+            said = f"{' and '.join(what)} changed"
+            hashed = told["inputs"]["hashed"].get(file.url)
+            if hashed and not is_url(file.url):
+                said += "; its content did not" if _file_digest(Path(file.url)) == hashed[2] else "; so did its content"
+        if file.url not in named:
+            made.findings.append(Finding("input", file.url, said))
+    made.findings += [Finding("input", url, MISSING) for url in old if url not in named]
+
+
+def _contents(checked: Checked, told: Mapping[str, Any], sample: float, made: Verification) -> None:
+    """The content of the sample's files, as far as it was hashed."""
+    named, without = {f.name for f in made.findings}, 0
+    made.checked["inputs by content"] = 0
+    for files in file_lists(checked.plan).values():
+        urls = list(files.urls())
+        for i in manifest.sample(told["plan"], urls, sample):
+            hashed = told["inputs"]["hashed"].get(urls[i])
+            if hashed is None:
+                without += 1
+                continue
+            made.checked["inputs by content"] += 1
+            if _file_digest(Path(urls[i])) != hashed[2] and urls[i] not in named:
+                made.findings.append(Finding("input", urls[i], "its content changed, though its size and date did not"))
+    if without:
+        made.notes.append(f"of {without} inputs of the sample the run has taken no content hash; they are recomputed")
+
+
+def _versions(checked: Checked, told: Mapping[str, Any], made: Verification) -> None:
+    now = report.versions()
+    if hasattr(checked.kind, "versions"):
+        now["server"] = checked.kind.versions()
+    for name, was in told["versions"].items():
+        if now.get(name) != was and name != "executable":
+            made.notes.append(f"{name} is {now.get(name, 'not there')}, and was {was}: a likely cause of what differs")
+    if checked.kind is not None and not checked.kind.managed:
+        made.notes.append("the models of servers that already run cannot be looked at; only their answers are")
+
+
+# What it gives --------------------------------------------------------------------------------------------------------
+
+
+class _Again(Run):
+    """Some files' tasks once more, in a directory of their own; nothing is merged or reduced."""
+
+    frozen: Mapping[tuple[str, str], tuple[str, str]]
+    passes: list[Pass]
+
+    def _remember(self) -> None:
+        self.state.frozen = dict(self.frozen)
+        self.state.merged = {o.name: Merged(o.name, "", self.rundir.root, "") for o in self.plan.outputs}
+        self.todo = self.passes
+
+    def _hash_inputs(self) -> None:
+        """Nobody asks."""
+
+    def _sign(self) -> None:
+        """Nothing to sign."""
+
+
+def _recompute(
+    rundir: RunDir, checked: Checked, told: Mapping[str, Any], looked: Looked, sample: float, shown: Progress,
+    made: Verification,
+) -> None:  # fmt: skip
+    """Do the sample's tasks again and hold every partial against its receipt."""
+    changed = any(f.what in ("model", "stage", "reader") for f in made.findings)
+    if changed and checked.plan.digest != told["plan"]:
+        made.notes.append("nothing is recomputed: what it would be made from has changed")
+        return
+    frozen = {
+        (stage, variation): (str(rundir.root / what["path"]), str(what["sha256"]))
+        for name, what in told["frozen"].items() for stage, _, variation in [name.partition("/")]
+    }  # fmt: skip
+    passes = _passes(checked, told, looked, sample)
+    if not passes:
+        return
+    with tempfile.TemporaryDirectory(prefix="campaign-verify-") as folder:
+        again = RunDir(Path(folder) / "again")
+        _run(checked, again, frozen, passes, shown, made)
+        before = {_at(r): r for r in looked.partials.values()}
+        count = 0
+        for receipt in Receipts(again.receipts):
+            was = looked.partials.get(receipt.key) or before.get(_at(receipt))
+            if receipt.kind in (FROZEN, MERGED) or was is None:
+                continue
+            count += 1
+            if was.sha256 != receipt.sha256:
+                name = f"{receipt.stage}/{receipt.dataset}/{receipt.variation} of {receipt.file}"
+                made.findings.append(Finding("recomputed", name, f"{receipt.sha256[:12]}, and was {was.sha256[:12]}"))
+    made.checked |= {"tasks done again": sum(len(p.places) for p in passes), "partials held against them": count}
+
+
+def _at(receipt: Receipt) -> tuple[str, str, str, str]:
+    return receipt.stage, receipt.dataset, receipt.variation, receipt.file
+
+
+def _passes(checked: Checked, told: Mapping[str, Any], looked: Looked, sample: float) -> list[Pass]:
+    """The sample's tasks; those that need a frozen value which is not what it was are left out."""
+    places = {
+        id(files): np.sort(np.array(manifest.sample(told["plan"], list(files.urls()), sample), np.int64))
+        for files in file_lists(checked.plan).values()
+    }
+    return [
+        Pass(p.shape, places[id(p.shape.events.files)])
+        for p in checked.plan.todo()
+        if all("/".join(at) in looked.frozen_ok for at in p.shape.frozen)
+    ]
+
+
+def _run(
+    checked: Checked, again: RunDir, frozen: Mapping[tuple[str, str], tuple[str, str]], passes: list[Pass],
+    shown: Progress, made: Verification,
+) -> None:  # fmt: skip
+    try:
+        with again.owned(), engine.signals() as stop:
+            run = _Again(checked, again, shown, stop)
+            run.frozen, run.passes = frozen, passes
+            done = run.run()
+    except CampaignError as error:
+        made.findings.append(Finding("recomputed", "the sample", f"cannot be: {error}"))
+        return
+    finally:
+        stop_fork_server()
+    if done.status == report.INTERRUPTED:
+        raise Interrupted("stopped as asked; nothing was changed", where=made.run_dir)
+    made.findings += [Finding("recomputed", "the sample", f"cannot be: {error}") for error in done.errors]
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        return file_digest(path)
+    except OSError:
+        return ""

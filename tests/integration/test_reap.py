@@ -1,0 +1,182 @@
+"""`campaign reap`: what a dead campaign left is found by identity and ended; nobody else's is touched."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from campaign import identity
+from campaign.identity import Identity, Mark
+from tests.conftest import command, left, start, wait_until
+from tests.integration.test_left_behind import (  # noqa: F401  two fixtures
+    LATE,
+    Before,
+    before,
+    reach_the_middle,
+    records,
+    slow,
+    watchers,
+)
+
+SLEEP = "import time; time.sleep(600)"
+
+
+def sleeper(mark: str = "", *argv: str) -> subprocess.Popen[bytes]:
+    """A process that sleeps and bears a mark."""
+    env = {**os.environ, **({identity.VARIABLE: mark} if mark else {})}
+    return subprocess.Popen([sys.executable, "-c", SLEEP, *argv], env=env, start_new_session=True)
+
+
+def dead_driver() -> Identity:
+    """Of a process that has been here and is gone."""
+    gone = subprocess.Popen([sys.executable, "-c", SLEEP])
+    who = Identity.of(gone.pid)
+    gone.kill()
+    gone.wait()
+    return who
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state directory of one's own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+@contextlib.contextmanager
+def ended(*processes: subprocess.Popen[bytes]) -> Iterator[None]:
+    """See to it that they are gone at the end."""
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def test_an_identity_is_of_one_process_for_all_time() -> None:
+    """A pid alone is used again: with its start it is not, and after a boot or elsewhere it is not taken for alive."""
+    mine = Identity.of(os.getpid())
+    assert Identity.parse(str(mine)) == mine
+    assert mine.alive() is True
+    assert Identity(mine.host, mine.boot, mine.space, mine.pid, mine.start - 1).alive() is False
+    assert Identity(mine.host, "00000000", mine.space, mine.pid, mine.start).alive() is False
+    assert Identity("elsewhere", mine.boot, mine.space, mine.pid, mine.start).alive() is None
+    assert Identity(mine.host, mine.boot, "1", mine.pid, mine.start).alive() is None
+    assert dead_driver().alive() is False
+    assert identity.send(Identity(mine.host, mine.boot, mine.space, mine.pid, mine.start - 1), signal.SIGKILL) is False
+    for text in ("", "a:b", "h:b:s:-1:2", "h:b:s:1:x", "@"):
+        assert Identity.parse(text) is None
+        assert Mark.parse(text) is None
+
+
+def test_reap_ends_the_dead_and_no_other(state: Path, tmp_path: Path) -> None:
+    """By its mark: not one of a living driver, not one of another machine, not one of the same name without a mark."""
+    here = Identity.of(os.getpid())
+    dead = str(Mark("d" * 16, dead_driver()))
+    reused = str(Mark("e" * 16, Identity(here.host, here.boot, here.space, here.pid, here.start - 5)))
+    victims = [sleeper(dead, "campaign.pilot"), sleeper(reused)]
+    others = [
+        sleeper("", "-m", "campaign.pilot", "/tmp/campaign-decoy"),
+        sleeper(str(Mark("f" * 16, here)), "campaign.pilot"),
+        sleeper(str(Mark("a" * 16, Identity("elsewhere", here.boot, here.space, here.pid, here.start)))),
+        sleeper(str(Mark("b" * 16, Identity(here.host, here.boot, "1", here.pid, here.start)))),
+        sleeper("no mark at all"),
+    ]
+    with ended(*victims, *others):
+        said = command("reap", "--dry-run", cwd=tmp_path)
+        assert all(v.poll() is None for v in victims)
+        assert f"would end process {victims[0].pid} " in said.stdout
+        said = command("reap", cwd=tmp_path)
+        assert said.returncode == 0, said.stderr
+        assert [v.wait(10) for v in victims] == [-signal.SIGTERM, -signal.SIGTERM]
+        assert all(o.poll() is None for o in others)
+        assert f"ended process {victims[1].pid} " in said.stdout
+        assert f"left process {others[1].pid} " in said.stdout
+        assert f"its campaign's driver runs (pid {os.getpid()})" in said.stdout
+        assert "its campaign's driver is on elsewhere" in said.stdout
+        assert all(f"process {o.pid} " not in said.stdout for o in (others[0], others[4]))
+        assert "nothing of a dead campaign was found" in command("reap", cwd=tmp_path).stdout
+
+
+def test_a_folder_is_known_by_the_owner_it_names(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dead campaign's folder goes with its shared memory; a living one's, one without an owner, and a lie stay."""
+    from campaign.guardian import own
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    mine = str(Mark("f" * 16, Identity.of(os.getpid())))
+    dead = str(Mark("d" * 16, dead_driver()))
+    region = Path("/dev/shm") / f"campaign_{os.getpid()}reap_1"
+    region.touch(0o600)
+    folders = {name: tmp_path / f"campaign-{name}" for name in ("dead", "live", "bare", "lie", "stranger")}
+    for folder in folders.values():
+        folder.mkdir(0o700)
+        (folder / "models").mkdir()
+    own(folders["dead"], dead, shm_prefix=f"campaign_{os.getpid()}reap_", folders=[], leader="")
+    own(folders["live"], mine)
+    (folders["lie"] / "owner.json").symlink_to(folders["dead"] / "owner.json")
+    (folders["stranger"] / "owner.json").write_text('{"mark": 7}')
+    try:
+        said = command("reap", cwd=tmp_path)
+        assert said.returncode == 0, said.stderr
+        assert not folders["dead"].exists()
+        assert not region.exists()
+        assert all(f.exists() for name, f in folders.items() if name != "dead"), said.stdout
+    finally:
+        region.unlink(missing_ok=True)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("provider", ["local", "parsl"])
+def test_reap_ends_what_nothing_else_can(slow: Path, before: Before, provider: str) -> None:  # noqa: F811
+    """Driver, keeper, guardian killed at once, a lease of an hour: reap ends it all, and a live campaign stays."""
+    settings = ("--provider", provider, "--set", "servers.lease_s=3600", "--set", LATE)
+    driver = start("run", "c.yaml", "--run-dir", "r", *settings, cwd=slow)
+    reach_the_middle(driver, slow / "r")
+    live = start("run", "c.yaml", "--run-dir", "live", "--set", LATE, cwd=slow)
+    assert wait_until(lambda: any(r["state"] == "ready" for r in records(slow / "live")), 120)
+    record = records(slow / "r")[0]
+    killed = watchers(driver.pid, record)
+    assert len(killed) == 2
+    if provider == "local":  # pilots of this provider would see the driver go: as if they did not
+        os.kill(record["pid"], signal.SIGSTOP)
+    for pid in (*killed, driver.pid):
+        os.kill(pid, signal.SIGKILL)
+    driver.communicate(timeout=10)
+    assert Path(record["place"]).exists()
+    said = command("reap", cwd=slow)
+    assert said.returncode == 0, said.stderr
+    assert f"process {record['pid']} " in said.stdout, said.stdout
+    assert not Path(record["place"]).exists()
+    assert "its campaign's driver runs" in said.stdout
+    assert live.poll() is None
+    assert psutil.pid_exists(records(slow / "live")[0]["server_pid"])
+    live.send_signal(signal.SIGINT)
+    output, _ = live.communicate(timeout=60)
+    assert live.returncode == 130, output
+    assert wait_until(lambda: not left(before), 5), left(before)
+
+
+def test_a_home_that_cannot_be_written_is_said_once_and_nothing_else(tmp_path: Path) -> None:
+    """The state directory is a file, say: the campaign's keeper is there all the same."""
+    (tmp_path / "home").write_text("")
+    script = (
+        "import pathlib, os; from campaign import keeper, reap\n"
+        "said = []\n"
+        "with keeper.hold(pathlib.Path.cwd(), say=said.append), keeper.hold(pathlib.Path.cwd(), say=said.append):\n"
+        "    print([f.what for f in reap.processes()])\n"
+        "print(len(said), said[0])\n"
+    )
+    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "['campaign.keeper']" in done.stdout
+    assert "\n1 cannot be written down for 'campaign reap'" in done.stdout

@@ -1,0 +1,169 @@
+"""`campaign plan` says why: what a key is made from now against what it was made from at the last run."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from campaign import intent
+from campaign.intent import Intent
+from campaign.ledger import Ledger
+from campaign.reasons import Reasons, as_json
+from campaign.receipts import FROZEN, Receipt, Receipts
+from campaign.rundir import RunDir
+from tests.test_plan import MODELS, YAML, edit, folder_of, make
+
+
+@pytest.fixture
+def folder(tmp_path):
+    yield from folder_of(tmp_path)
+
+
+def finished(made, rundir):
+    """A run directory in which everything of a plan is said to be there, one pack per file."""
+    intent.write(rundir, made)
+    with Receipts(rundir.receipts) as log:
+        for line in made.lines:
+            for key, url in zip(line.keys, line.events.files.urls(), strict=True):
+                if line.emit:
+                    log.add(
+                        Receipt(key, line.stage, line.events.dataset, line.variation, url, "counts", "", 1, 0, 0, "aa")
+                    )
+        for r in made.reduces:
+            log.add(Receipt(r.key, r.stage, "all", r.variation, "", FROZEN, "", 1))
+            rundir.frozen(r.stage, r.variation).parent.mkdir(parents=True, exist_ok=True)
+            rundir.frozen(r.stage, r.variation).touch()
+    rundir.pack("aa").parent.mkdir(parents=True)
+    rundir.pack("aa").write_bytes(b"x")
+    return rundir
+
+
+def why(made, rundir):
+    """``{(stage, dataset, variation, file): reasons}`` of what would run, and of reduce stages."""
+    ledger = Ledger(made, Receipts(rundir.receipts))
+    ledger.read(rundir)
+    reasons = Reasons(made, ledger, Intent.read(rundir), rundir)
+    found = {}
+    for some in made.todo(ledger.missing()):
+        for group in reasons.groups(some):
+            for url in group.urls:
+                for name in group.writes:
+                    found[(*name.split("/"), group.dataset, url.rpartition("/")[2])] = set(group.why)
+    return found, {f"{r.stage}/{r.variation}": set(reasons.reduce(r)) for r in made.reduces if reasons.reduce(r)}
+
+
+def test_what_is_done_needs_no_reason(folder, tmp_path):
+    """With everything there nothing would run."""
+    made = make(folder)
+    assert why(made, finished(made, RunDir(tmp_path / "r"))) == ({}, {})
+
+
+def test_a_new_directory_has_no_receipt(folder, tmp_path):
+    """Where there was no run every task runs for want of a receipt."""
+    tasks, reduces = why(make(folder), RunDir(tmp_path / "r"))
+    assert len(tasks) > 20
+    assert all(said == {"no receipt"} for said in [*tasks.values(), *reduces.values()])
+
+
+def touch(folder):
+    os.utime(folder / "mc/a.root", ns=(1, 1))
+
+
+def grow(folder):
+    (folder / "mc/a.root").write_bytes(b"longer than it was")
+    os.utime(folder / "mc/a.root", ns=(10**18, 10**18))
+
+
+def nothing(folder):
+    pass
+
+
+SELECT = "code of stage 'select' changed"
+CASES = {
+    "code": (edit("st.py", "scale(batch.pt)", "scale(batch.pt) + 1"), "", "first mc/a.root", SELECT),
+    "helper": (edit("helpers.py", "/ 1000", "/ 1024"), "", "predict data/d.root", SELECT),
+    "options": (
+        nothing, "stages.predict.outputs.score=T", "predict mc/b.root", "options of 'predict' changed: outputs.score"
+    ),
+    "date": (touch, "", "first mc/a.root", "input changed (date)"),
+    "size": (grow, "", "first mc/a.root", "input changed (size)"),
+    "metadata": (nothing, "datasets.mc.metadata={lumi: 1}", "first mc/a.root", "metadata changed"),
+    "tree": (nothing, "datasets.mc.tree=other", "first mc/a.root", "tree of dataset 'mc' changed"),
+    "read_rows": (nothing, "read_rows=7", "raw data/d.root", "read_rows changed"),
+    "new variation": (nothing, "variations.new={tree: N}", "raw data/d.root", "raw/data/new is new"),
+    "new stage": (nothing, "stages.more={use: 'st.py:counts'}", "more mc/a.root", "stage 'more' is new"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_task_says_what_has_changed(folder, tmp_path, case):
+    """Code, options, input, metadata, tree, range or a new name: the reason that is given is the one there is."""
+    rundir = finished(make(folder), RunDir(tmp_path / "r"))
+    do, change, at, reason = CASES[case]
+    do(folder)
+    tasks, _ = why(make(folder, YAML, *filter(None, [change])), rundir)
+    said = [v for (s, _, d, f), v in tasks.items() if f"{s} {d}/{f}" == at]
+    assert said
+    assert any(reason in s for s in said), said
+    assert not any("no receipt" in s for s in tasks.values())
+    if case in ("date", "size"):
+        assert {f for s, _, _, f in tasks if s == "first"} == {"a.root"}
+
+
+def test_a_changed_model_is_named_with_its_file(folder, tmp_path):
+    """Predictions and what follows run because a file of the model changed; the selection does not run for that."""
+    models = {**MODELS, "tagger": {"batch": 8, "files": {"model.onnx": "1"}}}
+    rundir = finished(make(folder, models=models), RunDir(tmp_path / "r"))
+    after = {**MODELS, "tagger": {"batch": 8, "files": {"model.onnx": "2"}}}
+    tasks, reduces = why(make(folder, models=after), rundir)
+    assert {s for s, *_ in tasks} == {"predict", "first", "second"}
+    assert all("model tagger changed: files.model.onnx" in said for said in tasks.values())
+    assert reduces["factors/nominal"] == {"merged 'first' will be made anew"}
+    assert all("frozen 'factors' will be made anew" in said for (s, *_), said in tasks.items() if s == "second")
+
+
+def test_a_partial_that_is_not_what_its_receipt_says_is_a_reason(folder, tmp_path):
+    """A pack that is gone or too short: its tasks say so; the same for a frozen value."""
+    made = make(folder)
+    rundir = finished(made, RunDir(tmp_path / "r"))
+    rundir.pack("aa").write_bytes(b"")
+    rundir.frozen("extract", "trk").unlink()
+    tasks, reduces = why(made, rundir)
+    assert all(said == {"its partial is missing or torn"} for (s, *_), said in tasks.items() if s != "predict")
+    assert reduces == {"extract/trk": {"its frozen value is missing"}}
+
+
+def test_every_task_is_in_the_json(folder, tmp_path):
+    """For a program each task stands by itself, with what it leaves, its keys and its reasons."""
+    made = make(folder)
+    rundir = finished(made, RunDir(tmp_path / "r"))
+    touch(folder)
+    made = make(folder)
+    ledger = Ledger(made, Receipts(rundir.receipts))
+    ledger.read(rundir)
+    todo = made.todo(ledger.missing())
+    told = as_json(made, Reasons(made, ledger, Intent.read(rundir), rundir), todo)
+    assert len(told["tasks"]) == sum(len(p.places) for p in todo)
+    keys = [key for task in told["tasks"] for key in task["keys"]]
+    assert sorted(keys) == sorted(x.keys[int(i)] for p in todo for x in p.shape.emits for i in p.places)
+    assert {
+        tuple(t["why"]) for t in told["tasks"] if t["file"].endswith("mc/a.root") and "first/nominal" in t["writes"]
+    } == {("input changed (date)",)}
+
+
+def test_a_group_names_a_few_files_and_counts_the_rest(folder, tmp_path):
+    """A thousand files with one reason are one line."""
+    for i in range(1000):
+        (folder / f"data/e{i:03}.root").touch()
+    made = make(folder)
+    ledger = Ledger(made, Receipts(tmp_path / "none"))
+    reasons = Reasons(made, ledger, None, RunDir(tmp_path))
+    lines = [g.text() for some in made.todo() for g in reasons.groups(some)]
+    assert len(lines) < 20
+    assert any(
+        line.startswith("d.root, e000.root, e001.root and 998 more (data): predict/nominal, raw/nominal")
+        for line in lines
+    ), lines
+    assert np.sum([len(g.places) for some in made.todo() for g in reasons.groups(some)]) == made.total

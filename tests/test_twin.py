@@ -1,0 +1,146 @@
+"""The local twin: the same model in the task's process, held to the known answer before anything is started."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from campaign import ServerPool, ServerSpec
+from campaign.errors import InferenceError, SpecError
+from campaign.kserve import check_inputs
+from campaign.pool import make_kind
+from campaign.request import Request
+from campaign.twin import Twins, agree, twin_of
+from campaign.wire import Codec, batch_of
+from tests.conftest import campaign_dict, command, hashes, report_of, start
+from tests.integration.test_left_behind import reach_the_middle, records
+
+ROOT = Path(__file__).resolve().parent.parent
+OWN = """
+class Same:
+    def __init__(self, file):
+        self.file = file
+
+    def __call__(self, inputs):
+        return {"Y": inputs["X"]}
+
+class Doubled(Same):
+    def __call__(self, inputs):
+        return {"Y": 2 * inputs["X"]}
+
+class Odd(Same):
+    def __call__(self, inputs):
+        return {"Y": inputs["X"] if len(inputs["X"]) == 4 else inputs["X"][:-1]}
+"""
+
+
+def twin(tmp_path: Path, repository: str, model: str, **given: Any) -> Any:
+    """The twin of a model, as a campaign file in ``tmp_path`` would name it."""
+    (tmp_path / "own.py").write_text(OWN)
+    spec = ServerSpec(model_repository=str(ROOT / repository), models={model: given})
+    return twin_of(make_kind(spec, tmp_path), tmp_path, model, spec.models[model])
+
+
+def test_the_onnx_twin_of_the_tagger_gives_its_known_answer(tmp_path):
+    """`local_twin: true` needs nothing more where the model is a model.onnx; off is the default."""
+    assert agree([twin(tmp_path, "model_repository", "qg_tagger", local_twin=True)]) is None
+    assert twin(tmp_path, "model_repository", "qg_tagger") is None
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"use": "own.py:Doubled"}, "wrong answer"),
+        ({"use": "own.py:None_"}, "cannot be asked"),
+        ({"use": "onnx"}, "there is no"),
+        ({"use": "onnx", "file": "own.py"}, "cannot be asked"),
+    ],
+)
+def test_a_twin_that_does_not_agree_is_refused(tmp_path, given, says):
+    """Another answer, nothing there, no such file, no model in it: the key and what to do, before a server starts."""
+    try:
+        told = agree([twin(tmp_path, "tests/models", "slow", local_twin=given)])
+    except SpecError as error:
+        told = error
+    assert isinstance(told, SpecError)
+    assert says in str(told)
+    assert told.key == ("servers", "models", "slow", "local_twin")
+
+
+def test_a_tolerance_of_its_own_counts(tmp_path):
+    """A twin twice as large agrees where the campaign says that a factor of two is near enough."""
+    assert agree([twin(tmp_path, "tests/models", "slow", local_twin={"use": "own.py:Doubled", "rtol": 1.1})]) is None
+
+
+def test_its_answer_is_held_to_the_models_shapes(tmp_path):
+    """Rows without the padding, in order; an answer of another shape is an error and no answer."""
+    x = np.arange(3, dtype=np.float32).reshape(3, 1)
+    for use, good in (("own.py:Same", True), ("own.py:Odd", False)):
+        made = twin(tmp_path, "tests/models", "slow", batch=8, local_twin={"use": use})
+        info = made.info()
+        request = Request(Codec(info), batch_of(info, [check_inputs(info, {"X": x})]))
+        if good:
+            assert np.array_equal(Twins([made]).answer(request)["Y"], x)
+        else:
+            with pytest.raises(InferenceError, match=r"gave Y as float32 \(7, 1\)"):
+                Twins([made]).answer(request)
+
+
+def test_what_it_knows_of_the_model_is_what_the_server_says(tmp_path):
+    """Names, datatypes, shapes and batch, so that a process that never met a server cuts the same requests."""
+    for repository, model in (("model_repository", "qg_tagger"), ("tests/models", "odd"), ("tests/models", "ragged")):
+        known = twin(tmp_path, repository, model, local_twin="own.py:Same").info()
+        with ServerPool(str(ROOT / repository), models=[model]) as pool:
+            assert pool.servers().model(model) == known
+
+
+@pytest.fixture
+def slow(small: Path) -> Path:
+    """The small campaign with a model that takes its time and has a twin."""
+    made = campaign_dict("slow")
+    made["servers"]["window"] = 2
+    (small / "in-flight").mkdir()
+    (small / "own.py").write_text(OWN)
+    made["servers"]["models"]["slow"] |= {
+        "parameters": {"delay_s": 0.1, "mark": str(small / "in-flight")}, "local_twin": "own.py:Same",
+    }  # fmt: skip
+    (small / "c.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
+    return small
+
+
+def test_the_twin_answers_when_no_server_is_left(slow):
+    """The campaign completes with the same outputs, counts the rows, and says that it cannot be reproduced."""
+    driver = start("run", "c.yaml", "--run-dir", "r", "--set", "servers.restarts=0", cwd=slow)
+    reach_the_middle(driver, slow / "r")
+    os.kill(records(slow / "r")[0]["server_pid"], signal.SIGKILL)
+    output, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 0, output
+    report = report_of(slow / "r")
+    assert report["status"] == "complete"
+    assert report["rows"]["local_twin"] > 0
+    assert report["rows"]["first"] > 0
+    assert report["reproducible"] is False
+    assert command("run", "c.yaml", "--run-dir", "whole", cwd=slow).returncode == 0
+    whole = report_of(slow / "whole")
+    assert (whole["rows"]["local_twin"], whole["reproducible"]) == (0, True)
+    assert hashes(slow / "r") == hashes(slow / "whole")  # an identity is one to the last bit, wherever it runs
+    again = command("run", "c.yaml", "--run-dir", "r", cwd=slow)
+    assert again.returncode == 0
+    assert report_of(slow / "r")["reproducible"] is False, "what a twin has left is still there"
+
+
+def test_a_twin_that_does_not_agree_stops_the_campaign_before_it_starts(slow):
+    """Exit 2, the key by name, and no server was started."""
+    done = command(
+        "run", "c.yaml", "--run-dir", "r", "--set", "servers.models.slow.local_twin=own.py:Doubled", cwd=slow
+    )
+    assert done.returncode == 2, done.stderr
+    assert "servers.models.slow.local_twin" in done.stderr
+    assert "wrong answer" in done.stderr
+    assert not records(slow / "r")
