@@ -129,7 +129,8 @@ FOUND: dict[str, tuple[Callable[[Record], None], str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", [pytest.param(f, marks=FAULTS if f != "stub killed" else ()) for f in FOUND])
+@FAULTS
+@pytest.mark.parametrize("fault", FOUND)
 def test_a_server_that_fails_is_replaced(small: Path, run: Run, undisturbed: dict[str, str], fault: str) -> None:
     """Whatever befalls the only server, the report says what; another takes its place, and no bit changes."""
     act, why = FOUND[fault]
@@ -204,13 +205,9 @@ def test_a_server_killed_while_it_starts_is_started_again(small: Path, run: Run,
     assert hashes(small / "r") == undisturbed
 
 
+@FAULTS
 @pytest.mark.parametrize(
-    ("provider", "signum"),
-    [
-        ("local", signal.SIGKILL),
-        pytest.param("local", signal.SIGTERM, marks=FAULTS),
-        pytest.param("parsl", signal.SIGKILL, marks=FAULTS),
-    ],
+    ("provider", "signum"), [("local", signal.SIGKILL), ("local", signal.SIGTERM), ("parsl", signal.SIGKILL)]
 )
 def test_a_pilot_that_is_lost_is_sent_again(
     small: Path, run: Run, undisturbed: dict[str, str], provider: str, signum: int
