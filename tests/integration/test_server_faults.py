@@ -13,12 +13,11 @@ from typing import Any
 
 import psutil
 import pytest
-import tritonclient.grpc as grpcclient
 import yaml
 
 from campaign.incarnation import newest
 from campaign.rundir import write_json
-from tests.conftest import campaign_dict, command, hashes, make_small, report_of, start, wait_until
+from tests.conftest import campaign_dict, command, hashes, make_small, report_of, start, unload, wait_until
 
 Record = dict[str, Any]
 Run = Callable[..., subprocess.Popen[str]]
@@ -105,16 +104,6 @@ def stub(record: Record) -> int:
     return next(p.pid for p in children if "triton_python_backend_stub" in " ".join(p.cmdline()))
 
 
-def unload(record: Record) -> None:
-    """Take the model out of the server; where that is restricted, with the word from its command line."""
-    line = psutil.Process(record["server_pid"]).cmdline()
-    words = [m for a in line if (m := re.fullmatch(r"--grpc-restricted-protocol=.*model-repository.*:(.+)=(.+)", a))]
-    headers = {f"triton-grpc-protocol-{m[1]}": m[2] for m in words}
-    client = grpcclient.InferenceServerClient(record["url"])
-    client.unload_model("slow", headers=headers)
-    client.close()
-
-
 FOUND: dict[str, tuple[Callable[[Record], None], str]] = {
     "killed": (lambda r: os.kill(r["server_pid"], signal.SIGKILL), "the server ended by signal 9"),
     "crashed": (lambda r: os.kill(r["server_pid"], signal.SIGSEGV), "the server ended (by signal|with exit code)"),
@@ -125,7 +114,7 @@ FOUND: dict[str, tuple[Callable[[Record], None], str]] = {
         lambda r: os.kill(stub(r), signal.SIGSTOP),
         "model slow does not serve its canary|has been stopped",
     ),
-    "unloaded": (unload, "its process .* has ended|.*no available versions"),
+    "unloaded": (lambda r: unload(r, "slow"), "its process .* has ended|.*no available versions"),
 }
 
 
