@@ -211,9 +211,9 @@ class Run:
         account.fill(self.report, self.plan, self.state, self.rundir, self.checked.kind, self.pool, self.tasks_to_do)
         self.profile.workers = campaign_workers(self.campaign)
         self.report.profile = account.profiled(self.profile, self.plan, self.state, self.pool).to_json()
+        self._sign()
         self.report.wall_s = round(time.time() - self.profile.began, 3)
         self.report.save()
-        self._sign()
         self.shown.close()
         return self.report
 
@@ -267,9 +267,14 @@ class Run:
         self.hashes.join()
         done = manifest.Done(
             self.campaign, self.plan, self.checked.models, self.state.merged, self.state.frozen, self.state.ledger,
-            self.report.versions, self.hashes.found,
+            {**self.report.versions, "reproducible": str(self.report.reproducible)}, self.hashes.found,
         )  # fmt: skip
-        manifest.write(self.rundir, done)
+        try:
+            manifest.write(self.rundir, done)
+        except OSError as error:
+            self.report.status = report.FAILED
+            self.report.errors.append(f"{self.rundir.manifest}: cannot be written: {error.strerror}")
+            self.report.errors += no_room(self.report.errors, self.rundir.root)
 
     def _start(self, stack: ExitStack) -> Scheduler:
         waiting = [r for r in self.plan.reduces if (r.stage, r.variation) not in self.state.frozen]

@@ -52,9 +52,9 @@ def to_hash(plan: Plan) -> list[tuple[str, int, str]]:
     chosen: list[tuple[str, int, str]] = []
     spare: list[list[tuple[str, int, str]]] = []
     for files in file_lists(plan).values():
-        order = in_order(plan.digest, list(files.urls()))
-        local = [(f.url, f.size, f.stamp) for f in map(files.one, order) if not is_url(f.url)]
-        count = math.ceil(len(order) * PERCENT / 100)
+        count = math.ceil(len(files) * PERCENT / 100)
+        first = in_order(plan.digest, list(files.urls()))[: count + MOST_FILES]
+        local = [(f.url, f.size, f.stamp) for f in map(files.one, first) if not is_url(f.url)]
         chosen += local[:count]
         spare.append(local[count : count + MOST_FILES])
     total = sum(size for _, size, _ in chosen)

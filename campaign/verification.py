@@ -124,7 +124,9 @@ def _made_again(
                 )
                 return None
             campaign = specfile.loads(written["yaml"], Path(written["base"]), "manifest.json")
-        campaign = campaign.model_copy(update={"errors": ErrorSpec()})  # what failed here would not be held against
+        # What failed here would not be held against what is there, nor would it tell much if another one answered.
+        servers = campaign.servers and campaign.servers.model_copy(update={"local_twin": None})
+        campaign = campaign.model_copy(update={"errors": ErrorSpec(), "servers": servers})
         return engine.check(engine.override(campaign, workers=workers, servers=1, provider="local"))
     except SpecError as error:
         made.findings.append(Finding("campaign", str(told["campaign"]), f"cannot be made again: {error}"))
@@ -201,7 +203,11 @@ def _versions(checked: Checked, told: Mapping[str, Any], made: Verification) -> 
     now = report.versions()
     if hasattr(checked.kind, "versions"):
         now["server"] = checked.kind.versions()
+    if told["versions"].get("reproducible") == "False":
+        made.notes.append("the run itself says that its outputs are not reproducible; its report says why")
     for name, was in told["versions"].items():
+        if name == "reproducible":
+            continue
         if now.get(name) != was and name != "executable":
             made.notes.append(f"{name} is {now.get(name, 'not there')}, and was {was}: a likely cause of what differs")
     if checked.kind is not None and not checked.kind.managed:
@@ -249,7 +255,7 @@ def _recompute(
         again = RunDir(Path(folder) / "again")
         _run(checked, again, frozen, passes, shown, made)
         before = {_at(r): r for r in looked.partials.values()}
-        count = 0
+        count, wanted = 0, sum(len(p.shape.emits) * len(p.places) for p in passes)
         for receipt in Receipts(again.receipts):
             was = looked.partials.get(receipt.key) or before.get(_at(receipt))
             if receipt.kind in (FROZEN, MERGED) or was is None:
@@ -258,6 +264,10 @@ def _recompute(
             if was.sha256 != receipt.sha256:
                 name = f"{receipt.stage}/{receipt.dataset}/{receipt.variation} of {receipt.file}"
                 made.findings.append(Finding("recomputed", name, f"{receipt.sha256[:12]}, and was {was.sha256[:12]}"))
+    if count < wanted and not any(f.what == "recomputed" for f in made.findings):
+        made.findings.append(
+            Finding("recomputed", "the sample", f"{wanted - count} partials have no receipt to be held to")
+        )
     made.checked |= {"tasks done again": sum(len(p.places) for p in passes), "partials held against them": count}
 
 
