@@ -153,9 +153,12 @@ class Pilot:
     def replace(self) -> None:
         """Become the pilot of the next generation: a fresh process image in which no thread and no channel was."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the next generation can take them
-        if self.asked:
-            return
         later = self.generation + 1
+        if self.asked:  # a moment ago: the submitter decides whether there is a next one
+            path = self.folder / f"{name_of(self.slot, later)}.json"
+            with contextlib.suppress(OSError):
+                write_json(path, {**(read_json(path) or {}), "state": "ended", "why": self.asked, "told": True})
+            return
         options = [f"--slot={self.slot}", f"--generation={later}", f"--wait={backoff(later):.2f}"]
         options.append(f"--guardian={self.guardian.hand_over()}")
         os.execv(sys.executable, [sys.executable, "-m", "campaign.pilot", str(self.folder), *options])  # noqa: S606

@@ -179,7 +179,8 @@ class ServerPool:
             self._carried += made
             return made
 
-        replacer = Replacer(self.folder, self.spec.restarts, self.spec.lease_s, carry, self.say)
+        slow_s = self.spec.start_deadline_s + 60.0
+        replacer = Replacer(self.folder, self.spec.restarts, self.spec.lease_s, slow_s, carry, self.say)
         self._replacing = threading.Thread(target=self._replace, args=(replacer,), name="campaign-pilots", daemon=True)
         self._replacing.start()
 

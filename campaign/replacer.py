@@ -28,12 +28,16 @@ class Replacer:
         folder: The pool's.
         restarts: How often each slot may be filled again.
         lease_s: A record that has stood still for twice as long, and for `LOST_S`, has no pilot any more.
+        slow_s: The same before there is a server process: a pilot that looks at large files first says nothing.
         carry: Starts one pilot with further arguments.
         say: Takes progress lines.
     """
 
-    def __init__(self, folder: Path, restarts: int, lease_s: float, carry: Carry, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, restarts: int, lease_s: float, slow_s: float, carry: Carry, say: Callable[[str], None]
+    ) -> None:
         self.folder, self.restarts, self.lease_s, self.carry, self.say = folder, restarts, lease_s, carry, say
+        self.slow_s = slow_s
         self._beats: dict[str, tuple[int, float]] = {}
         self._due: dict[tuple[int, int], float] = {}
         self._carried: dict[tuple[int, int], list[Carried]] = {}
@@ -53,7 +57,7 @@ class Replacer:
         known, since = self._beats.get(name, (-1, now))
         if known != beat:
             self._beats[name] = (beat, now)
-        elif now - since > max(2 * self.lease_s, LOST_S):
+        elif now - since > (max(2 * self.lease_s, LOST_S) if record["server_pid"] else self.slow_s):
             (self.folder / f"closed-{name}").touch()
             why = f"{name}: nothing was heard of its pilot for {now - since:.0f} s: is the node lost?"
             self._close({**record, "why": why})

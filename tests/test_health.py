@@ -16,7 +16,7 @@ import tritonclient.grpc as grpcclient
 from campaign import ServerPool, canary
 from campaign.family import Family
 from campaign.health import Health
-from tests.conftest import PROJECT, left, lying_about, ours, wait_until
+from tests.conftest import PROJECT, left, lying_about, ours, unload, wait_until
 
 REPOSITORY = PROJECT / "tests" / "models"
 MODELS: dict[str, Any] = {
@@ -45,7 +45,7 @@ def health(pool: ServerPool, *models: str, every_s: float = 0.2, deadline_s: flo
     """Somebody who looks after some of the server's models, and has seen their first proof."""
     canaries = {m: str(p) if (p := REPOSITORY / m / "canary.npz").exists() else None for m in models}
     made = Health(
-        canary.client_of(pool.records()[0]["url"]), canaries,
+        canary.client_of("server-0", pool.records()[0]["url"]), canaries,
         every_s=every_s, deadline_s=deadline_s, silent_s=silent_s,
     )  # fmt: skip
     for model in models:
@@ -82,6 +82,7 @@ def test_a_model_that_is_well_stays_so_and_its_canaries_are_not_counted(long_liv
     assert made.counted["no_canary"][:2] == [0, 0]
 
 
+@pytest.mark.faults
 def test_a_busy_model_is_not_a_dead_one(long_lived_pool: ServerPool) -> None:
     """Its canary waits behind requests for longer than its deadline: what is answered meanwhile speaks for it."""
     made = health(long_lived_pool, "slow", deadline_s=1.5)
@@ -96,7 +97,7 @@ def test_a_busy_model_is_not_a_dead_one(long_lived_pool: ServerPool) -> None:
 def test_a_model_that_was_taken_out_is_found(long_lived_pool: ServerPool) -> None:
     """It has gone from the counters; the answer to its canary says the rest."""
     made = health(long_lived_pool, "text", every_s=60)
-    made.client.unload_model("text")
+    unload(long_lived_pool.records()[0], "text")
     assert "no available versions" in watch(made, 10)
     made.close()
 

@@ -1,0 +1,117 @@
+"""Who sends pilots in place of lost ones, where the sending itself goes wrong; see test_server_faults for real loss."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from campaign.errors import ProviderError
+from campaign.incarnation import backoff, blank, causes, newest, on_the_way
+from campaign.protocols import Carried
+from campaign.replacer import Replacer
+from campaign.rundir import write_json
+from tests.conftest import wait_until
+
+
+class Child:
+    """A pilot that is a child of this process."""
+
+    def __init__(self, code: str) -> None:
+        self.process = subprocess.Popen([sys.executable, "-S", "-c", code])
+
+    def poll(self) -> int | None:
+        """Its exit code."""
+        return self.process.poll()
+
+    def cancel(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.wait()
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """All records, the newest last."""
+    found = [json.loads(p.read_text()) for p in folder.glob("server-*.json")]
+    return sorted(found, key=lambda r: r["generation"])
+
+
+def lost(folder: Path, restarts: int) -> None:
+    """The record of a server whose pilot was killed."""
+    record = blank(0, 0, folder, restarts)
+    write_json(folder / "server-0.json", {**record, "state": "ended", "told": False, "why": "its pilot was killed"})
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting between two tries."""
+    monkeypatch.setattr("campaign.replacer.backoff", lambda _: 0.0)
+
+
+def test_pilots_that_end_at_their_start_spend_the_budget(tmp_path: Path) -> None:
+    """Each that never leaves a record is noted as one of the slot's incarnations; then nobody is coming any more."""
+    lost(tmp_path, restarts=2)
+    sent: list[Sequence[str]] = []
+
+    def carry(more: Sequence[str]) -> list[Carried]:
+        sent.append(more)
+        return [Child("pass")]
+
+    replacer = Replacer(tmp_path, 2, 10, 60, carry, lambda _: None)
+
+    def spent() -> bool:
+        replacer.look()
+        return not on_the_way(newest(records(tmp_path))[0])
+
+    assert wait_until(spent, 30)
+    replacer.look()
+    assert sent == [["--slot=0", "--generation=1"], ["--slot=0", "--generation=2"]]
+    assert [r["name"] for r in records(tmp_path)] == ["server-0", "server-0.1", "server-0.2"]
+    told = causes(records(tmp_path))
+    assert told == "its pilot was killed (server-0); its pilot ended at its start (server-0.1, server-0.2)"
+
+
+def test_a_provider_that_refuses_is_asked_again_within_the_budget(tmp_path: Path) -> None:
+    """What it says stands in the record of the one that could not be sent."""
+    lost(tmp_path, restarts=1)
+    said: list[str] = []
+
+    def carry(_: Sequence[str]) -> list[Carried]:
+        raise ProviderError("the queue is closed")
+
+    replacer = Replacer(tmp_path, 1, 10, 60, carry, said.append)
+    for _ in range(3):
+        replacer.look()
+    assert said == ["its pilot was killed; a pilot for server-0.1 is sent"]
+    assert records(tmp_path)[1]["why"] == "the queue is closed"
+    assert not on_the_way(records(tmp_path)[1])
+
+
+def test_a_pilot_that_runs_and_has_said_nothing_yet_is_waited_for(tmp_path: Path) -> None:
+    """One that queues, or imports: no second one is sent beside it."""
+    lost(tmp_path, restarts=3)
+    sent: list[Child] = []
+
+    def carry(_: Sequence[str]) -> list[Carried]:
+        sent.append(Child("import time; time.sleep(60)"))
+        return [sent[-1]]
+
+    replacer = Replacer(tmp_path, 3, 10, 60, carry, lambda _: None)
+    for _ in range(5):
+        replacer.look()
+    assert len(sent) == 1
+    assert len(records(tmp_path)) == 1
+    sent[0].cancel()
+
+
+def test_waiting_doubles_and_is_spread() -> None:
+    """Half a second at first, twice as much each time, half a minute at the most."""
+    assert 0.375 <= backoff(1) <= 0.625
+    assert 1.5 <= backoff(3) <= 2.5
+    assert 22 <= backoff(1000) <= 37.5
+    assert len({backoff(5) for _ in range(10)}) > 1
