@@ -1,8 +1,8 @@
 """How long until requests are answered again after a pool of one server has lost it.
 
 Run ``python benchmarks/recovery.py``. Each fault befalls the only server of a fresh pool while it is idle; the clock
-runs from the fault to the first answer of the server that has come in its place. The start of the pool (entered, to
-its first answer) stands beside it: nothing could be faster than that but by what a pool does before its pilots start.
+runs from the fault to the first answer of the server that has come in its place. Beside it stands what a pool takes
+from its start to its first answer.
 """
 
 from __future__ import annotations

@@ -55,6 +55,7 @@ def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool
         "failed": state.counts["failed"],
     }
     made.rows.update(state.rungs)
+    made.warnings += sorted(state.refused)
     for name, files in plan.files.items():
         made.datasets[name] = {"files": len(files), "events": int(state.ledger.events[name].sum())}
     _outputs(made, plan, state)

@@ -88,8 +88,9 @@ class PoolAddress:
                 with suppress(FileNotFoundError):  # swept meanwhile
                     record, refused = self._believed(path) if not why else ({}, why)
                     if refused:
+                        why_not = f"its record was refused: {refused}"
                         record = {"name": path.stem, "state": "ended", "url": "", "told": False, "log": "",
-                                  "why": f"its record was refused: {refused}"}  # fmt: skip
+                                  "why": why_not, "refused": True}  # fmt: skip
                     if record:
                         found.append({**record, **given, "own": True})
         return found

@@ -119,6 +119,11 @@ class Servers:
         raise TypeError("Servers holds open channels and does not travel; send its .address and connect() there")
 
     @property
+    def refused(self) -> set[str]:
+        """Servers that were not believed, and why: others' records, others behind our servers' names."""
+        return set(self._roster.refused)
+
+    @property
     def waited_s(self) -> float:
         """Seconds callers have waited: for answers, for room, for the first server."""
         return self._flight.waited_s

@@ -47,8 +47,8 @@ class Failures:
         What later passes were to read of the same events they will not: it would be in their outputs and not in what
         their frozen values were made from. And a file that cannot be read is not tried once more by each pass.
         """
-        state, events = self._state, shape.events
-        later = [x for x in state.ledger.emits if x.events is events and x.level > shape.emits[0].level]
+        state = self._state
+        later = [x for x in state.ledger.emits if shape.emits[0] in state.ledger.before[x]]
         state.ledger.lose(later, np.array([place]))
         # What could not be written is the run directory's fault, whatever was read.
         source = shape.tasks([place]).task(0).source

@@ -31,6 +31,7 @@ class Ledger:
         receipts: The log.
 
     Attributes:
+        before: Of each line, those of earlier passes over the same events.
         events: Entries of the nominal trees by dataset, one per file, int64.
         merged: Receipts of merged outputs by name, with their place in the log.
         frozen: Receipts of frozen values by (stage, variation).
@@ -40,6 +41,7 @@ class Ledger:
     def __init__(self, plan: Plan, receipts: Receipts) -> None:
         self.plan, self.receipts = plan, receipts
         self.emits = [line for line in plan.lines if line.emit]
+        self.before = {x: [e for e in self.emits if e.events is x.events and e.level < x.level] for x in self.emits}
         self._at = {line: np.full(len(line.keys), NOT_YET, np.int64) for line in self.emits}
         self._done = dict.fromkeys(self.emits, 0)
         self._lost = dict.fromkeys(self.emits, 0)

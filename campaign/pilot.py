@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from campaign import enclose, serverlog
 from campaign.address import Secret
+from campaign.aside import aside
 from campaign.errors import CampaignError, ModelError, ServerError
 from campaign.family import Family
 from campaign.guardian import Guardian, die_with_parent, sweep
@@ -39,6 +40,7 @@ from campaign.userfile import named
 
 if TYPE_CHECKING:
     from campaign.health import Health
+    from campaign.protocols import Launch
 
 T = TypeVar("T")
 POLL_S = 0.1
@@ -198,7 +200,7 @@ class Pilot:
         self.place = tempfile.mkdtemp(prefix="campaign-")
         self.tell_guardian(self.slow_s)
         self.folders_before = _python_env_folders()
-        launch = named(str(self.order["kind"])).launch(self.order["recipe"], Path(self.place), self.name)
+        launch = self.laid_out()
         self.launch, self.url, self.shm = launch, launch.url, launch.shm_prefix
         argv, env = enclose.command(launch, Path(self.place), self.folder, self.name)
 
@@ -220,6 +222,15 @@ class Pilot:
             )
         self.tell_guardian(self.slow_s)
         self.record("starting")
+
+    def laid_out(self) -> Launch:
+        """The server's folder filled, by a thread: a model may be gigabytes, all of which is looked at."""
+        kind = named(str(self.order["kind"]))
+        laid = aside(lambda: kind.launch(self.order["recipe"], Path(self.place), self.name), "laying-out")
+        while not laid.done():
+            self.pause(laid)
+        launch: Launch = laid.result()
+        return launch
 
     def tell_guardian(self, patience_s: float) -> None:
         """What is to be ended and swept if this process dies, or does not `pause` for so long."""
@@ -373,7 +384,11 @@ class Pilot:
             self.health.close()
         if self.place:
             self.folders = self.folders or sorted(_python_env_folders() - self.folders_before)
-            sweep(self.place, self.shm, self.folders)
+            for _ in range(50):  # it may still be being laid out: a folder that is gone is not made again
+                sweep(self.place, self.shm, self.folders)
+                if not Path(self.place).exists():
+                    break
+                time.sleep(POLL_S)
 
     def _idle(self) -> bool:
         # An idle Triton takes seconds to obey SIGTERM; the submitter says when no request can be under way.

@@ -187,7 +187,8 @@ class ServerPool:
         from campaign.tls import Gate
 
         walltime = getattr(provider, "walltime_s", None) or WEEK_S
-        gate = Gate(self.folder, WEEK_S + walltime, walltime)  # batch jobs queue before their walltime begins
+        # Clients as long as the last server may live that fills a slot; a batch job may queue for as long as it runs.
+        gate = Gate(self.folder, WEEK_S + (1 + self.spec.restarts) * walltime, walltime)
         self._stack.callback(gate.stop)
         gate.start()
         self._secret = gate.secret

@@ -9,7 +9,7 @@ import numpy as np
 
 from campaign.errors import CampaignError, SpecError
 from campaign.plan import Pass, Plan, longest_first
-from campaign.processes import child_setup, context, no_main
+from campaign.processes import ask_child
 from campaign.protocols import JobTicket
 from campaign.task import Task
 
@@ -31,20 +31,7 @@ def preflight(plan: Plan, todo: Iterable[Pass], job: JobTicket) -> None:
     groups = [_largest(some) for some in todo if some.shape.artefact is None]
     if not groups:
         return
-    ours, theirs = context().Pipe()
-    child = context().Process(target=_look_at, args=(theirs, job, groups), daemon=True)
-    with no_main():
-        child.start()
-    theirs.close()
-    try:
-        found = ours.recv() if ours.poll(DEADLINE_S) else CampaignError("a stage did not return", where="check")
-    except EOFError:
-        child.join(5)
-        found = CampaignError(f"a stage crashed the process that tried it (exit code {child.exitcode})", where="check")
-    finally:
-        child.kill()
-        child.join()
-        ours.close()
+    found = ask_child(_look_at, (job, groups), DEADLINE_S, "check: a stage that was tried")
     if found is not None:
         raise _as_spec_error(plan, *found) if isinstance(found, tuple) else found
 
@@ -58,7 +45,6 @@ def _largest(some: Pass) -> list[Task]:
 def _look_at(pipe: Connection, job: JobTicket, groups: list[list[Task]]) -> None:
     from campaign.work import look
 
-    child_setup()
     for tasks in groups:
         wrong: tuple[CampaignError, Task] | None = None
         for task in tasks:

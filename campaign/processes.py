@@ -85,13 +85,13 @@ def no_main() -> Iterator[None]:
         main.update(hidden)
 
 
-def ask_child(function: Callable[..., None], args: tuple[Any, ...], deadline_s: float, what: str) -> Any:
+def ask_child(function: Callable[..., None], args: tuple[Any, ...], deadline_s: float | None, what: str) -> Any:
     """Call a function in a process of its own, which is gone afterwards.
 
     Args:
         function: Called with the sending end of a pipe and ``args``; what it sends is the answer.
         args: Its other arguments.
-        deadline_s: How long it may take.
+        deadline_s: How long it may take; None: as long as it likes.
         what: What it is doing, for errors.
 
     Returns:

@@ -76,6 +76,7 @@ class Roster:
         self.address = address
         self.links: dict[str, Link] = {}
         self.gone: dict[str, str] = {}
+        self.refused: set[str] = set()
         self.empty_since = time.monotonic()
         self._elsewhere: set[str] = set()
         self._leaving: list[Link] = []
@@ -100,6 +101,8 @@ class Roster:
                     self._leaving.append(links.pop(name))  # what is under way may still be answered
                 elif state == "ended" and name not in self.gone:
                     self.gone[name] = str(record.get("why", ""))
+                    if record.get("refused"):
+                        self.refused.add(f"{name}: {self.gone[name]}")
                     self._leaving += [links.pop(name)] if name in links else []
                     for link in [x for x in self._leaving if x.name == name]:
                         self._leaving.remove(link)
@@ -119,6 +122,7 @@ class Roster:
         """Who listens there is not the server of that record: it is asked no more."""
         with self._lock:
             self.gone[link.name] = f"refused, it is not the server of this record: {said}"
+            self.refused.add(f"{link.name}: {self.gone[link.name]}")
             if link.name in self.links:
                 self.links = {name: other for name, other in self.links.items() if name != link.name}
                 self._leaving.append(link)

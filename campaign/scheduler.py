@@ -168,7 +168,9 @@ class Scheduler:
             lengths = np.frombuffer(answer.lengths, np.int64)
             at = self.receipts.append(answer.lines) + np.cumsum(lengths) - lengths
             events = np.frombuffer(answer.events, np.int64)
-            self.state.ledger.record(shape.emits, done, at.reshape(len(done), -1), events)
+            # Of a file that has failed in an earlier pass meanwhile nothing is wanted in this run.
+            wanted = ~self.state.ledger.lost(shape.emits[0], done)
+            self.state.ledger.record(shape.emits, done[wanted], at.reshape(len(done), -1)[wanted], events[wanted])
             self.state.counts["done"] += len(done)
             for stage, lines in Counter(line.stage for line in shape.lines).items():
                 self.shown.add(stage, lines * len(done), rows=answer.rows[stage])
@@ -211,6 +213,10 @@ class Scheduler:
             self.state.failed.add(output.name)
             return True
         if not self.state.has_frozen(line.needs):  # what is there may have been made with others
+            return False
+        if not all(
+            map(self.state.ledger.settled, self.state.ledger.before[line])
+        ):  # a file that fails there is lost here too
             return False
         if gaps and not self._decided(tree, line):
             return False

@@ -38,6 +38,7 @@ class State:
         errors: Texts of what went wrong; alike ones together.
         counts: Tasks done and failed in this run, and those done anew because what they had left was spoilt.
         rungs: Rows by how they were answered.
+        refused: Servers that workers did not believe, and why.
         spent: Where the workers' seconds went.
         tasks_s: Seconds in batches of tasks, summed over workers.
         answered: When the first prediction was there, seconds since the epoch; 0: none yet.
@@ -54,6 +55,7 @@ class State:
     errors: dict[str, list[str]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     rungs: Counter[str] = field(default_factory=Counter)
+    refused: set[str] = field(default_factory=set)
     spent: Spent = field(default_factory=Spent)
     tasks_s: float = 0.0
     answered: float = 0.0
@@ -92,7 +94,8 @@ class State:
         # A partial that was made anew after the merge has its receipt behind it.
         if receipt is None or line is None or not self.has_frozen(line.needs):
             return
-        if self.ledger.whole(line) and self.ledger.newest(line) <= at:
+        before = all(map(self.ledger.whole, self.ledger.before[line]))  # a file that fails there is lost here too
+        if before and self.ledger.whole(line) and self.ledger.newest(line) <= at:
             merged = restored(rundir, output, receipt)
             if merged is not None:
                 self.merged[output.name] = merged
@@ -144,6 +147,7 @@ class State:
     def account(self, answer: Answer) -> None:
         """Add up what a batch says of itself."""
         self.rungs.update(answer.rungs)
+        self.refused |= answer.refused
         self.spent.update(answer.spent)
         self.tasks_s += answer.wall_s
         self.peak_mb = max(self.peak_mb, answer.peak_mb)

@@ -19,11 +19,11 @@ from campaign.address import PoolAddress
 from campaign.chain import Chain, Worker
 from campaign.client import Servers, Shared, connect
 from campaign.engine import Checked
-from campaign.errors import CampaignError, ServerError
+from campaign.errors import CampaignError
 from campaign.pack import PackWriter
 from campaign.plan import Plan, longest_first
 from campaign.pool import ServerPool
-from campaign.processes import child_setup, context, no_main
+from campaign.processes import ask_child
 from campaign.protocols import Job, JobTicket, save_job
 from campaign.rundir import RunDir
 from campaign.spec import NOMINAL, Campaign
@@ -125,22 +125,7 @@ def propose(model: str, rates: Mapping[tuple[int, int], float], found: Measured)
 
 def _in_child(job: JobTicket, tasks: list[Task], root: Path) -> Measured:
     """In a process of its own, as the tasks of a run are: a stage may crash it."""
-    ours, theirs = context().Pipe()
-    child = context().Process(target=_measure_and_tell, args=(theirs, job, tasks, root), daemon=True)
-    with no_main():
-        child.start()
-    theirs.close()
-    try:
-        found = ours.recv()
-    except EOFError:
-        child.join(5)
-        raise ServerError(
-            f"the process that tried the sample ended (exit code {child.exitcode})", where="tune"
-        ) from None
-    finally:
-        child.kill()
-        child.join()
-        ours.close()
+    found = ask_child(_measure_and_tell, (job, tasks, root), None, "tune: the sample")
     if isinstance(found, CampaignError):
         raise found
     assert isinstance(found, Measured)
@@ -148,7 +133,6 @@ def _in_child(job: JobTicket, tasks: list[Task], root: Path) -> Measured:
 
 
 def _measure_and_tell(pipe: Connection, job: JobTicket, tasks: list[Task], root: Path) -> None:
-    child_setup()
     try:
         pipe.send(_measure(job, tasks, root))
     except CampaignError as error:

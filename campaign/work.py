@@ -59,6 +59,7 @@ class Answer:
         spent: Where its seconds went.
         answered: When its first prediction was there, seconds since the epoch; 0: none.
         peak_mb: The most memory its worker has had until now.
+        refused: Servers that its worker did not believe.
     """
 
     lines: bytes = b""
@@ -72,6 +73,7 @@ class Answer:
     spent: Spent = field(default_factory=Spent)
     answered: float = 0.0
     peak_mb: float = 0.0
+    refused: set[str] = field(default_factory=set)
 
 
 def _keep_freed_memory() -> None:
@@ -128,6 +130,7 @@ def run_batch(
         answer = Answer(errors=[(i, known) for i in range(len(batch))])
     if worker and worker._servers:
         answer.rungs = Counter(worker._servers.rows) - before
+        answer.refused = worker._servers.refused
     answer.wall_s = time.monotonic() - start
     answer.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return answer

@@ -118,18 +118,20 @@ def test_a_killed_server_is_replaced_in_its_place(tmp_path: Path) -> None:
         (first,) = pool.records()
 
         def look() -> None:
-            while not over.is_set():
+            while not over.wait(0.005):
                 records = pool.current()
                 if pool.failure() or not any(r["state"] in ("starting", "ready") or r["heir"] for r in records):
                     nobody_came.append(records)
 
         looking = threading.Thread(target=look)
         looking.start()
-        os.kill(first["server_pid"], signal.SIGKILL)
-        assert live.infer("slow", {"X": X})["Y"].tobytes() == X.tobytes()
-        assert wait_until(lambda: pool.current()[0]["statistics"].get("slow") == [104, 13], 10), "13 requests of 8 rows"
-        over.set()
-        looking.join()
+        try:
+            os.kill(first["server_pid"], signal.SIGKILL)
+            assert live.infer("slow", {"X": X})["Y"].tobytes() == X.tobytes()
+            assert wait_until(lambda: pool.current()[0]["statistics"].get("slow") == [104, 13], 10), "13 of 8 rows"
+        finally:
+            over.set()
+            looking.join()
         assert not nobody_came
         first, second = pool.records()
         assert [r["name"] for r in (first, second)] == ["server-0", "server-0.1"]

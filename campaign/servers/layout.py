@@ -61,12 +61,12 @@ def lay_out(target: Path, name: str, what: Mapping[str, Any], config: str) -> No
     Raises:
         ModelError: A file is not what it was when the campaign was planned.
     """
-    (target / str(what["version"])).mkdir(parents=True)
-    (target / "configs").mkdir()
+    target.mkdir()  # not its parents: what is swept meanwhile is not made again
+    _below(target, str(what["version"]), "configs")
     (target / "configs" / f"{config}.pbtxt").write_text(what["config"])
     for relative, (source, sha256) in what["files"].items():
         place = target / relative
-        place.parent.mkdir(parents=True, exist_ok=True)
+        _below(target, str(Path(relative).parent))
         try:
             if Path(source).stat().st_size > COPIED:
                 place.symlink_to(source)
@@ -77,6 +77,14 @@ def lay_out(target: Path, name: str, what: Mapping[str, Any], config: str) -> No
         hold(name, source, sha256, place)
     if what["canary"] is not None:
         hold(name, *what["canary_file"])
+
+
+def _below(target: Path, *folders: str) -> None:
+    for folder in folders:
+        here = target
+        for part in Path(folder).parts:
+            here /= part
+            here.mkdir(exist_ok=True)
 
 
 def hold(model: str, source: str, sha256: str, path: Path | None = None) -> None:

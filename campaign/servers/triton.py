@@ -270,6 +270,7 @@ class Triton:
         path, version, libdir = recipe["environment"]
         env = environment.Environment(Path(path), version, libdir)
         repository, backends = place / "models", place / "backends"
+        repository.mkdir()
         for model, what in recipe["models"].items():
             lay_out(repository / model, model, what, CONFIG)
         backends.mkdir()

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from parsl import providers as parsl_providers
 
 from campaign import registry
 from campaign.protocols import Provider
@@ -49,6 +50,26 @@ def fail(text: str) -> None:
 def children() -> set[int]:
     """Our child processes, zombies left out."""
     return {p.pid for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE}
+
+
+def test_a_provider_says_where_its_machines_are_and_for_how_long(tmp_path: Path) -> None:
+    """On one node servers listen on sockets; certificates are good for the walltime of the pilots' jobs."""
+    for name in PROVIDERS:
+        made = make(name, tmp_path)
+        assert made.one_node is True, "its defaults are this machine"
+        assert made.walltime_s is None or made.walltime_s > 0
+    parsl = registry.get(registry.PROVIDERS, "parsl")
+
+    def told(**options: Any) -> tuple[bool, float | None]:
+        made: Provider = parsl(parsl.Options(**options), tmp_path)
+        return made.one_node, made.walltime_s
+
+    slurm, here = {"class": "SlurmProvider", "walltime": "1-02:30:00"}, {"class": "LocalProvider"}
+    assert told(provider=slurm) == (False, 26.5 * 3600)
+    assert told(provider=here, server_provider={"class": "SlurmProvider", "walltime": "00:30:00"}) == (False, 1800)
+    assert told(provider=slurm, server_provider=here) == (False, None)
+    assert told(provider=parsl_providers.SlurmProvider(walltime="00:10:00")) == (False, 600)
+    assert told(provider=parsl_providers.LocalProvider()) == (True, None)
 
 
 def test_making_one_starts_nothing(tmp_path: Path) -> None:

@@ -159,6 +159,48 @@ def test_attached_servers_elsewhere_are_other_servers() -> None:
     assert make("attach", urls=["a:1", "c:1"]).identity("slow") != two
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_secret_stands_where_it_could_be_read(kind: str) -> None:
+    """What is written down of a kind, recipe and records, is apart from what lets clients in, which shows nothing."""
+    made = make(kind)
+    assert isinstance(made.through_tls(one_node=True), bool)
+    assert made.secret() is None, "nothing was asked for"
+    if made.managed:
+        assert (made.through_tls(one_node=True), made.through_tls(one_node=False)) == (False, True)
+        assert make(kind, listen="tls").through_tls(one_node=True)
+        assert not make(kind, listen="socket").through_tls(one_node=False)
+
+
+SLOW_TO_LAY_OUT = """
+import time
+
+from campaign.servers.triton import Triton
+
+
+class Served(Triton):
+    @staticmethod
+    def launch(recipe, place, name):
+        time.sleep(DELAY)
+        return Triton.launch(recipe, place, name)
+"""
+
+
+@pytest.mark.faults
+def test_models_that_take_long_to_be_looked_at_are_waited_for(tmp_path: Path) -> None:
+    """A pilot that lays out gigabytes is not taken for lost; and it is stopped at once, leaving nothing, if asked."""
+    (tmp_path / "own.py").write_text(SLOW_TO_LAY_OUT.replace("DELAY", "10"))
+    given = ServerSpec(kind="own.py:Served", models=MODELS, lease_s=4, **USABLE["triton"]([]))
+    with ServerPool(given, base=tmp_path) as pool:
+        pool.wait_ready()
+        assert [r["name"] for r in pool.records()] == ["server-0"]
+    (tmp_path / "own.py").write_text(SLOW_TO_LAY_OUT.replace("DELAY", "60"))
+    with ServerPool(given, base=tmp_path) as pool:
+        assert wait_until(lambda: any(r["place"] for r in pool.records()), 30)
+        (record,) = pool.records()
+    assert not Path(record["place"]).exists()
+    assert not psutil.pid_exists(record["pid"])
+
+
 def touch_model(folder: Path) -> dict[str, Any]:
     """One more byte in the model's program."""
     path = folder / "repository" / "slow" / "1" / "model.py"

@@ -213,7 +213,10 @@ def test_every_faulty_file_is_named_once_and_hurts_no_other(files: Path) -> None
     assert hashes(files / "t") == only_good(files)
 
 
-@pytest.mark.parametrize("how", ["denied", "no branch", "no tree", "is written again"])
+@pytest.mark.parametrize(
+    "how",
+    ["denied", *(pytest.param(h, marks=pytest.mark.faults) for h in ("no branch", "no tree", "is written again"))],
+)
 def test_a_permanent_fault_is_tried_once(files: Path, how: str) -> None:
     """However many retries there are: the file is opened by one task, and by the look before the run at most."""
     spoil(files, how)
@@ -228,14 +231,8 @@ def test_a_permanent_fault_is_tried_once(files: Path, how: str) -> None:
     assert report["tasks"] == {"total": 6, "done": 5, "reused": 0, "failed": 1}
 
 
-@pytest.mark.parametrize(
-    ("how", "provider"),
-    [
-        ("hangs in C", "local"),
-        pytest.param("hangs in C", "parsl", marks=pytest.mark.faults),
-        pytest.param("swallows", "local", marks=pytest.mark.faults),
-    ],
-)
+@pytest.mark.faults
+@pytest.mark.parametrize(("how", "provider"), [("hangs in C", "local"), ("hangs in C", "parsl"), ("swallows", "local")])
 def test_what_no_exception_can_end_is_ended_by_force(files: Path, how: str, provider: str) -> None:
     """A stage in C that heeds nothing: its file alone is held to be the cause, tried once, and the others are done."""
     spoil(files, how)
@@ -293,6 +290,7 @@ def test_a_reduce_stage_that_hangs_is_ended_too(files: Path) -> None:
     assert report["lost"] == []
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("retries", [1, 0])
 def test_only_what_can_heal_is_tried_again(files: Path, retries: int) -> None:
     """A network that falters, said by a reader in its own words: read again as often as is allowed, else named."""

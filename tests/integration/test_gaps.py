@@ -16,7 +16,7 @@ from campaign.report import Report
 from tests.conftest import change, command, write_tree, yaml_of
 
 STAGES = """
-import json, os, pathlib
+import json, os, pathlib, time
 import awkward as ak
 import numpy as np
 import hist
@@ -30,7 +30,16 @@ def note(what):
         log.write(what + "\\n")
 
 
+def waited_for(what):
+    end = time.monotonic() + 100
+    while time.monotonic() < end and what not in (HERE / "calls.txt").read_text().splitlines():
+        time.sleep(0.01)
+
+
 def keep(batch, ctx):
+    if ctx.metadata.get("name") in ctx.options.get("late", ()):
+        waited_for("second " + ctx.metadata["name"])
+        raise ValueError("this file is bad after all")
     if ctx.metadata.get("name") in (HERE / "bad.txt").read_text().split():
         note("keep " + ctx.metadata["name"])
         raise ValueError("this file is bad")
@@ -52,7 +61,7 @@ def second(batch, ctx):
     if ctx.metadata.get("name") in (HERE / "worse.txt").read_text().split():
         raise ValueError("this file is worse")
     frozen = ctx.frozen["mean"]
-    note("second")
+    note("second " + str(ctx.metadata.get("name")))
     return {"n": float(frozen["v"].sum()), "rows": len(batch.y), "drawn": frozen["drawn"] * len(batch.y)}
 """
 
@@ -197,6 +206,7 @@ def test_a_second_pass_is_made_with_the_value_in_force(six: Path) -> None:
     assert (third.tasks["done"], sums(third)) == (0, sums(second))
 
 
+@pytest.mark.faults
 def test_more_failures_than_tolerated_fail_as_ever(six: Path) -> None:
     """Two files where one may fail: exit 1, nothing incomplete is in the report or in the folder, the rest is done."""
     torn(six / "a" / "a1.root")
@@ -210,6 +220,7 @@ def test_more_failures_than_tolerated_fail_as_ever(six: Path) -> None:
     assert all(sum(f"/{n}.root" in e for e in report.errors) == 1 for n in ("a1", "a3"))
 
 
+@pytest.mark.faults
 def test_what_was_put_up_with_is_withdrawn_when_more_fail(six: Path) -> None:
     """A second file that fails in the second pass: what the first pass made without the first file is taken back."""
     torn(six / "a" / "a1.root")
@@ -223,6 +234,26 @@ def test_what_was_put_up_with_is_withdrawn_when_more_fail(six: Path) -> None:
     assert run(six, "r").status == "incomplete"
 
 
+@pytest.mark.faults
+def test_a_file_that_fails_late_in_its_first_pass_is_lost_to_the_second(six: Path) -> None:
+    """However far the second pass has come by then: what is in an output does not depend on who was quicker."""
+    stages = yaml_of(six)["stages"]
+    stages["fill"]["datasets"] = ["a"]
+    change(six, stages=stages)
+    expected = without(six, "b1")
+    stages["keep"]["options"] = {"late": ["b1"]}
+    change(six, stages=stages)
+    calls(six, "")
+    (six / "calls.txt").touch()
+    report = run(six, "r")
+    assert report.status == "incomplete"
+    assert [Path(x["file"]).name for x in report.lost] == ["b1.root"]
+    assert "second b1" in calls(six, "second")
+    assert report.outputs["second/b/nominal"]["missing"]["files"] == [str(six / "b" / "b1.root")]
+    assert sums(report) == expected
+
+
+@pytest.mark.faults
 def test_a_reduce_stage_is_told_what_is_missing(six: Path) -> None:
     """``ctx.missing`` names files, entries and the sum of weights of a file that can still be read."""
     (six / "bad.txt").write_text("a2")
@@ -238,6 +269,7 @@ def test_a_reduce_stage_is_told_what_is_missing(six: Path) -> None:
     assert np.isclose(told["a"]["sum_of_weights"], 2 * weights.sum(), rtol=1e-12)
 
 
+@pytest.mark.faults
 def test_a_sum_of_weights_is_a_files_own_or_unknown(six: Path) -> None:
     """What the side file says for one file alone is that file's; what it says for a whole sample is nobody's."""
     for pattern, known in (("a/a1.root", 12.5), ("a/*.root", None)):
@@ -250,6 +282,7 @@ def test_a_sum_of_weights_is_a_files_own_or_unknown(six: Path) -> None:
         assert [x["sum_of_weights"] for x in report.lost] == [known]
 
 
+@pytest.mark.faults
 def test_a_file_lost_in_one_variation_only_is_pointed_at(six: Path) -> None:
     """A variation's tree that is missing in one file: that output lacks it, nominal does not, and a note says so."""
     path = six / "a" / "a3.root"
@@ -263,6 +296,7 @@ def test_a_file_lost_in_one_variation_only_is_pointed_at(six: Path) -> None:
     assert report.outputs["mean/all/up"]["because"] == ["fill/a/up"]
 
 
+@pytest.mark.faults
 def test_a_disk_that_is_full_is_no_files_fault(six: Path) -> None:
     """What cannot be written is not put up with, however many files may fail."""
     change(six, errors={"max_failed_files": "100 %"})

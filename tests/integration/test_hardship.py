@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import change, command, hashes, left, report_of, wait_until
+from tests.conftest import PROJECT, change, command, hashes, left, report_of, wait_until
 from tests.integration.test_left_behind import (  # noqa: F401  two fixtures
     LATE,
     Before,
@@ -62,10 +62,13 @@ def test_a_full_disk_is_named_and_after_making_room_it_resumes(small: Path) -> N
 
 
 def test_a_small_dev_shm_is_named(small: Path, before: Before) -> None:  # noqa: F811
-    """Where a server cannot have its shared memory the campaign says so, and leaves none of it."""
-    done = apart("mount -t tmpfs -o size=64k tmpfs /dev/shm; $RUN; echo exit $?; ls /dev/shm", small)
+    """Where a server cannot have its shared memory the campaign says so, and leaves none; with its own, it can."""
+    mount = "mount -t tmpfs -o size=64k tmpfs /dev/shm"
+    done = apart(f"{mount}; $RUN --set servers.private_shm=false; echo exit $?; ls /dev/shm", small)
     assert done.stdout.split()[-2:] == ["exit", "1"], done.stdout
     assert "shared memory" in done.stdout + done.stderr
+    done = apart(f"{mount}; $RUN; echo exit $?; ls /dev/shm", small)
+    assert done.stdout.split()[-2:] == ["exit", "0"], done.stdout
     assert wait_until(lambda: not left(before), 5), left(before)
 
 
@@ -88,10 +91,13 @@ def test_a_jump_of_the_clock_ends_nothing_and_leaves_nothing(slow: Path, before:
     """A day on, then two days back, in the middle of a run: no lease, no deadline and no bit of the result minds."""
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
     assert library, "needs the package faketime (.ci/run installs it)"
+    sleep = slow / "sleep.so"
+    source = PROJECT / "tests" / "tools" / "sleep.c"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", str(sleep), str(source)], check=True)
     now = slow / "now"
     now.write_text("+0\n")
     env = {
-        "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(now), "DONT_FAKE_MONOTONIC": "1",
+        "LD_PRELOAD": f"{sleep}:{library}", "FAKETIME_TIMESTAMP_FILE": str(now), "DONT_FAKE_MONOTONIC": "1",
         "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_RESET": "1",
     }  # fmt: skip
     driver = subprocess.Popen(

@@ -12,13 +12,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as grpcclient
+import trustme
 from tritonclient.utils import InferenceServerException
 
 from campaign import ServerPool, ServerSpec, connect
@@ -35,6 +38,7 @@ from tests.conftest import (
     lying_about,
     ours,
     regions_of,
+    report_of,
     start,
     wait_until,
     yaml_of,
@@ -372,12 +376,16 @@ def test_a_campaign_behind_tls_gives_the_same_and_writes_no_secret(behind_tls: P
 @pytest.mark.faults
 @pytest.mark.parametrize("victim", ["server", "pilot", "driver"])
 def test_nothing_of_a_campaign_behind_tls_is_left(behind_tls: Path, victim: str) -> None:
-    """SIGKILL: no process, no region, no folder, no port, and with them no key; the pool's folder never had one."""
+    """SIGKILL: no process, no region, no folder, no port, and with them no key; a server that is lost is replaced."""
     driver = start("run", "c.yaml", "--run-dir", "r", "--set", "servers.lease_s=3", cwd=behind_tls)
     (record,) = live(behind_tls, driver)
     port = int(record["url"].rsplit(":", 1)[1])
     os.kill({"server": record["server_pid"], "pilot": record["pid"], "driver": driver.pid}[victim], signal.SIGKILL)
-    driver.communicate(timeout=120)
+    output, _ = driver.communicate(timeout=120)
+    if victim != "driver":
+        assert driver.returncode == 0, output
+        later = report_of(behind_tls / "r")["servers"]
+        assert [s["name"] for s in later] == ["server-0", "server-0.1"], "replaced, with a certificate of its own"
 
     def gone() -> bool:
         used = any(c.laddr and c.laddr.port == port for c in psutil.net_connections("tcp") if c.status == "LISTEN")
@@ -406,3 +414,34 @@ def test_through_parsl_too_and_a_header_stands_nowhere(long_lived_pool: dict[str
     assert done.returncode == 0, done.stderr
     assert b"a-word-told-to-nobody" not in written(small / "r")
     assert b"curve" in written(small / "r" / "logs").lower()
+
+
+@pytest.mark.faults
+def test_a_squatter_is_told_nothing_and_named_in_the_report(behind_tls: Path) -> None:
+    """A record that leads to somebody's own gRPC server: not one request reaches it, the outputs are whole."""
+    ca, seen = trustme.CA(), []
+
+    class Handler(grpc.GenericRpcHandler):
+        def service(self, details: Any) -> Any:
+            seen.append(details.method)
+
+    cert = ca.issue_cert("server-9.campaign")
+    credentials = grpc.ssl_server_credentials([(cert.private_key_pem.bytes(), cert.cert_chain_pems[0].bytes())])
+    squatter = grpc.server(ThreadPoolExecutor(1))
+    squatter.add_generic_rpc_handlers((Handler(),))
+    port = squatter.add_secure_port("127.0.0.1:0", credentials)
+    squatter.start()
+    try:
+        driver = start("run", "c.yaml", "--run-dir", "r", "--set", "servers.lease_s=600", cwd=behind_tls)
+        (record,) = live(behind_tls, driver)
+        forged = {**record, "name": "server-9", "slot": 9, "heir": False, "url": f"ipv4:127.0.0.1:{port}"}
+        aside = behind_tls / "r" / "servers" / ".aside"
+        aside.write_text(json.dumps(forged))
+        aside.rename(aside.with_name("server-9.json"))
+        output, _ = driver.communicate(timeout=120)
+        assert driver.returncode == 0, output
+    finally:
+        squatter.stop(0).wait()
+    assert seen == []
+    warnings = report_of(behind_tls / "r")["warnings"]
+    assert any(w.startswith("server-9: refused, it is not the server of this record") for w in warnings)

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from campaign.rundir import write_json
 from tests.conftest import campaign_dict, command, hashes, make_small, report_of, start, wait_until
 
 Record = dict[str, Any]
+Run = Callable[..., subprocess.Popen[str]]
 FAULTS = pytest.mark.faults
 
 
@@ -48,6 +49,22 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return hashes(folder / "r")
 
 
+@pytest.fixture
+def run(small: Path) -> Iterator[Run]:
+    """Starts the campaign; one that still runs when a law was broken is ended."""
+    drivers: list[subprocess.Popen[str]] = []
+
+    def started(*options: str) -> subprocess.Popen[str]:
+        drivers.append(start("run", "c.yaml", "--run-dir", "r", *options, cwd=small))
+        return drivers[-1]
+
+    yield started
+    for driver in drivers:
+        if driver.poll() is None:
+            driver.terminate()
+            driver.communicate(timeout=60)
+
+
 def records(folder: Path) -> list[Record]:
     """What the pilots say of the servers there are now."""
     found = []
@@ -70,14 +87,14 @@ def busy(folder: Path, record: Record) -> bool:
 
 def reach(driver: subprocess.Popen[str], law: Callable[[], bool]) -> None:
     """Wait for a moment in a campaign that runs."""
-    assert wait_until(lambda: law() or driver.poll() is not None, 60), "it never came"
+    assert wait_until(lambda: law() or driver.poll() is not None, 150), "it never came"
     assert driver.poll() is None, driver.communicate()
 
 
 def finish(driver: subprocess.Popen[str], folder: Path, code: int = 0) -> str:
     """Let the model take no more time, and wait for the campaign's end; what it said."""
     write_json(folder / "in-flight" / "pace", 0)
-    output, _ = driver.communicate(timeout=180)
+    output, _ = driver.communicate(timeout=240)
     assert driver.returncode == code, output
     return output
 
@@ -113,11 +130,11 @@ FOUND: dict[str, tuple[Callable[[Record], None], str]] = {
 
 
 @pytest.mark.parametrize("fault", [pytest.param(f, marks=FAULTS if f != "stub killed" else ()) for f in FOUND])
-def test_a_server_that_fails_is_replaced(small: Path, undisturbed: dict[str, str], fault: str) -> None:
+def test_a_server_that_fails_is_replaced(small: Path, run: Run, undisturbed: dict[str, str], fault: str) -> None:
     """Whatever befalls the only server, the report says what; another takes its place, and no bit changes."""
     act, why = FOUND[fault]
     prepare(small, request_deadline_s=4)
-    driver = start("run", "c.yaml", "--run-dir", "r", cwd=small)
+    driver = run()
     reach(driver, lambda: any(busy(small, r) for r in records(small)))
     act(records(small)[0])
     finish(driver, small)
@@ -130,10 +147,10 @@ def test_a_server_that_fails_is_replaced(small: Path, undisturbed: dict[str, str
     assert hashes(small / "r") == undisturbed
 
 
-def test_all_servers_killed_at_half_time(small: Path, undisturbed: dict[str, str]) -> None:
+def test_all_servers_killed_at_half_time(small: Path, run: Run, undisturbed: dict[str, str]) -> None:
     """Both are replaced, what they were working on is asked again, and the outputs are those of an undisturbed run."""
     prepare(small, delay_s=0.3, count=2)
-    driver = start("run", "c.yaml", "--run-dir", "r", cwd=small)
+    driver = run()
     reach(driver, lambda: executions(small) > 65 // 2 and all(r["state"] == "ready" for r in records(small)))
     for record in records(small):
         os.kill(record["server_pid"], signal.SIGKILL)
@@ -145,10 +162,10 @@ def test_all_servers_killed_at_half_time(small: Path, undisturbed: dict[str, str
 
 
 @FAULTS
-def test_a_slow_server_is_not_a_dead_one(small: Path, undisturbed: dict[str, str]) -> None:
+def test_a_slow_server_is_not_a_dead_one(small: Path, run: Run) -> None:
     """A model slower than its canaries are frequent, with requests queueing before each of them, is left alone."""
     prepare(small, delay_s=2.5, request_deadline_s=30, window=4)
-    driver = start("run", "c.yaml", "--run-dir", "r", cwd=small)
+    driver = run()
     reach(driver, lambda: executions(small) > 3)
     finish(driver, small)
     assert [s["name"] for s in report_of(small / "r")["servers"]] == ["server-0"]
@@ -156,10 +173,12 @@ def test_a_slow_server_is_not_a_dead_one(small: Path, undisturbed: dict[str, str
 
 
 @FAULTS
-def test_a_budget_that_is_spent_ends_the_campaign_with_its_causes(small: Path, undisturbed: dict[str, str]) -> None:
+def test_a_budget_that_is_spent_ends_the_campaign_with_its_causes(
+    small: Path, run: Run, undisturbed: dict[str, str]
+) -> None:
     """Exit 1, all deaths named, what is done stays done; run again, it completes as if nothing had been."""
     prepare(small, restarts=1)
-    driver = start("run", "c.yaml", "--run-dir", "r", cwd=small)
+    driver = run()
     for name in ("server-0", "server-0.1"):
         reach(driver, lambda name=name: any(r["name"] == name and busy(small, r) for r in records(small)))
         os.kill(records(small)[0]["server_pid"], signal.SIGKILL)
@@ -174,10 +193,10 @@ def test_a_budget_that_is_spent_ends_the_campaign_with_its_causes(small: Path, u
 
 
 @FAULTS
-def test_a_server_killed_while_it_starts_is_started_again(small: Path, undisturbed: dict[str, str]) -> None:
+def test_a_server_killed_while_it_starts_is_started_again(small: Path, run: Run, undisturbed: dict[str, str]) -> None:
     """A signal is not the model's own word: another is tried, where a model that does not load would not be."""
     prepare(small)
-    driver = start("run", "c.yaml", "--run-dir", "r", cwd=small)
+    driver = run()
     reach(driver, lambda: any(r["state"] == "starting" and r["server_pid"] for r in records(small)))
     os.kill(records(small)[0]["server_pid"], signal.SIGKILL)
     finish(driver, small)
@@ -194,11 +213,11 @@ def test_a_server_killed_while_it_starts_is_started_again(small: Path, undisturb
     ],
 )
 def test_a_pilot_that_is_lost_is_sent_again(
-    small: Path, undisturbed: dict[str, str], provider: str, signum: int
+    small: Path, run: Run, undisturbed: dict[str, str], provider: str, signum: int
 ) -> None:
     """Killed, or told to go by somebody who is not the campaign: the submitter sends another for its slot."""
     prepare(small, count=2)
-    driver = start("run", "c.yaml", "--run-dir", "r", "--provider", provider, cwd=small)
+    driver = run("--provider", provider)
     reach(driver, lambda: all(r["state"] == "ready" for r in records(small)) and executions(small) > 2)
     record = records(small)[0]
     os.kill(record["pid"], signum)
@@ -215,10 +234,12 @@ def test_a_pilot_that_is_lost_is_sent_again(
 
 @FAULTS
 @pytest.mark.parametrize("wakes", [True, False])
-def test_a_pilot_that_is_not_heard_of_is_given_up(small: Path, undisturbed: dict[str, str], wakes: bool) -> None:
+def test_a_pilot_that_is_not_heard_of_is_given_up(
+    small: Path, run: Run, undisturbed: dict[str, str], wakes: bool
+) -> None:
     """Nobody closes the record of a lost node: the submitter does, and a pilot that wakes up finds itself replaced."""
     prepare(small, lease_s=2)
-    driver = start("run", "c.yaml", "--run-dir", "r", cwd=small)
+    driver = run()
     reach(driver, lambda: any(busy(small, r) for r in records(small)))
     record = records(small)[0]
     os.kill(record["pid"], signal.SIGSTOP)

@@ -160,7 +160,7 @@ class Soak:
         self.leaks: list[str] = []
         (self.folder / "in-flight").mkdir()
         made = campaign_dict("slow")
-        made["servers"] |= {"window": 2, "lease_s": 3}
+        made["servers"] |= {"window": 2, "lease_s": 3, "restarts": 1000}
         made["servers"]["models"]["slow"]["parameters"] = {"delay_s": 0.3, "mark": str(self.folder / "in-flight")}
         (self.folder / "c.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
 
@@ -172,7 +172,7 @@ class Soak:
             name = f"r{self.begun}"
             self.live = Live(start("run", "c.yaml", "--run-dir", name, cwd=self.folder), self.folder / name)
         live = self.live
-        if wait_until(lambda: live.driver.poll() is not None or live.look(), 60 if live.blows == 0 else 10):
+        if wait_until(lambda: live.driver.poll() is not None or live.look(), 120 if live.blows == 0 else 20):
             if live.driver.poll() is None:
                 return live
             assert live.blows, live.driver.communicate()
@@ -189,12 +189,17 @@ class Soak:
         output, _ = live.driver.communicate(timeout=60)
         ended = time.monotonic() - began
         if not wait_until(lambda: not left(self.before), GONE_S):
-            self.leaks.append(f"{after}: {left(self.before)}\n{output}")
+            self.leak(f"{after}: {left(self.before)}\n{output}")
         elif not wait_until(lambda: not (live.run_dir / "job.pickle").exists(), 1):
-            self.leaks.append(f"{after}: job.pickle")
+            self.leak(f"{after}: job.pickle")
         took = round(time.monotonic() - began, 1)
         self.slowest[after] = max(self.slowest[after], took)
         print(f"   {after}: exit {live.driver.returncode} after {ended:.1f} s, nothing left after {took} s", flush=True)
+
+    def leak(self, text: str) -> None:
+        """Something was left, or went wrong."""
+        print(f"LEAK {text}", flush=True)
+        self.leaks.append(text)
 
     def blow(self, victim: str, signum: int) -> None:
         """One kill in the middle of a campaign."""
@@ -206,7 +211,7 @@ class Soak:
         self.counts[name] += 1
         wrong = settled(live, victim, signum, hit)
         if wrong:
-            self.leaks.append(f"{name}: {wrong}")
+            self.leak(f"{name}: {wrong}")
         lethal = victim in ("driver", "driver's group", "all groups")
         if lethal or live.driver.poll() is not None or self.dice.random() < 0.3:
             self.over(name)

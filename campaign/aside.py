@@ -1,0 +1,24 @@
+"""Have a thread do what may take long, while this one looks around."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def aside(do: Callable[[], T], name: str) -> Future[T]:
+    """Begin ``do`` in a thread that nobody waits for when the process ends."""
+    done: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(do())
+        except BaseException as error:  # noqa: BLE001  thread boundary: whoever asks for the result gets it
+            done.set_exception(error)
+
+    threading.Thread(target=work, name=f"campaign-{name}", daemon=True).start()
+    return done
