@@ -181,17 +181,20 @@ def _check(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     from campaign import engine
+    from campaign.gaps import Gaps
     from campaign.intent import Intent
     from campaign.ledger import Ledger
     from campaign.reasons import Reasons, as_json
     from campaign.receipts import Receipts
     from campaign.rundir import RunDir
+    from campaign.state import State
 
     campaign = _load(args)
     plan = engine.check(campaign).plan
     rundir = RunDir(args.run_dir.resolve() if args.run_dir else engine.default_run_dir(campaign))
     ledger = Ledger(plan, Receipts(rundir.receipts))
     ledger.read(rundir)
+    State(ledger, Gaps(plan)).remember(plan, rundir)  # forgets what was made with other frozen values
     todo = plan.todo(ledger.missing())
     reasons = Reasons(plan, ledger, Intent.read(rundir), rundir)
     if args.json:

@@ -264,7 +264,10 @@ class Run:
         if self.report.status != report.COMPLETE:
             self.hashes.stop()
             return
-        self.hashes.join()
+        while self.hashes.is_alive():
+            if self.stop.is_set():
+                self.hashes.stop()  # all else is there: fewer inputs are known by content
+            self.hashes.join(0.2)
         done = manifest.Done(
             self.campaign, self.plan, self.checked.models, self.state.merged, self.state.frozen, self.state.ledger,
             {**self.report.versions, "reproducible": str(self.report.reproducible)}, self.hashes.found,

@@ -16,7 +16,8 @@ from campaign.rundir import RunDir
 from campaign.spec import NOMINAL
 from campaign.task import KEY
 
-NOT_YET, LOST, GONE = -1, -2, -3  # GONE: there is a receipt, but not what it says
+# GONE: there is a receipt, but not what it says. STALE: made with another frozen value than is in force.
+NOT_YET, LOST, GONE, STALE = -1, -2, -3, -4
 CHUNK = 4096  # receipts that are matched with the plan at once
 
 Places = NDArray[np.int64]
@@ -124,7 +125,7 @@ class Ledger:
             alike.setdefault((events, frozenset(lines)), []).append(i)
         told = [(events, lines, np.array(sorted(places))) for (events, lines), places in alike.items()]
         for _, forgotten, places in told:
-            self._set(forgotten, places, NOT_YET)
+            self._set(forgotten, places, STALE)
         return told
 
     def _set(self, lines: Iterable[Line], places: Places, value: int) -> None:
@@ -162,6 +163,10 @@ class Ledger:
     def gone(self, line: Line, places: Places) -> NDArray[np.bool_]:
         """Of which there is a receipt, but not what it says."""
         return np.equal(self._at[line][places], GONE)
+
+    def made_otherwise(self, line: Line, places: Places) -> NDArray[np.bool_]:
+        """Which were made with another frozen value than is in force."""
+        return np.equal(self._at[line][places], STALE)
 
     def newest(self, line: Line) -> int:
         """Place in the log of the last receipt."""

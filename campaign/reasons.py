@@ -68,10 +68,11 @@ class Reasons:
         common = tuple(dict.fromkeys(why for line in shape.emits for why in self.line(line)))
         files = self.files(events)
         gone = {int(i) for line in shape.emits for i in some.places[self.ledger.gone(line, some.places)]}
+        old = {int(i) for line in shape.emits for i in some.places[self.ledger.made_otherwise(line, some.places)]}
         found: dict[tuple[str, ...], list[int]] = {}
         for i in some.places.tolist():
             why = (*common, *files.get(i, ()))
-            found.setdefault((TORN,) if i in gone else why or (NOTHING,), []).append(i)
+            found.setdefault((TORN,) if i in gone else (OTHER,) if i in old else why or (NOTHING,), []).append(i)
         writes = tuple(sorted({f"{line.stage}/{line.variation}" for line in shape.emits}))
         start = "its artefact" if shape.artefact else f"tree {events.tree}"
         for reasons, places in found.items():
@@ -173,6 +174,7 @@ class Reasons:
 
 NOTHING = "no receipt"
 TORN = "its partial is missing or torn"
+OTHER = "it was made with another frozen value than there is now"
 
 
 def differing(old: Any, new: Any, at: str = "") -> list[str]:

@@ -124,13 +124,19 @@ def _made_again(
                 )
                 return None
             campaign = specfile.loads(written["yaml"], Path(written["base"]), "manifest.json")
-        # What failed here would not be held against what is there, nor would it tell much if another one answered.
-        servers = campaign.servers and campaign.servers.model_copy(update={"local_twin": None})
-        campaign = campaign.model_copy(update={"errors": ErrorSpec(), "servers": servers})
-        return engine.check(engine.override(campaign, workers=workers, servers=1, provider="local"))
+        return engine.check(_strict(engine.override(campaign, workers=workers, servers=1, provider="local")))
     except SpecError as error:
         made.findings.append(Finding("campaign", str(told["campaign"]), f"cannot be made again: {error}"))
         return None
+
+
+def _strict(campaign: Campaign) -> Campaign:
+    """The campaign as it is done again: no file may fail unsaid, and no twin may answer for a server."""
+    servers = campaign.servers
+    if servers is not None:
+        models = {name: model.model_copy(update={"local_twin": None}) for name, model in servers.models.items()}
+        servers = servers.model_copy(update={"models": models})
+    return campaign.model_copy(update={"errors": ErrorSpec(), "servers": servers})
 
 
 def _sources(codes: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:

@@ -167,3 +167,16 @@ def test_a_group_names_a_few_files_and_counts_the_rest(folder, tmp_path):
         for line in lines
     ), lines
     assert np.sum([len(g.places) for some in made.todo() for g in reasons.groups(some)]) == made.total
+
+
+def test_what_was_made_with_another_frozen_value_says_so(folder, tmp_path):
+    """Where a frozen value has another content than partials were made with, that is why they are made again."""
+    made = make(folder)
+    rundir = finished(made, RunDir(tmp_path / "r"))
+    ledger = Ledger(made, Receipts(rundir.receipts))
+    ledger.read(rundir)
+    ledger.stale({line: "of another value" for line in made.lines if line.emit and line.needs})
+    reasons = Reasons(made, ledger, Intent.read(rundir), rundir)
+    groups = [g for some in made.todo(ledger.missing()) for g in reasons.groups(some)]
+    assert {name.split("/")[0] for g in groups for name in g.writes} == {"second"}
+    assert {g.why for g in groups} == {("it was made with another frozen value than there is now",)}
