@@ -111,7 +111,7 @@ def profiled(profile: Profile, plan: Plan, state: State, pool: ServerPool | None
     if state.answered:
         profile.timeline["answer"] = max(
             0.0, state.answered - profile.began
-        )  # in processes whose clock may have been set
+        )  # its clock may be set
     end = profile.began + profile.timeline.get("tasks", 0.0)
     for record in pool.records() if pool is not None else ():
         if record.get("ready_s") is None or "started" not in record:
