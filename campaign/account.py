@@ -109,9 +109,7 @@ def profiled(profile: Profile, plan: Plan, state: State, pool: ServerPool | None
     profile.stages = by_stage(state.spent, list(plan.campaign.stages))
     profile.tasks_s, profile.worker_peak_mb = state.tasks_s, state.peak_mb
     if state.answered:
-        profile.timeline["answer"] = max(
-            0.0, state.answered - profile.began
-        )  # its clock may be set
+        profile.timeline["answer"] = max(0.0, state.answered - profile.began)  # its clock may be set
     end = profile.began + profile.timeline.get("tasks", 0.0)
     for record in pool.records() if pool is not None else ():
         if record.get("ready_s") is None or "started" not in record:
