@@ -244,7 +244,7 @@ def test_the_lease_alone_is_enough(slow: Path, before: Before) -> None:
 @pytest.mark.faults
 @pytest.mark.parametrize("blow", ["group", "twice"])
 def test_the_driver_gone_at_once_leaves_nothing(slow: Path, before: Before, blow: str) -> None:
-    """SIGKILL of its whole process group, or a second Ctrl-C before it is done: within 15 s nothing, under Parsl too."""
+    """SIGKILL of its whole process group, or a second Ctrl-C before it is done: 15 s later nothing, under Parsl too."""
     driver = start("run", "c.yaml", "--run-dir", "r", "--provider", "parsl", "--set", LATE, cwd=slow)
     reach_the_middle(driver, slow / "r")
     if blow == "group":
