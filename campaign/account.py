@@ -109,13 +109,13 @@ def profiled(profile: Profile, plan: Plan, state: State, pool: ServerPool | None
     profile.stages = by_stage(state.spent, list(plan.campaign.stages))
     profile.tasks_s, profile.worker_peak_mb = state.tasks_s, state.peak_mb
     if state.answered:
-        profile.timeline["answer"] = state.answered - profile.began
+        profile.timeline["answer"] = max(0.0, state.answered - profile.began)  # its clock may be set
     end = profile.began + profile.timeline.get("tasks", 0.0)
     for record in pool.records() if pool is not None else ():
         if record.get("ready_s") is None or "started" not in record:
             continue
         ready = float(record["started"]) + float(record["ready_s"])
-        profile.timeline["ready"] = min(profile.timeline.get("ready", ready), ready - profile.began)
+        profile.timeline["ready"] = min(profile.timeline.get("ready", ready), max(0.0, ready - profile.began))
         computing = sum(t["computing_s"] for t in record.get("times", {}).values())
         profile.computing[str(record["name"])] = computing / max(end - ready, 1e-3)
     profile.timeline = dict(sorted(profile.timeline.items(), key=lambda item: item[1]))

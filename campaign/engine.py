@@ -172,6 +172,7 @@ class Run:
         self.rundir, self.shown, self.stop = rundir, shown, stop
         self.report = Report(self.campaign.campaign, str(rundir.root))
         self.profile = Profile(began=time.time())
+        self.clock = time.monotonic()  # nobody sets this one
         self.receipts = Receipts(rundir.receipts)
         self.state = State(Ledger(self.plan, self.receipts), Gaps(self.plan))
         self.todo: list[Pass] = []
@@ -212,13 +213,13 @@ class Run:
         self.profile.workers = campaign_workers(self.campaign)
         self.report.profile = account.profiled(self.profile, self.plan, self.state, self.pool).to_json()
         self._sign()
-        self.report.wall_s = round(time.time() - self.profile.began, 3)
+        self.report.wall_s = round(time.monotonic() - self.clock, 3)
         self.report.save()
         self.shown.close()
         return self.report
 
     def _passed(self, point: str) -> None:
-        self.profile.timeline[point] = time.time() - self.profile.began
+        self.profile.timeline[point] = time.monotonic() - self.clock
 
     def _remember(self) -> None:
         """What earlier runs of this directory have left, as far as it is still what this plan wants."""

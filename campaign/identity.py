@@ -132,7 +132,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, VARIABLE: str(mark())}
 
 
-_changing = threading.Lock()
+_changing = threading.RLock()
 
 
 @contextlib.contextmanager

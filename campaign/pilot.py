@@ -103,7 +103,7 @@ class Pilot:
             self.bide(wait_s)
             self.start()
             self.prove()
-            self.ready_s = round(time.time() - self.started, 3)
+            self.ready_s = round(time.monotonic() - self.began, 3)
             self.record("ready")
             why = self.watch()
         except _Stop as stop:
@@ -199,7 +199,7 @@ class Pilot:
     def start(self) -> None:
         """Start the server in a private folder, its whole group tied to this process."""
         abandoned()
-        self.started = time.time()
+        self.started, self.began = time.time(), time.monotonic()
         self.place = tempfile.mkdtemp(prefix="campaign-")
         self.tell_guardian(self.slow_s)
         self.folders_before = _python_env_folders()

@@ -29,7 +29,7 @@ def context() -> ForkServerContext:
     if getattr(forkserver._forkserver, "_forkserver_pid", None) is None:
         _tracker["ours"] = getattr(resource_tracker._resource_tracker, "_pid", None) is None
         _private_folder()
-        with no_main(), marked():
+        with no_main():
             forkserver.set_forkserver_preload(_preload())
             forkserver.ensure_running()
     made = multiprocessing.get_context("forkserver")
@@ -73,13 +73,15 @@ def no_main() -> Iterator[None]:
     """Hide ``__main__`` from processes started inside.
 
     They would import the user's script again, and a script without a ``__main__`` guard would start a campaign
-    inside the campaign. Stages defined in it travel by value, so nobody needs it there.
+    inside the campaign. Stages defined in it travel by value, so nobody needs it there. A fork server that was killed
+    is started again together with the next process: it bears the campaign's mark too.
     """
     main: dict[str, Any] = vars(sys.modules["__main__"])
     hidden: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
     main["__spec__"] = None
     try:
-        yield
+        with marked():
+            yield
     finally:
         del main["__spec__"]
         main.update(hidden)

@@ -17,7 +17,6 @@ from campaign import identity
 from campaign.identity import Identity, Mark
 from tests.conftest import command, left, start, wait_until
 from tests.integration.test_left_behind import (  # noqa: F401  two fixtures
-    LATE,
     Before,
     before,
     reach_the_middle,
@@ -138,11 +137,12 @@ def test_a_folder_is_known_by_the_owner_it_names(state: Path, tmp_path: Path, mo
 @pytest.mark.parametrize("provider", ["local", "parsl"])
 def test_reap_ends_what_nothing_else_can(slow: Path, before: Before, provider: str) -> None:  # noqa: F811
     """Driver, keeper, guardian killed at once, a lease of an hour: reap ends it all, and a live campaign stays."""
-    settings = ("--provider", provider, "--set", "servers.lease_s=3600", "--set", LATE)
+    late = ("--set", "servers.models.slow.parameters.delay_s=4")
+    settings = ("--provider", provider, "--set", "servers.lease_s=3600", *late)
+    live = start("run", "c.yaml", "--run-dir", "live", *late, cwd=slow)
+    assert wait_until(lambda: any(r["state"] == "ready" for r in records(slow / "live")), 120)
     driver = start("run", "c.yaml", "--run-dir", "r", *settings, cwd=slow)
     reach_the_middle(driver, slow / "r")
-    live = start("run", "c.yaml", "--run-dir", "live", "--set", LATE, cwd=slow)
-    assert wait_until(lambda: any(r["state"] == "ready" for r in records(slow / "live")), 120)
     record = records(slow / "r")[0]
     killed = watchers(driver.pid, record)
     assert len(killed) == 2
