@@ -66,6 +66,7 @@ def python(code: str, *args: str, cwd: Path = ROOT) -> subprocess.CompletedProce
 
 ALONE = """
 import importlib, os, sys
+import awkward, cryptography.x509, hist, numpy, pyarrow.parquet, pydantic, tritonclient.grpc, uproot  # once, for speed
 import campaign
 failed = 0
 for name in sys.argv[1:]:
