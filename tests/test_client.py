@@ -438,7 +438,9 @@ def test_a_record_that_cannot_be_used_leaves_nobody_waiting(long_lived_pool: Ser
     """A server's record that leads nowhere, found while requests fail: their caller is told."""
     for record in long_lived_pool.records():
         (tmp_path / f"{record['name']}.json").write_text(json.dumps(record))
-    servers = connect(dataclasses.replace(long_lived_pool.address, folder=str(tmp_path), request_deadline_s=0.02))
+    servers = connect(
+        dataclasses.replace(long_lived_pool.address, folder=str(tmp_path), request_deadline_s=0.02, settle_s=0)
+    )
     servers.model("slow")
     bad = {**long_lived_pool.records()[0], "name": "server-9", "url": 9}
     (tmp_path / "server-9.json").write_text(json.dumps(bad))
