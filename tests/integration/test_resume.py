@@ -103,7 +103,7 @@ def in_the_log(run: Path) -> Counter[tuple[str, str, str, str, str]]:
 
 @pytest.mark.faults
 @pytest.mark.soak
-@pytest.mark.timeout(60 + 60 * KILLS)
+@pytest.mark.timeout(60 + 120 * KILLS)
 def test_the_driver_killed_at_random_moments(undisturbed: tuple[Path, dict[str, str]]) -> None:
     """After each kill: nothing left within 15 s; run again: the same hashes, and nothing done twice that was done."""
     folder, whole = undisturbed
