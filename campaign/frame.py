@@ -50,7 +50,7 @@ def unpack(content: bytes) -> tuple[str, dict[str, Any]]:
         raise ValueError("no frame of arrays")
     try:
         return _unpack(content)
-    except (TypeError, OverflowError, MemoryError, RecursionError, LookupError) as error:
+    except (TypeError, OverflowError, MemoryError, RecursionError, LookupError, SyntaxError) as error:
         raise ValueError(f"no frame of arrays: {type(error).__name__}") from error
 
 

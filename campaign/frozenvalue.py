@@ -52,7 +52,7 @@ def thaw(path: Path, sha256: str) -> Any:
         raise FrozenChanged("was altered after it was frozen", where=str(path), remedy=_REMEDY)
     try:
         return _decode(json.loads(text))
-    except (ValueError, TypeError, LookupError, OverflowError, MemoryError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, MemoryError, RecursionError, SyntaxError) as error:
         raise FrozenChanged(f"is no frozen value: {error}", where=str(path), remedy=_REMEDY) from error
 
 

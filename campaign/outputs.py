@@ -246,7 +246,7 @@ def _histograms(text: str | bytes, arrays: Mapping[str, Any]) -> dict[str, Histo
 
 _TORN = (
     OSError, ValueError, TypeError, KeyError, EOFError, IndexError, AttributeError, NotImplementedError, struct.error,
-    zipfile.BadZipFile, zlib.error, OutputError, OverflowError, MemoryError, RecursionError,
+    zipfile.BadZipFile, zlib.error, OutputError, OverflowError, MemoryError, RecursionError, SyntaxError,
 )  # fmt: skip
 
 

@@ -380,7 +380,6 @@ def test_a_record_is_a_servers_or_passed_over(folder: Path, record: Any) -> None
         with contextlib.suppress(CampaignError):
             roster.look(1e9)
             assert str(roster.nobody())
-            roster.coming()
     finally:
         roster.close()
 
