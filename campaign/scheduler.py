@@ -87,9 +87,12 @@ class Scheduler:
             ServerError: No server is left to call.
         """
         while True:
+            left = len(self.unmerged), len(self.unreduced)
             self._submit_ready()
             if not self.calls:
-                return
+                if left == (len(self.unmerged), len(self.unreduced)):
+                    return
+                continue  # a frozen value of an earlier run was put into force, or given up: others may follow
             for take in self.calls.wait(0.2):
                 take()
             look_around()  # after them: what was done is not to be done again

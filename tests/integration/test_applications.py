@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -232,10 +233,12 @@ def test_the_readmes_pool_in_someones_own_parsl_script(tmp_path: Path) -> None:
     assert len([line for line in block.splitlines() if line.strip()]) < 10
     (tmp_path / "s.py").write_text(PARSL_SCRIPT.replace("BLOCK", block).replace("RUN_DIR", str(tmp_path / "runinfo")))
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "s.py")], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=120,
-        env={**os.environ, "PATH": path},
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as temp:  # the user's own Parsl leaves empty folders in it, whatever we do
+        done = subprocess.run(
+            [sys.executable, str(tmp_path / "s.py")], cwd=PROJECT, capture_output=True, text=True, check=False,
+            timeout=120, env={**os.environ, "PATH": path, "TMPDIR": temp},
+        )  # fmt: skip
+        assert not list(Path(temp).glob("campaign-*"))
     assert done.returncode == 0, done.stderr
     assert done.stdout == "scored (3000, 1)\n"
 

@@ -135,7 +135,7 @@ def test_batches_and_trees_do_not_show(many: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_what_is_complete_starts_nothing_and_is_taken_as_it_is(many: Path) -> None:
-    """Run again: no worker, no merge, no file written but the report; the same hashes, paths and notes."""
+    """Run again: no worker, no merge, no file written but report and manifest; the same hashes, paths and notes."""
     first = do(many)
     shutil.rmtree(many / "r" / "logs")  # a provider that is entered makes it anew
     before = {p: p.stat().st_mtime_ns for p in (many / "r").rglob("*") if p.is_file()}
@@ -146,7 +146,7 @@ def test_what_is_complete_starts_nothing_and_is_taken_as_it_is(many: Path) -> No
     assert again.tasks["reused"] == again.tasks["total"] == first.tasks["total"]
     assert not (many / "r" / "logs").exists()
     changed = {p.name for p, t in before.items() if not p.exists() or p.stat().st_mtime_ns != t}
-    assert changed <= {"report.json", "lock"}
+    assert changed <= {"report.json", "manifest.json", "lock"}
 
 
 SLOW = pytest.mark.slow
