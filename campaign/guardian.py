@@ -32,13 +32,23 @@ def die_with_parent(signum: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0)
 
 
+def regions(shm_prefix: str) -> list[Path]:
+    """A server's shared memory in the node's ``/dev/shm``: this user's alone, for anybody may use its names there."""
+    found = []
+    for path in Path("/dev/shm").glob(f"{shm_prefix}*") if len(shm_prefix) > 12 else ():  # noqa: S108  Triton's place
+        with contextlib.suppress(OSError):  # gone already
+            found += [path] if path.lstat().st_uid == os.geteuid() else []
+    return found
+
+
 def sweep(place: str, shm_prefix: str, folders: Iterable[str] = ()) -> None:
     """Remove a server's shared memory, the empty folders it made elsewhere, and its private folder.
 
     The file that says whose the folder is goes last, so that whatever is cut short can be taken up by another.
     """
-    for path in Path("/dev/shm").glob(f"{shm_prefix}*") if len(shm_prefix) > 12 else ():  # noqa: S108  Triton's place
-        path.unlink(missing_ok=True)
+    for path in regions(shm_prefix):
+        with contextlib.suppress(OSError):
+            path.unlink()
     for folder in folders:
         with contextlib.suppress(OSError):  # gone already, or not empty and so not ours to remove
             Path(folder).rmdir()

@@ -31,7 +31,7 @@ from campaign.address import Secret
 from campaign.aside import aside
 from campaign.errors import CampaignError, ModelError, ServerError
 from campaign.family import Family
-from campaign.guardian import Guardian, die_with_parent, sweep
+from campaign.guardian import Guardian, die_with_parent, regions, sweep
 from campaign.incarnation import backoff, blank, name_of
 from campaign.lease import Lease
 from campaign.reap import abandoned
@@ -322,8 +322,9 @@ class Pilot:
                 raise ModelError(error.message, where=f"model {model} on {self.name}", log=self.tail()) from None
             if warning:
                 self.warnings.append(warning)
-        for region in list(Path("/dev/shm").glob(f"{self.shm}*")):  # noqa: S108  Triton makes them readable by everybody
-            region.chmod(0o600)
+        for region in regions(self.shm):  # Triton makes them readable by everybody
+            with contextlib.suppress(OSError):
+                region.chmod(0o600)
             if _SHARED not in self.warnings:
                 self.warnings.append(_SHARED)
         # The Python backend makes an empty folder in /tmp, wherever TMPDIR points, and leaves it when it is killed.

@@ -6,6 +6,7 @@ dead if the process that the mark names as its driver is gone: that very process
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import tempfile
@@ -115,15 +116,20 @@ def _wait(look: Callable[[], list[Found]], seconds: float, do: Callable[[list[Fo
 def owned(roots: set[Path]) -> Iterator[tuple[Path, Mark, dict[str, object]]]:
     """Private folders of this user's campaigns, with the mark of each and what else its owner says."""
     for root in sorted(roots):
-        for path in sorted(root.glob(f"campaign-*/{OWNER}")):
-            try:
-                ours = path.stat().st_uid == os.geteuid() == path.parent.stat().st_uid and not path.is_symlink()
+        try:
+            folders = sorted(p for p in root.iterdir() if p.name.startswith("campaign-"))
+        except OSError:
+            continue
+        for folder in folders:
+            path = folder / OWNER
+            try:  # the folder first: what others have put there is not even looked into
+                ours = all(p.lstat().st_uid == os.geteuid() and not p.is_symlink() for p in (folder, path))
             except OSError:  # swept while we looked
                 continue
             told = read_json(path) if ours else None
             mark = Mark.parse(str((told or {}).get("mark", "")))
             if told is not None and mark is not None:
-                yield path.parent, mark, dict(told)
+                yield folder, mark, dict(told)
 
 
 def roots() -> set[Path]:
@@ -144,7 +150,8 @@ def abandoned() -> None:
     for folder, _, told in owned({Path(tempfile.gettempdir())}):
         holder = Identity.parse(str(told.get("holder", "")))
         if holder is not None and holder.alive() is False:
-            clear_folder(folder, told)
+            with contextlib.suppress(Exception):  # one that cannot be swept must not stop the pilot that looked
+                clear_folder(folder, told)
 
 
 def reap(*, dry_run: bool = False, only: Mark | None = None) -> Said:
@@ -173,9 +180,13 @@ def reap(*, dry_run: bool = False, only: Mark | None = None) -> Said:
     said.ended += [f"{f} of campaign {f.mark.campaign}" for f in found]
     for folder, mark, told in owned(roots()):
         if dead(mark):
-            if not dry_run:
-                clear_folder(folder, told)
-            said.ended.append(f"folder {folder} of campaign {mark.campaign}")
+            text = f"folder {folder} of campaign {mark.campaign}"
+            try:
+                if not dry_run:
+                    clear_folder(folder, told)
+                said.ended.append(text)
+            except Exception as error:  # noqa: BLE001  the others go all the same
+                said.left.append(f"{text}: {type(error).__name__}: {error}")
     if not only:
         said.left += [f"{f}: {_why(f.mark)}" for f in processes() if not dead(f.mark)]
         said.left += [f"folder {p}: {_why(m)}" for p, m, _ in owned(roots()) if not dead(m)]

@@ -133,6 +133,43 @@ def test_a_folder_is_known_by_the_owner_it_names(state: Path, tmp_path: Path, mo
         region.unlink(missing_ok=True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two other users; CI is root")
+def test_what_cannot_be_removed_keeps_nobody_from_the_rest(tmp_path: Path) -> None:
+    """A file of another user under a region's name, a folder whose owner says nonsense: the others are swept."""
+    stranger = Path("/dev/shm", f"campaign_{os.getpid()}swee_evil")
+    script = (
+        "import os, sys, tempfile; from pathlib import Path\n"
+        "from campaign.guardian import own; from campaign.reap import abandoned, reap\n"
+        "mark, holder, prefix = sys.argv[1:]\n"
+        "os.setresgid(12345, 12345, 12345); os.setresuid(12345, 12345, 12345)\n"
+        "for sweep in (abandoned, reap):\n"
+        "    made = [Path(tempfile.mkdtemp(prefix=f'campaign-{n}-')) for n in range(3)]\n"
+        "    for folder, folders in zip(made, (7, [], [])):\n"
+        "        own(folder, mark, holder=holder, leader='', shm_prefix=prefix, folders=folders)\n"
+        "    own(made[2], mark, holder=holder, leader='', shm_prefix='/', folders=[])\n"
+        "    mine = Path('/dev/shm', prefix + 'mine'); mine.touch()\n"
+        "    sweep()\n"
+        "    print([f.exists() for f in (*made, mine)])\n"
+        "    __import__('shutil').rmtree(made[0])\n"
+    )
+    gone = dead_driver()
+    (tmp_path / "t").mkdir()
+    for folder in (tmp_path / "t", tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o1777 if folder.name == "t" else 0o755)
+    stranger.touch(0o600)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(Mark("d" * 16, gone)), str(gone), stranger.name.removesuffix("evil")],
+            env={**os.environ, "TMPDIR": str(tmp_path / "t"), "XDG_STATE_HOME": str(tmp_path / "state")},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split("\n")[:2] == ["[True, False, False, False]"] * 2
+        assert stranger.exists()
+    finally:
+        stranger.unlink()
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("provider", ["local", "parsl"])
 def test_reap_ends_what_nothing_else_can(slow: Path, before: Before, provider: str) -> None:  # noqa: F811

@@ -46,6 +46,7 @@ from tests.conftest import (
     yaml_of,
 )
 from tests.integration import test_slurm
+from tests.integration.test_reap import dead_driver
 
 slurm = test_slurm.slurm  # a fixture
 REPOSITORY = PROJECT / "tests" / "models"
@@ -106,6 +107,34 @@ def family(record: dict[str, Any]) -> list[int]:
     """A pilot, its server and what that has started."""
     server = psutil.Process(record["server_pid"])
     return [record["pid"], server.pid, *(p.pid for p in server.children(recursive=True))]
+
+
+@NEEDS_ROOT
+def test_what_another_user_leaves_under_our_names_stops_nothing(tmp_path: Path) -> None:
+    """In ``/dev/shm`` and ``/tmp`` he may use any name: a server starts and is swept all the same; his stays his."""
+    evil = Path(tempfile.mkdtemp(prefix="campaign-evil-", dir="/tmp"))
+    evil.rmdir()
+    region = Path("/nonexistent")
+    pool = ServerPool(REPOSITORY, models=MODELS, folder=tmp_path / "pool")
+    try:
+        with pool:
+            assert wait_until(lambda: any(r["shm_prefix"] for r in pool.records()), 60)
+            record = pool.records()[0]
+            region = Path("/dev/shm", f"{record['shm_prefix']}evil")
+            owner = {"mark": f"{'d' * 16}@{dead_driver()}", "holder": str(dead_driver()), "leader": "", "folders": []}
+            said = intrude(leave=[(str(region), ""), (str(evil / "owner.json"), json.dumps(owner))])
+            assert set(said.values()) == {f"GOT {NOBODY}"}
+            before = region.lstat()
+            pool.wait_ready()
+            assert answers(pool)["first"] == len(X)
+        (last,) = pool.records()
+        assert last["state"] == "ended"
+        assert not Path(record["place"]).exists()
+        assert (region.lstat().st_mode, region.lstat().st_uid) == (before.st_mode, NOBODY)
+        assert (evil / "owner.json").exists()
+    finally:
+        region.unlink(missing_ok=True)
+        shutil.rmtree(evil, ignore_errors=True)
 
 
 @NEEDS_ROOT
