@@ -22,6 +22,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from campaign.identity import VARIABLE
+
 if TYPE_CHECKING:
     from campaign.protocols import Launch
 
@@ -43,13 +45,18 @@ def command(launch: Launch, place: Path, folder: Path, name: str) -> tuple[list[
         name: Its name.
     """
     order = {
-        "argv": list(launch.argv), "env": dict(launch.env), "place": str(place), "shm": launch.private_shm,
+        "argv": list(launch.argv), "env": {**_marked(), **launch.env}, "place": str(place), "shm": launch.private_shm,
         "prefix": launch.shm_prefix, "folder": str(folder), "name": name, "ca": launch.ca,
     }  # fmt: skip
     path = place / "order.json"
     path.touch(0o600)
     path.write_text(json.dumps(order))
     return [sys.executable, "-m", "campaign.enclose", str(path)], dict(os.environ)
+
+
+def _marked() -> dict[str, str]:
+    """By this a server is known for ours when its pilot is gone, whatever its kind keeps of the environment."""
+    return {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}
 
 
 def main(argv: list[str]) -> NoReturn:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from campaign.apart import Apart, listen
-from campaign.identity import OWNER, VARIABLE, Identity
+from campaign.identity import OWNER, VARIABLE, Identity, Mark, mark_of, send
 from campaign.rundir import write_json
 
 PR_SET_PDEATHSIG = 1
@@ -106,18 +106,38 @@ class Guardian(Apart):
         self.tell(**known, record=str(record or ""), patience_s=patience_s)
 
 
-def end_group(leader: Identity | None) -> None:
-    """Kill the process group that a process led; never one that has its number by now."""
-    if leader is None or leader.alive() is None:
+def end_group(leader: Identity | None, mark: Mark | None) -> None:
+    """Kill the process group and the session that a process led; never one that has its number by now.
+
+    As long as the leader is there, the number is its own. Later the number may be another's of this user: then only
+    those are killed who bear the campaign's mark.
+    """
+    if leader is None or not leader.here():
         return
-    if Path(f"/proc/{leader.pid}").exists() and not leader.alive() and not _zombie(leader):
-        return  # the group is gone, and somebody else has the pid: the kernel gives none away that a group still bears
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader.pid, signal.SIGKILL)
+    if Path(f"/proc/{leader.pid}").exists():
+        if not leader.alive() and not _zombie(leader):
+            return  # the group is gone: the kernel gives no number away that a group still bears
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(leader.pid, signal.SIGKILL)
     end = time.monotonic() + 2
-    while leader.alive() and time.monotonic() < end:
+    while time.monotonic() < end:
+        left = [send(who, signal.SIGKILL) for who in _members(leader.pid, mark)]
+        if not any(left) and not leader.alive():
+            break
         time.sleep(0.02)
-    time.sleep(0.05)  # a stub dies a moment after
+
+
+def _members(group: int, mark: Mark | None) -> list[Identity]:
+    """Who is in a process group or session and bears a campaign's mark."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended while we looked
+            who = Identity.of(int(folder.name))
+            fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            if group in map(int, fields[2:4]):
+                its = mark_of(who.pid)
+                found += [who] if mark is not None and its is not None and its.campaign == mark.campaign else []
+    return found
 
 
 def _zombie(leader: Identity) -> bool:
@@ -129,7 +149,8 @@ def _zombie(leader: Identity) -> bool:
 
 def clear(known: dict[str, Any]) -> None:
     """End what is left of a server and remove what it had."""
-    end_group(Identity.parse(str(known.get("leader", ""))))
+    mark = Mark.parse(str(known.get("mark") or os.environ.get(VARIABLE, "")))
+    end_group(Identity.parse(str(known.get("leader", ""))), mark)
     if known.get("place"):
         sweep(str(known["place"]), str(known["shm_prefix"]), known["folders"])
 

@@ -57,6 +57,10 @@ class Identity:
             return None
         return cls(parts[0], parts[1], parts[2], int(parts[3]), int(parts[4]))
 
+    def here(self) -> bool:
+        """Whether its pid is a number of this machine, since its last boot, and of this container."""
+        return (self.host, self.boot, self.space) == _here()
+
     def alive(self) -> bool | None:
         """Whether it runs; None where that cannot be told from here: another machine, or another container."""
         host, boot, space = _here()

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import yaml
 
+from campaign.identity import Identity, mark_of
 from tests.conftest import (
     campaign_dict,
     command,
@@ -181,6 +182,10 @@ def test_a_run_leaves_no_port_and_its_sockets_are_private(slow: Path) -> None:
     listening: Callable[[psutil.Process], list[Any]] = lambda p: [  # noqa: E731  one line, used twice
         c for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN
     ]
+    family = [server, *server.children(recursive=True)]
+    assert len(family) > 1
+    drivers = {getattr(mark_of(p.pid), "driver", None) for p in family}
+    assert drivers == {Identity.of(driver.pid)}, "a process that does not bear the mark would not be ended"
     assert not listening(server)
     assert not [c for child in server.children(recursive=True) for c in listening(child)]
     place = Path(record["place"])

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from campaign import identity
+from campaign.guardian import end_group
 from campaign.identity import Identity, Mark
 from tests.conftest import command, left, start, wait_until
 from tests.integration.test_left_behind import (  # noqa: F401  two fixtures
@@ -131,6 +132,39 @@ def test_a_folder_is_known_by_the_owner_it_names(state: Path, tmp_path: Path, mo
         assert all(f.exists() for name, f in folders.items() if name != "dead"), said.stdout
     finally:
         region.unlink(missing_ok=True)
+
+
+def test_a_group_is_ended_only_if_it_is_ours() -> None:
+    """Its leader gone, a group's number may be another's: of an earlier boot, or without our mark, it is left alone."""
+    here = Identity.of(os.getpid())
+    mark, other = (Mark(c * 16, here) for c in "ab")
+
+    def group(bears: Mark | None) -> tuple[int, psutil.Process]:
+        """A group whose leader has exited, and who is in it."""
+        env = {**os.environ, **({identity.VARIABLE: str(bears)} if bears else {})}
+        argv = ["bash", "-c", "sleep 600 & echo $!"]
+        with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, start_new_session=True) as leader:
+            assert leader.stdout is not None
+            member = psutil.Process(int(leader.stdout.readline()))
+            leader.stdout.close()
+        return leader.pid, member
+
+    def ended(member: psutil.Process) -> bool:
+        return not member.is_running() or member.status() == psutil.STATUS_ZOMBIE
+
+    for bears, boot, ends in (
+        (mark, "00000000", False), (None, here.boot, False), (other, here.boot, False), (mark, here.boot, True),
+    ):  # fmt: skip
+        pid, member = group(bears)
+        try:
+            end_group(Identity(here.host, boot, here.space, pid, 1), mark)
+            assert ended(member) is ends, (bears, boot)
+        finally:
+            if not ended(member):
+                member.kill()
+    leader = sleeper()
+    end_group(Identity.of(leader.pid), None)
+    assert leader.wait(5) == -signal.SIGKILL
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two other users; CI is root")
