@@ -25,18 +25,25 @@ def reap(entry: Entry, dry_run: bool, ended: list[str], left: list[str]) -> None
         ended: Takes a line per job that was ended.
         left: Takes a line per job that was not, with the reason.
     """
-    slurm = [j for j in entry.jobs if j[0] == "SlurmProvider"]
+    numbered = {(kind, name) for kind, number, name in entry.jobs if number}
+    known = [j for j in entry.jobs if j[1] or (j[0], j[2]) not in numbered]
+    slurm = [j for j in known if j[0] == "SlurmProvider"]
     if slurm:
         told = _run("squeue", "--noheader", "--me", "--format=%i|%T|%j")
         if told is None:
-            left += [f"job {j[1]} of campaign {entry.mark.campaign}: squeue does not answer" for j in slurm]
+            left += [f"job {j[1] or j[2]} of campaign {entry.mark.campaign}: squeue does not answer" for j in slurm]
         else:
             _cancel([line.split("|", 2) for line in told.splitlines()], entry, dry_run, ended, left)
-    for kind, number, name in entry.jobs:
-        if kind in BY_HAND:
+    for kind, number, name in known:
+        if kind in BY_HAND and number:
             left.append(
                 f"job {number} of campaign {entry.mark.campaign}: if it is still called {name}, "
                 f"end it with {BY_HAND[kind]} {number}"
+            )
+        elif kind in BY_HAND:
+            left.append(
+                f"job {name} of campaign {entry.mark.campaign}: its number is not known; "
+                f"if there is one of that name, end it with {BY_HAND[kind]}"
             )
 
 

@@ -31,7 +31,8 @@ class Entry:
         path: Where this is written down.
         folders: Run directories and pools' folders.
         temporary: Where it made private folders.
-        jobs: Jobs it gave to a scheduler: kind of provider, job id, and the job's name, which holds the random name.
+        jobs: Jobs it gave to a scheduler: kind of provider, job id (empty: it is about to give it, or was refused), and
+            the job's name, which holds the random name.
     """
 
     mark: Mark
@@ -87,7 +88,7 @@ def remember(*, folder: Path | None = None, job: tuple[str, str, str] | None = N
             _mine[:] = [Entry(mark(), state_dir() / f"{mark().campaign}.json", temporary=tempfile.gettempdir())]
         entry = _mine[0]
         entry.folders += [str(folder)] if folder is not None and str(folder) not in entry.folders else []
-        entry.jobs += [job] if job is not None else []
+        entry.jobs += [job] if job is not None and job not in entry.jobs else []
         try:
             entry.save()
         except OSError as error:

@@ -214,6 +214,7 @@ class ParslProvider:
         # environment on.
         command = "exec " + shlex.join(["env", f"{VARIABLE}={mark()}", *argv])
         name = f"campaign-{mark().campaign}-servers"
+        _remember(provider, "", name)
         try:
             with marked():
                 job = provider.submit(command, per_node, job_name=name)
@@ -237,6 +238,7 @@ _HAND_ON = "trap 'kill -TERM $(jobs -p) 2>/dev/null; wait' TERM"
 
 
 def _remember(provider: Any, job: Any, name: str) -> None:
+    # Without a number before it is submitted: a driver that is killed then has a job all the same.
     if not isinstance(provider, parsl.providers.LocalProvider):  # those are processes of this machine
         runs.remember(job=(type(provider).__name__, str(job), name))
 
@@ -296,6 +298,7 @@ class _Htex(Executor):
         Raises:
             ProviderError: The provider refused a block.
         """
+        _remember(self._htex.provider, "", self._htex.label)
         with marked():
             self._htex.start()
             started = self._htex.scale_out_facade(self._blocks)

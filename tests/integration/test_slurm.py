@@ -142,6 +142,45 @@ def test_the_schedulers_limit_alone_is_enough(slurm: None, tmp_path: Path) -> No
     assert wait_until(lambda: not left(before), 5), left(before)
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import parsl.providers
+from campaign import ServerPool
+
+class SlurmProvider(parsl.providers.SlurmProvider):
+    def submit(self, *args, **kwargs):
+        print(super().submit(*args, **kwargs), flush=True)
+        for pid in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
+            if b"campaign.keeper" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(int(pid), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+provider = SlurmProvider(walltime="00:10:00", exclusive=False, init_blocks=0, cmd_timeout=30)
+with ServerPool(sys.argv[1], models=["slow"], provider=provider, folder=Path("pool"), lease_s=3600):
+    pass
+"""
+
+
+def test_reap_finds_a_job_whose_number_nobody_has_written_down(
+    slurm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver and its keeper killed at the very moment sbatch has answered: the job is found by its name."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    before = set(ours()), lying_about()
+    (tmp_path / "killed.py").write_text(KILLED)
+    argv = [sys.executable, "killed.py", str(PROJECT / "tests" / "models")]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    job = done.stdout.split()[0]
+    assert not (tmp_path / "pool" / "job").exists()
+    assert queue()[job] in ("PENDING", "RUNNING")
+    said = command("reap", cwd=tmp_path)
+    assert f"ended job {job} " in said.stdout, said.stdout + said.stderr
+    assert wait_until(lambda: not queue(), 40), queue()
+    assert wait_until(lambda: not left(before), 15), left(before)
+
+
 def test_reap_ends_the_jobs_of_the_dead_and_no_others(
     slurm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
