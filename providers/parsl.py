@@ -126,6 +126,15 @@ def build(given: Any) -> ExecutionProvider:
     return provider
 
 
+def _stays_here(given: Any) -> bool:
+    if isinstance(given, Mapping) and given.get("class") != "LocalProvider":
+        return False
+    made = build(given)
+    near = (parsl.launchers.SingleNodeLauncher, parsl.launchers.SimpleLauncher)
+    local = isinstance(made, parsl.providers.LocalProvider)
+    return local and made.nodes_per_block == 1 and isinstance(made.launcher, near)
+
+
 class ParslProvider:
     """See `campaign.protocols.Provider`. No DataFlowKernel: a user's own stays untouched."""
 
@@ -144,13 +153,9 @@ class ParslProvider:
 
     @property
     def one_node(self) -> bool:
-        """Whether all of it runs here: only Parsl's LocalProvider is known to."""
-        given = (self._given, self.options.server_provider if self.options.server_provider is not None else self._given)
-        return all(
-            g is None or isinstance(g, parsl.providers.LocalProvider)
-            or (isinstance(g, Mapping) and g.get("class") == "LocalProvider")
-            for g in given
-        )  # fmt: skip
+        """Whether all of it runs here: only Parsl's LocalProvider is known to, if its launcher leads nowhere else."""
+        theirs = self.options.server_provider
+        return _stays_here(self._given) and (theirs is None or _stays_here(theirs))
 
     @property
     def walltime_s(self) -> float | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from parsl import launchers as parsl_launchers
 from parsl import providers as parsl_providers
 
 from campaign import registry
@@ -70,6 +71,14 @@ def test_a_provider_says_where_its_machines_are_and_for_how_long(tmp_path: Path)
     assert told(provider=slurm, server_provider=here) == (False, None)
     assert told(provider=parsl_providers.SlurmProvider(walltime="00:10:00")) == (False, 600)
     assert told(provider=parsl_providers.LocalProvider()) == (True, None)
+    simple, srun = parsl_launchers.SimpleLauncher(), parsl_launchers.SrunLauncher()
+    assert told(provider=parsl_providers.LocalProvider(launcher=simple)) == (True, None)
+    assert told(provider=parsl_providers.LocalProvider(launcher=srun)) == (False, None), (
+        "in an allocation of many nodes"
+    )
+    assert told(provider={**here, "launcher": {"class": "SrunLauncher"}}) == (False, None)
+    assert told(provider={**here, "nodes_per_block": 2}) == (False, None)
+    assert told(provider=here, server_provider={**here, "nodes_per_block": 2}) == (False, None)
 
 
 def test_making_one_starts_nothing(tmp_path: Path) -> None:
