@@ -124,7 +124,7 @@ def run(
     rundir = RunDir(Path(run_dir).resolve() if run_dir else default_run_dir(campaign))
     checked = check(campaign)
     try:
-        with rundir.owned(), signals() as stop, keeper.hold(rundir.root, remove=(rundir.job,), say=shown.say):
+        with rundir.owned(), signals() as stop, keeper.hold(rundir.root, say=shown.say):
             made = Run(checked, rundir, shown, stop).run()
     except OSError as error:
         raise full(error, rundir.root) or error from error.__cause__

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import threading
 import time
@@ -32,7 +31,7 @@ class _Held:
         self.users = 0
         self.pid = 0
         self.apart: Apart | None = None
-        self.remove: list[str] = []
+        self.disorderly = False  # something may be left: `campaign reap` must know of it
         self.said = False
 
 
@@ -40,41 +39,50 @@ _held = _Held()
 
 
 @contextlib.contextmanager
-def hold(folder: Path, *, remove: tuple[Path, ...] = (), say: Callable[[str], None] | None = None) -> Iterator[None]:
+def hold(folder: Path, *, say: Callable[[str], None] | None = None) -> Iterator[None]:
     """Have a keeper for as long as a campaign or a pool of this process lives.
+
+    What is written down of this process for ``campaign reap`` is taken away at the end, unless something was raised
+    then or at the end of an earlier one: a job that could not be cancelled must be found.
 
     Args:
         folder: The run directory, or the pool's folder.
-        remove: Files that must not outlive the driver.
         say: Told once if the user's state directory cannot be written; nothing else depends on it.
+
+    Raises:
+        OSError: The keeper cannot be started.
     """
     with _held.lock:
         if _held.pid != os.getpid():  # forked from a driver: its keeper is not ours
-            _held.apart, _held.users, _held.pid, _held.remove = None, 0, os.getpid(), []
+            _held.apart, _held.users, _held.pid, _held.disorderly = None, 0, os.getpid(), False
+        if _held.apart is None:
+            apart = Apart("campaign.keeper", environment())
+            apart.tell()
+            _held.apart = apart
         _held.users += 1
-        _held.remove += map(str, remove)
-        _held.apart = _held.apart or Apart("campaign.keeper", environment())
-        _held.apart.tell(remove=_held.remove)
         refused = runs.remember(folder=folder)
     if refused and say is not None and not _held.said:
         _held.said = True
         say(f"cannot be written down for 'campaign reap': {refused}")
     try:
         yield
+    except BaseException:
+        _held.disorderly = True
+        raise
     finally:
         with _held.lock:
             _held.users -= 1
-            _held.remove = [r for r in _held.remove if r not in set(map(str, remove))]
             if _held.users == 0 and _held.apart is not None:
                 _held.apart.end()
                 _held.apart = None
-                runs.forget()
+                if not _held.disorderly:
+                    runs.forget()
 
 
 def beat() -> None:
     """Called several times a second while a campaign runs: a keeper that was killed is started again."""
-    with _held.lock:
-        if _held.apart is not None:
+    with _held.lock, contextlib.suppress(OSError):  # no process can be started now: perhaps a second later
+        if _held.apart is not None and _held.pid == os.getpid():
             _held.apart.beat()
 
 
@@ -84,9 +92,6 @@ def main() -> None:
     mark = Mark.parse(os.environ.get(VARIABLE, ""))
     if heard is None or mark is None:
         return
-    _, known = heard
-    for path in known.get("remove", ()):
-        shutil.rmtree(path, ignore_errors=True) if Path(path).is_dir() else Path(path).unlink(missing_ok=True)
     until = time.monotonic() + SELF_S
     while reap.processes(mark.campaign) and time.monotonic() < until:
         time.sleep(0.1)

@@ -209,6 +209,7 @@ class ServerPool:
         count = 0
         while not self._over.wait(min(1.0, self.spec.lease_s / 5)):
             count += 1
+            keeper.beat()
             try:
                 with write_aside(self.folder / "lease", "w") as stream:
                     stream.write(f"{os.getpid()} {count}")

@@ -260,7 +260,6 @@ def test_the_driver_gone_at_once_leaves_nothing(slow: Path, before: Before, blow
     driver.communicate(timeout=15)
     assert driver.returncode == (-signal.SIGKILL if blow == "group" else 130)
     assert wait_until(lambda: not left(before), 15), left(before)
-    assert not (slow / "r" / "job.pickle").exists(), "it may hold the headers of attached servers"
     assert command("plan", "c.yaml", "--run-dir", "r", cwd=slow).returncode == 0
 
 

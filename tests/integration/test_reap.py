@@ -13,13 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from campaign import identity
+from campaign import ServerPool, identity
 from campaign.guardian import end_group
 from campaign.identity import Identity, Mark
-from tests.conftest import command, left, start, wait_until
+from tests.conftest import PROJECT, command, left, start, wait_until
 from tests.integration.test_left_behind import (  # noqa: F401  two fixtures
     Before,
     before,
+    below,
     reach_the_middle,
     records,
     slow,
@@ -251,3 +252,37 @@ def test_a_home_that_cannot_be_written_is_said_once_and_nothing_else(tmp_path: P
     assert done.returncode == 0, done.stderr
     assert "['campaign.keeper']" in done.stdout
     assert "\n1 cannot be written down for 'campaign reap'" in done.stdout
+
+
+def test_a_keeper_that_is_killed_is_replaced_in_a_script_of_ones_own(state: Path) -> None:
+    """A pool that no engine runs looks after its keeper too."""
+    with ServerPool(PROJECT / "tests" / "models", models=["slow"]):
+        (first,) = below(os.getpid(), "campaign.keeper")
+        os.kill(first, signal.SIGKILL)
+        assert wait_until(lambda: below(os.getpid(), "campaign.keeper") not in ([], [first]), 20)
+    assert not below(os.getpid(), "campaign.keeper")
+    assert not list(state.rglob("*.json"))
+
+
+def test_what_did_not_end_in_order_stays_written_down(state: Path, tmp_path: Path) -> None:
+    """A keeper that cannot be started is no user of one; what was raised at an end is remembered by later ones."""
+    script = (
+        "import pathlib, resource, contextlib; from campaign import keeper, reap, runs\n"
+        "here, (soft, hard) = pathlib.Path.cwd(), resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "def told(): return len(list(runs.state_dir().glob('*.json'))), [f.what for f in reap.processes()]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (5, hard))\n"
+        "try:\n    keeper.hold(here).__enter__()\nexcept OSError as error:\n    refused = type(error).__name__\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
+        "print(refused, *told())\n"
+        "with keeper.hold(here): print(*told())\n"
+        "print(*told())\n"
+        "with contextlib.suppress(KeyError), keeper.hold(here): raise KeyError\n"
+        "print(*told())\n"
+        "with keeper.hold(here): pass\n"
+        "print(*told())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["OSError 0 []", "1 ['campaign.keeper']", "0 []", "1 []", "1 []"]
+    assert command("reap", cwd=tmp_path).returncode == 0
+    assert not list(state.rglob("*.json")), "its driver is gone, and nothing was left"

@@ -190,8 +190,6 @@ class Soak:
         ended = time.monotonic() - began
         if not wait_until(lambda: not left(self.before), GONE_S):
             self.leak(f"{after}: {left(self.before)}\n{output}")
-        elif not wait_until(lambda: not (live.run_dir / "job.pickle").exists(), 1):
-            self.leak(f"{after}: job.pickle")
         took = round(time.monotonic() - began, 1)
         self.slowest[after] = max(self.slowest[after], took)
         print(f"   {after}: exit {live.driver.returncode} after {ended:.1f} s, nothing left after {took} s", flush=True)
