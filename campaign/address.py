@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from campaign.incarnation import wrong
 from campaign.private import read_own, unfit
 
 RUNGS = ("first", "same_server", "other_server", "restarted_server", "local_twin", "parked")
@@ -58,6 +59,7 @@ class PoolAddress:
         records: Servers that already run.
         secret: What lets clients in: certificates, headers.
         twins: Models that a process may ask in its own memory when no server is left (`campaign.twin.Twin`).
+        pool: The nonce of the pool: records of another are passed over; empty: of none.
     """
 
     folder: str
@@ -70,6 +72,7 @@ class PoolAddress:
     records: tuple[Mapping[str, Any], ...] = ()
     secret: Secret | None = field(default=None, repr=False, compare=False)
     twins: tuple[Any, ...] = ()
+    pool: str = ""
 
     def servers(self) -> list[Mapping[str, Any]]:
         """Records of the pool's servers, whatever their state; one that cannot be believed is ``ended``, with a reason.
@@ -91,7 +94,7 @@ class PoolAddress:
                         why_not = f"its record was refused: {refused}"
                         record = {"name": path.stem, "state": "ended", "url": "", "told": False, "log": "",
                                   "why": why_not, "refused": True}  # fmt: skip
-                    if record:
+                    if record and (refused or record.get("pool", "") == self.pool or not self.pool):
                         found.append({**record, **given, "own": True})
         return found
 
@@ -103,10 +106,9 @@ class PoolAddress:
             return {}, str(error)
         except (OSError, ValueError, RecursionError):
             return {}, ""
-        if not isinstance(record, dict) or any(not isinstance(record.get(k), str) for k in ("name", "state", "url")):
-            return {}, "it is no record"
-        if record["name"] != path.stem:
-            return {}, f"it says that it is {record['name']!r}"
+        why = wrong(record, path.stem)
+        if why:
+            return {}, why
         return record, self._astray(record) if record["state"] == "ready" else ""
 
     def _astray(self, record: Mapping[str, Any]) -> str:

@@ -309,7 +309,7 @@ class Run:
         assert spec is not None
         self.pool = ServerPool(
             spec, provider=provider, folder=self.rundir.servers, base=self.campaign.base, say=self.shown.say,
-            kind=self.checked.kind,
+            kind=self.checked.kind, look=self._look_for_stop,
         )  # fmt: skip
         stack.enter_context(self.pool)
         self._passed("pool")
@@ -332,20 +332,30 @@ class Run:
             Interrupted: A signal came, or ``campaign stop``.
             ServerError: The pool is of no use any more.
         """
-        if self.stop.is_set():
-            raise Interrupted(_ASKED)
-        now = time.monotonic()
-        if now - self.looked < 0.5:
+        if self._look_for_stop():
             return
-        self.looked = now
-        keeper.beat()
-        if self.rundir.request_stop.exists():
-            raise Interrupted(_ASKED)
         failure = self._pool_failure()
         if failure is not None:
             raise failure
         if self.pool and self.pool.kind.managed and not self.told_ready:
             self._tell_ready(self.pool)
+
+    def _look_for_stop(self) -> bool:
+        """Whether it was only a glance.
+
+        Raises:
+            Interrupted: See `_look_around`.
+        """
+        if self.stop.is_set():
+            raise Interrupted(_ASKED)
+        now = time.monotonic()
+        if now - self.looked < 0.5:
+            return True
+        self.looked = now
+        keeper.beat()
+        if self.rundir.request_stop.exists():
+            raise Interrupted(_ASKED)
+        return False
 
     def _pool_failure(self) -> CampaignError | None:
         """Why the run cannot go on for want of servers; it can where every model has a twin and servers have proved it.

@@ -8,17 +8,18 @@ from pathlib import Path
 
 
 class Family:
-    """The processes of a server's session as they are now, its own not among them.
+    """The processes that a server has started itself, as they are now.
 
     Triton never starts the Python process behind a model again, calls the model READY all the same, and lets the
-    request that it died with, and those behind it, wait for their deadline.
+    request that it died with, and those behind it, wait for their deadline. What a model starts in its turn is the
+    model's own: it may come and go.
 
     Args:
-        session: The server's process id, which is its session's.
+        server: The server's process id.
         silent_s: A process that has been stopped for so long hangs.
     """
 
-    def __init__(self, session: int, silent_s: float) -> None:
+    def __init__(self, server: int, silent_s: float) -> None:
         self.silent_s = silent_s
         self._names: dict[tuple[int, str], str] = {}
         self._stopped: dict[int, float] = {}
@@ -26,7 +27,7 @@ class Family:
             pid = int(folder.name)
             with suppress(OSError, IndexError):
                 stat = _stat(pid)
-                if int(stat[3]) == session != pid and stat[0] != "Z":
+                if int(stat[1]) == server and stat[0] != "Z":
                     argv = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
                     self._names[pid, stat[19]] = " ".join([Path(argv[0]).name, *argv[1:2]])
 

@@ -72,10 +72,12 @@ class Guardian(Apart):
 
     Args:
         handed: What `hand_over` gave in this process before an ``exec``.
+        pool: The nonce of the pilot's pool: only a record of that one is closed in the pilot's place.
     """
 
-    def __init__(self, handed: str = "") -> None:
+    def __init__(self, handed: str = "", pool: str = "") -> None:
         super().__init__("campaign.guardian", handed=handed)
+        self._pool = pool
 
     def guard(
         self,
@@ -103,7 +105,7 @@ class Guardian(Apart):
         known = {"leader": leader, "place": place, "shm_prefix": shm_prefix, "folders": list(folders)}
         if place:
             own(Path(place), os.environ.get(VARIABLE, ""), holder=str(Identity.of(os.getpid())), **known)
-        self.tell(**known, record=str(record or ""), patience_s=patience_s)
+        self.tell(**known, record=str(record or ""), pool=self._pool, patience_s=patience_s)
 
 
 def end_group(leader: Identity | None, mark: Mark | None) -> None:
@@ -155,11 +157,11 @@ def clear(known: dict[str, Any]) -> None:
         sweep(str(known["place"]), str(known["shm_prefix"]), known["folders"])
 
 
-def _close_record(path: Path) -> None:
+def _close_record(path: Path, pool: str) -> None:
     """Say that a server has ended whose pilot could not say so itself."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         told = json.loads(path.read_text())
-        if told["state"] != "ended":
+        if told["state"] != "ended" and told["pool"] == pool:
             write_json(path, {**told, "state": "ended", "why": f"{told['name']}: its pilot was killed", "told": False})
 
 
@@ -171,7 +173,7 @@ def main() -> None:
     _, known = heard
     clear(known)
     if known.get("record"):
-        _close_record(Path(known["record"]))
+        _close_record(Path(known["record"]), str(known["pool"]))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,16 @@ from pathlib import Path
 
 
 class Lease:
-    """A counter the submitter raises, aged by this machine's own monotonic clock: file times play no part."""
+    """A counter the submitter raises, aged by this machine's own monotonic clock: file times play no part.
 
-    def __init__(self, path: Path, lease_s: float) -> None:
-        self.path, self.lease_s = path, lease_s
+    Args:
+        path: ``NONCE PID COUNT``.
+        lease_s: Its length.
+        pool: The nonce of the pool; another's counter is no sign of life.
+    """
+
+    def __init__(self, path: Path, lease_s: float, pool: str) -> None:
+        self.path, self.lease_s, self.pool = path, lease_s, pool
         self.seen, self.since = "", time.monotonic()
 
     def expired(self) -> bool:
@@ -19,6 +25,6 @@ class Lease:
             now = self.path.read_text()
         except OSError:
             now = self.seen
-        if now != self.seen:
+        if now != self.seen and now.startswith(f"{self.pool} "):
             self.seen, self.since = now, time.monotonic()
         return time.monotonic() - self.since > self.lease_s

@@ -1,12 +1,15 @@
 """Runs where the servers run: owns ONE server from start to sweep, and obeys a lease.
 
-    python -m campaign.pilot POOL_FOLDER [--slot N --generation N --wait S]
+    python -m campaign.pilot POOL_FOLDER [--pool NONCE --slot N --generation N --wait S]
 
 It claims a slot, starts the server in a private node-local folder, proves it by a known answer per model, publishes
 its record, and then watches: the server and its models, the stop file, the lease, and signals. A server that is lost
 is replaced: the pilot becomes, by ``exec``, the pilot of the slot's next generation, with the same process id, in the
 same allocation, under the same guardian. However it ends, this guardian process, which sees its end of a pipe close,
 kills the server's group and removes its folder and its ``/dev/shm`` regions.
+
+A pool is known by a nonce. Where a run is started again in its folder while pilots of the run before still live, these
+find another nonce there, or none: they end, and write nothing more.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from campaign.aside import aside
 from campaign.errors import CampaignError, ModelError, ServerError
 from campaign.family import Family
 from campaign.guardian import Guardian, die_with_parent, regions, sweep
-from campaign.incarnation import backoff, blank, name_of
+from campaign.incarnation import backoff, blank, found, name_of
 from campaign.lease import Lease
 from campaign.reap import abandoned
 from campaign.rundir import read_json, write_json
@@ -58,22 +61,28 @@ class Pilot:
         slot: The server's place in the pool; None: the first that nobody has claimed.
         generation: Which server of this slot it is, from 0.
         inherited: The guardian of the generation before (`Apart.hand_over`); empty: there is none yet.
+        pool: The nonce of the pool it was sent for; empty: whichever is there.
     """
 
-    def __init__(self, folder: Path, slot: int | None = None, generation: int = 0, inherited: str = "") -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, slot: int | None = None, generation: int = 0, inherited: str = "", pool: str = ""
+    ) -> None:
+        self.folder, self.pool = folder, pool
+        if pool and not self.wanted():
+            raise SystemExit(0)
         self.order: Mapping[str, Any] = json.loads((folder / "pilot.json").read_text())
+        self.pool = str(self.order["pool"])
         self.slot, self.generation = self._claim(slot, generation), generation
         self.name = name_of(self.slot, generation)
         self.log = folder / f"{self.name}.log"
         self.asked, self.state = "", "starting"
         self.heir = generation < int(self.order["restarts"])
-        self.lease = Lease(folder / "lease", float(self.order["lease_s"]))
+        self.lease = Lease(folder / "lease", float(self.order["lease_s"]), self.pool)
         self.server: subprocess.Popen[bytes] | None = None
         self.health: Health | None = None
         self.place, self.shm, self.url = "", "", ""
         self.folders: list[str] = []
-        self.guardian = Guardian(inherited)
+        self.guardian = Guardian(inherited, self.pool)
         self.slow_s = float(self.order["start_deadline_s"]) + 60.0  # large files of a model are looked at first
         self.beats, self.beaten, self.recorded = 0, 0.0, 0.0
         self.ready_s: float | None = None
@@ -88,6 +97,15 @@ class Pilot:
                 return number
         raise SystemExit(0)  # more were started than are wanted
 
+    def wanted(self) -> bool:
+        """Whether the folder is still that of the pool this pilot was sent for."""
+        try:
+            return bool(json.loads((self.folder / "pilot.json").read_text())["pool"] == self.pool)
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError, LookupError, TypeError):
+            return True  # a file system that falters says nothing
+
     def run(self, wait_s: float = 0.0) -> int:
         """Serve until told to stop; the exit code is 0 if it was told so. Does not return if the server is replaced.
 
@@ -99,6 +117,8 @@ class Pilot:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the generation before has held them back
         why, log, remedy, heals = "", "", "", False
         try:
+            if self.generation:  # a guardian that is started again in the wait must know what it was told before
+                self.tell_guardian(self.slow_s)
             self.record("starting")
             self.bide(wait_s)
             self.start()
@@ -136,14 +156,16 @@ class Pilot:
         if self.server is None:
             return False
         worked = self.ready_s is not None or any(
-            (read_json(p) or {}).get("ready_s") is not None for p in self.folder.glob(f"{name_of(self.slot, 0)}*.json")
+            r["slot"] == self.slot and r["ready_s"] is not None for r in found(self.folder, self.pool)
         )
         return worked or (self.server.poll() or 0) < 0
 
     def next_published(self) -> bool:
         """Publish the next generation's record before this one's end, so that somebody is always seen to come."""
-        record = blank(self.slot, self.generation + 1, self.folder, int(self.order["restarts"]))
+        record = blank(self.slot, self.generation + 1, self.folder, int(self.order["restarts"]), self.pool)
         path = self.folder / f"{record['name']}.json"
+        if not self.wanted():
+            return False
         with contextlib.suppress(OSError):
             write_json(path, {**record, "pid": os.getpid(), "started": time.time()})
             self.guardian.guard(0, "", "", [], path, self.slow_s)
@@ -154,12 +176,14 @@ class Pilot:
         """Become the pilot of the next generation: a fresh process image in which no thread and no channel was."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the next generation can take them
         later = self.generation + 1
-        if self.asked:  # a moment ago: the submitter decides whether there is a next one
+        if self.asked and self.wanted():  # a moment ago: the submitter decides whether there is a next one
             path = self.folder / f"{name_of(self.slot, later)}.json"
             with contextlib.suppress(OSError):
                 write_json(path, {**(read_json(path) or {}), "state": "ended", "why": self.asked, "told": True})
+        if self.asked:
             return
-        options = [f"--slot={self.slot}", f"--generation={later}", f"--wait={backoff(later):.2f}"]
+        options = [f"--pool={self.pool}", f"--slot={self.slot}", f"--generation={later}"]
+        options.append(f"--wait={backoff(later):.2f}")
         options.append(f"--guardian={self.guardian.hand_over()}")
         os.execv(sys.executable, [sys.executable, "-m", "campaign.pilot", str(self.folder), *options])  # noqa: S606
 
@@ -170,13 +194,13 @@ class Pilot:
         """Publish what is known of the server, by atomic rename."""
         self.state, self.beats, self.recorded = state, self.beats + 1, time.monotonic()
         counted = self.health.counted if self.health else {}
-        if (self.folder / f"closed-{self.name}").exists():
-            return  # the submitter, who had heard nothing for long, has put another in its place
+        if (self.folder / f"closed-{self.name}").exists() or not self.wanted():
+            return  # another is in its place: the submitter has heard nothing for long, or is a later run's
         with contextlib.suppress(OSError):  # the folder may be gone: then nobody reads it
             write_json(
                 self.folder / f"{self.name}.json",
                 {
-                    **blank(self.slot, self.generation, self.folder, int(self.order["restarts"])),
+                    **blank(self.slot, self.generation, self.folder, int(self.order["restarts"]), self.pool),
                     "state": state,
                     "heir": self.heir,
                     "beat": self.beats,
@@ -277,6 +301,8 @@ class Pilot:
             self.record(self.state)
         if (self.folder / f"closed-{self.name}").exists():
             self.asked, self.heir = self.asked or "the submitter heard nothing of it for long", False
+        elif not self.wanted():
+            self.asked, self.heir = self.asked or "its pool is no more", False
 
     def bide(self, seconds: float) -> None:
         """Let some time pass, looking around."""
@@ -426,6 +452,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m campaign.pilot``."""
     parser = argparse.ArgumentParser(prog="campaign.pilot")
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--pool", default="")
     parser.add_argument("--slot", type=int)
     parser.add_argument("--generation", type=int, default=0)
     parser.add_argument("--guardian", default="")
@@ -436,7 +463,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         die_with_parent(signal.SIGTERM)
         if os.getppid() != int(parent):
             return 1  # it died before this line
-    return Pilot(given.folder, given.slot, given.generation, given.guardian).run(given.wait)
+    return Pilot(given.folder, given.slot, given.generation, given.guardian, given.pool).run(given.wait)
 
 
 if __name__ == "__main__":

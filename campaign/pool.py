@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -18,12 +19,12 @@ from campaign.address import PoolAddress, Secret
 from campaign.errors import ServerError, SpecError
 from campaign.guardian import own, sweep
 from campaign.identity import mark
-from campaign.incarnation import causes, in_order, newest, on_the_way
+from campaign.incarnation import causes, found, newest, on_the_way
 from campaign.private import make_private
-from campaign.processes import ask_child
+from campaign.processes import ask_child, fork_server_runs, stop_fork_server
 from campaign.protocols import Carried, Provider, ServerKind
 from campaign.replacer import Replacer
-from campaign.rundir import read_json, write_aside, write_json
+from campaign.rundir import write_aside, write_json
 from campaign.spec import ServerSpec
 from campaign.twin import DEADLINE_S, agree_and_tell, twin_of
 from campaign.userfile import reference
@@ -78,6 +79,7 @@ class ServerPool:
         base: Where relative paths start.
         say: Called with progress lines.
         kind: Of ``spec``, where one was made already: the models it has seen are the ones that are served.
+        look: Called several times a second while entering waits for local twins; what it raises ends that.
         options: Further keys of `ServerSpec` or of the server kind.
     """
 
@@ -92,18 +94,19 @@ class ServerPool:
         base: Path | None = None,
         say: Callable[[str], None] = quiet,
         kind: ServerKind | None = None,
+        look: Callable[[], object] = lambda: None,
         **options: Any,
     ) -> None:
         if not isinstance(spec, ServerSpec):
             given = {"model_repository": str(spec), "models": models, "count": count or 1, **options}
             spec = ServerSpec.model_validate(given)
-        self.spec, self.say = spec, say
+        self.spec, self.say, self._look = spec, say, look
         base = base or Path.cwd()
         self.kind = kind or make_kind(spec, base)
         if kind is None:
             self.kind.check()
-        found = (twin_of(self.kind, base, name, model) for name, model in spec.models.items())
-        self.twins = tuple(twin for twin in found if twin is not None)
+        twins = (twin_of(self.kind, base, name, model) for name, model in spec.models.items())
+        self.twins = tuple(twin for twin in twins if twin is not None)
         self._provider_given = provider
         self._folder_given = folder
         self._stack = ExitStack()
@@ -113,6 +116,7 @@ class ServerPool:
         self._over, self._leaving = threading.Event(), threading.Event()
         self._live: Servers | None = None
         self._secret: Secret | None = None
+        self._nonce = secrets.token_hex(8)  # pilots of an earlier pool in the same folder may still run
         self.folder = folder or Path()
 
     def __reduce__(self) -> NoReturn:
@@ -129,9 +133,7 @@ class ServerPool:
 
     def _start(self) -> None:
         if self.twins:
-            wrong = ask_child(agree_and_tell, (self.twins,), DEADLINE_S, "local twins")
-            if wrong is not None:
-                raise wrong
+            self._ask_twins()
         recipe = dict(self.kind.prepare(self.say))
         if not self.kind.managed:
             self._secret = self.kind.secret()
@@ -155,6 +157,7 @@ class ServerPool:
         write_json(
             self.folder / "pilot.json",
             {
+                "pool": self._nonce,
                 "kind": reference(cls),
                 "recipe": recipe,
                 "count": count,
@@ -171,7 +174,7 @@ class ServerPool:
         self._stack.callback(self._stop)
         self._beat = threading.Thread(target=self._hold, name="campaign-lease", daemon=True)
         self._beat.start()
-        argv = [sys.executable, "-m", "campaign.pilot", str(self.folder)]
+        argv = [sys.executable, "-m", "campaign.pilot", str(self.folder), f"--pool={self._nonce}"]
         self._carried = provider.carry(argv, count, self.folder)
 
         def carry(more: Sequence[str]) -> list[Carried]:
@@ -180,9 +183,19 @@ class ServerPool:
             return made
 
         slow_s = self.spec.start_deadline_s + 60.0
-        replacer = Replacer(self.folder, self.spec.restarts, self.spec.lease_s, slow_s, carry, self.say)
+        replacer = Replacer(self.folder, self.spec.restarts, self.spec.lease_s, slow_s, carry, self.say, self._nonce)
         self._replacing = threading.Thread(target=self._replace, args=(replacer,), name="campaign-pilots", daemon=True)
         self._replacing.start()
+
+    def _ask_twins(self) -> None:
+        there = fork_server_runs()
+        try:
+            wrong = ask_child(agree_and_tell, (self.twins,), DEADLINE_S, "local twins", self._look)
+        finally:
+            if not there:  # else it is a campaign's, which has use for it
+                stop_fork_server()
+        if wrong is not None:
+            raise wrong
 
     def _open_gate(self, provider: Provider) -> dict[str, str]:
         from campaign.tls import Gate
@@ -212,7 +225,7 @@ class ServerPool:
             keeper.beat()
             try:
                 with write_aside(self.folder / "lease", "w") as stream:
-                    stream.write(f"{os.getpid()} {count}")
+                    stream.write(f"{self._nonce} {os.getpid()} {count}")
             except OSError as error:  # a full disk must not end the campaign before the lease does
                 self.say(f"the lease cannot be written: {error.strerror}")
 
@@ -238,14 +251,14 @@ class ServerPool:
             records=tuple(self.kind.addresses()),
             secret=self._secret,
             twins=self.twins,
+            pool=self._nonce if self.kind.managed else "",
         )
 
     def records(self) -> list[dict[str, Any]]:
         """What the pilots say of their servers."""
         if not self.kind.managed:
             return [dict(r) for r in self.kind.addresses()]
-        found = [read_json(p) for p in self.folder.glob("server-*.json")]
-        return [dict(r) for r in in_order(r for r in found if r is not None)]
+        return [dict(r) for r in found(self.folder, self._nonce)]
 
     def current(self) -> list[dict[str, Any]]:
         """Of each server the record of its last incarnation."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, process, resource_tracker, util
 from multiprocessing.connection import Connection
@@ -21,12 +23,13 @@ from campaign.errors import CampaignError
 from campaign.guardian import die_with_parent, own
 from campaign.identity import OWNER, mark, marked
 
+LOOK_S = 0.2
 _tracker = {"ours": False}
 
 
 def context() -> ForkServerContext:
     """The fork server, which imports the worker's modules once; nothing in them opens a channel when imported."""
-    if getattr(forkserver._forkserver, "_forkserver_pid", None) is None:
+    if not fork_server_runs():
         _tracker["ours"] = getattr(resource_tracker._resource_tracker, "_pid", None) is None
         _private_folder()
         with no_main():
@@ -87,7 +90,18 @@ def no_main() -> Iterator[None]:
         main.update(hidden)
 
 
-def ask_child(function: Callable[..., None], args: tuple[Any, ...], deadline_s: float | None, what: str) -> Any:
+def fork_server_runs() -> bool:
+    """Whether somebody in this process has started it already."""
+    return getattr(forkserver._forkserver, "_forkserver_pid", None) is not None
+
+
+def ask_child(
+    function: Callable[..., None],
+    args: tuple[Any, ...],
+    deadline_s: float | None,
+    what: str,
+    look: Callable[[], object] = lambda: None,
+) -> Any:
     """Call a function in a process of its own, which is gone afterwards.
 
     Args:
@@ -95,6 +109,7 @@ def ask_child(function: Callable[..., None], args: tuple[Any, ...], deadline_s: 
         args: Its other arguments.
         deadline_s: How long it may take; None: as long as it likes.
         what: What it is doing, for errors.
+        look: Called several times a second while it is waited for; what it raises ends the process and is raised.
 
     Returns:
         The answer, or a `CampaignError` if the process ended or hung without one.
@@ -104,10 +119,13 @@ def ask_child(function: Callable[..., None], args: tuple[Any, ...], deadline_s: 
     with no_main():
         child.start()
     theirs.close()
+    end = time.monotonic() + (math.inf if deadline_s is None else deadline_s)
     try:
-        return (
-            ours.recv() if ours.poll(deadline_s) else CampaignError(f"did not end within {deadline_s:g} s", where=what)
-        )
+        while not ours.poll(min(LOOK_S, max(0.0, end - time.monotonic()))):
+            if time.monotonic() >= end:
+                return CampaignError(f"did not end within {deadline_s:g} s", where=what)
+            look()
+        return ours.recv()
     except EOFError:
         child.join(5)
         return CampaignError(f"its process crashed (exit code {child.exitcode})", where=what)

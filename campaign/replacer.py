@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from campaign.errors import CampaignError
-from campaign.incarnation import backoff, blank, name_of, newest
+from campaign.incarnation import LONGEST_BACKOFF_S, backoff, blank, found, name_of, newest
 from campaign.protocols import Carried
-from campaign.rundir import read_json, write_json
+from campaign.rundir import write_json
 
 LOST_S = 10.0  # at the least: a busy machine may let a pilot wait for some seconds
 Carry = Callable[[Sequence[str]], list[Carried]]
@@ -31,21 +31,22 @@ class Replacer:
         slow_s: The same before there is a server process: a pilot that looks at large files first says nothing.
         carry: Starts one pilot with further arguments.
         say: Takes progress lines.
+        pool: The pool's nonce.
     """
 
     def __init__(
-        self, folder: Path, restarts: int, lease_s: float, slow_s: float, carry: Carry, say: Callable[[str], None]
-    ) -> None:
+        self, folder: Path, restarts: int, lease_s: float, slow_s: float, carry: Carry, say: Callable[[str], None],
+        pool: str = "",
+    ) -> None:  # fmt: skip
         self.folder, self.restarts, self.lease_s, self.carry, self.say = folder, restarts, lease_s, carry, say
-        self.slow_s = slow_s
+        self.slow_s, self.pool = slow_s, pool
         self._beats: dict[str, tuple[int, float]] = {}
         self._due: dict[tuple[int, int], float] = {}
         self._carried: dict[tuple[int, int], list[Carried]] = {}
 
     def look(self) -> None:
         """Called again and again; may take as long as carrying a pilot takes."""
-        records = [r for p in self.folder.glob("server-*.json") if (r := read_json(p)) is not None]
-        for record in newest(records):
+        for record in newest(found(self.folder, self.pool)):
             if record["state"] != "ended":
                 self._listen(dict(record))
             elif record.get("heir"):
@@ -77,13 +78,14 @@ class Replacer:
         self.say(f"{why}; a pilot for {name_of(slot, generation)} is sent")
         try:
             self._carried[at] = self.carry([f"--slot={slot}", f"--generation={generation}"])
-        except CampaignError as error:
-            self._close({**blank(slot, generation, self.folder, self.restarts), "why": str(error)})
+        except (CampaignError, OSError) as error:
+            self._due[at] = now + LONGEST_BACKOFF_S  # where the disk is full, too, nothing is noted
+            self._close({**self._blank(slot, generation), "why": str(error)})
 
     def _never_came(self, slot: int, generation: int) -> None:
         path = self.folder / f"{name_of(slot, generation)}.json"
         if not path.exists():  # a pilot that has come and gone has left its record
-            name = path.stem
-            self._close(
-                {**blank(slot, generation, self.folder, self.restarts), "why": f"{name}: its pilot ended at its start"}
-            )
+            self._close({**self._blank(slot, generation), "why": f"{path.stem}: its pilot ended at its start"})
+
+    def _blank(self, slot: int, generation: int) -> dict[str, Any]:
+        return blank(slot, generation, self.folder, self.restarts, self.pool)

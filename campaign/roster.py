@@ -176,7 +176,8 @@ class Roster:
         said = "; ".join(f"{name}: {why}" for name, why in sorted(self.gone.items()))
         logs = [str(r.get("log", "")) for r in self.address.servers() if r.get("log")]
         late = f"no server was ready within {self.address.start_deadline_s:g} s"
-        what = late if any(r["state"] != "ended" for r in self.address.servers()) else "no server is left"
+        waiting = any(r["state"] != "ended" and r["name"] not in self.gone for r in self.address.servers())
+        what = late if waiting else "no server is left"
         return ServerError(
             what + (f" ({said})" if said else ""),
             where="pool",

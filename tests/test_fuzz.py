@@ -19,12 +19,13 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from campaign import cli, frame, manifest, specfile
+from campaign import ServerPool, cli, frame, manifest, specfile
 from campaign.address import PoolAddress
 from campaign.counts import CountsPartial, unpack_counts
 from campaign.errors import CampaignError, FrozenChanged, PartialError
 from campaign.frozenvalue import freeze, thaw
 from campaign.histogram import Histogram
+from campaign.incarnation import blank
 from campaign.intent import Intent
 from campaign.ledger import Ledger
 from campaign.outputs import (
@@ -38,6 +39,7 @@ from campaign.outputs import (
 from campaign.pack import PackReader
 from campaign.plan import Plan
 from campaign.receipts import CHECK, Receipt, Receipts, parse
+from campaign.replacer import Replacer
 from campaign.roster import Roster
 from campaign.rundir import RunDir
 from tests.conftest import command, write_tree
@@ -360,8 +362,8 @@ def test_a_pack_gives_what_its_receipt_names_or_an_error(folder: Path, where: Re
 # Records of servers ---------------------------------------------------------------------------------------------------
 
 RECORD = {
-    "name": "server-0", "url": "unix:/nowhere/t.sock:0", "state": "ready", "host": "h", "pid": 1, "why": "", "log": "",
-    "headers": {}, "ready_s": 1.0, "told": False, "place": "", "shm_prefix": "", "folders": [],
+    **blank(0, 0, Path("/nowhere"), 3), "url": "unix:/nowhere/t.sock:0", "state": "ready", "host": "h", "pid": 1,
+    "log": "", "headers": {}, "ready_s": 1.0, "server_pid": 2, "beat": 5,
 }  # fmt: skip
 
 
@@ -369,6 +371,12 @@ RECORD = {
 @example(record={"name": "server-0", "state": "ended"})
 @example(record={"name": ["x"], "state": "ready", "url": {}})
 @example(record=[])
+@example(record={})
+@example(record={**RECORD, "slot": []})
+@example(record={**RECORD, "generation": "x"})
+@example(record={**RECORD, "generation": None})
+@example(record={**RECORD, "name": "../server-0"})
+@example(record={**RECORD, "statistics": {"m": 5}, "times": {"m": [1]}})
 @settings(max_examples=EXAMPLES)
 def test_a_record_is_a_servers_or_passed_over(folder: Path, record: Any) -> None:
     """Any JSON in the place of a record: looking for servers finds none of it, or an error of ours."""
@@ -379,9 +387,17 @@ def test_a_record_is_a_servers_or_passed_over(folder: Path, record: Any) -> None
     try:
         with contextlib.suppress(CampaignError):
             roster.look(1e9)
+            roster.newest()
             assert str(roster.nobody())
     finally:
         roster.close()
+    Replacer(place, 3, 10, 60, lambda _: [], lambda _: None).look()
+    pool = ServerPool(Path(__file__).parent / "models", models=["slow"], folder=place)
+    pool._nonce = ""
+    pool.failure()
+    assert all(set(r) >= set(blank(0, 0, place, 0)) for r in pool.current())
+    pool.report()
+    (place / "server-0.json").unlink()
 
 
 # A damaged run directory ----------------------------------------------------------------------------------------------

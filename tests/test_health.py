@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -62,6 +64,11 @@ def watch(made: Health, seconds: float) -> str:
     return why
 
 
+def alive(pid: int) -> bool:
+    """Whether a process has not ended."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
 def stub(pool: ServerPool, model: str) -> int:
     """The process behind a model."""
     children = psutil.Process(pool.records()[0]["server_pid"]).children(recursive=True)
@@ -116,6 +123,24 @@ def test_failures_of_others_requests_bring_the_canary_at_once(long_lived_pool: S
         made.client.infer("stub_dies", [x])
     assert "is not healthy" in watch(made, 10)
     made.close()
+
+
+def test_what_a_model_starts_in_its_turn_may_come_and_go() -> None:
+    """Only the server's own children take a model along when they end; what they have started is their own affair."""
+    code = "import subprocess as s; s.run(['bash', '-c', 'sleep 600 & echo $! >&2; sleep 600'])"
+    server = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        assert server.stderr is not None
+        helper = int(server.stderr.readline())
+        family = Family(server.pid, 3)
+        os.kill(helper, signal.SIGKILL)
+        assert wait_until(lambda: not alive(helper), 10)
+        assert family.look() == ""
+        psutil.Process(server.pid).children()[0].kill()
+        assert wait_until(lambda: "has ended" in family.look(), 10)
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.communicate()
 
 
 @pytest.mark.faults

@@ -76,20 +76,58 @@ def test_pilots_that_end_at_their_start_spend_the_budget(tmp_path: Path) -> None
     assert told == "its pilot was killed (server-0); its pilot ended at its start (server-0.1, server-0.2)"
 
 
-def test_a_provider_that_refuses_is_asked_again_within_the_budget(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error", [ProviderError("the queue is closed"), OSError(28, "No space left on device"), BlockingIOError(11, "fork")]
+)
+def test_a_provider_that_refuses_is_asked_again_within_the_budget(tmp_path: Path, error: Exception) -> None:
     """What it says stands in the record of the one that could not be sent."""
     lost(tmp_path, restarts=1)
     said: list[str] = []
 
     def carry(_: Sequence[str]) -> list[Carried]:
-        raise ProviderError("the queue is closed")
+        raise error
 
     replacer = Replacer(tmp_path, 1, 10, 60, carry, said.append)
     for _ in range(3):
         replacer.look()
     assert said == ["its pilot was killed; a pilot for server-0.1 is sent"]
-    assert records(tmp_path)[1]["why"] == "the queue is closed"
+    assert records(tmp_path)[1]["why"] == str(error)
     assert not on_the_way(records(tmp_path)[1])
+
+
+def test_where_nothing_can_be_noted_nobody_is_asked_all_the_time(tmp_path: Path) -> None:
+    """The folder takes no record (a full disk): the next try has to wait, though no budget was spent."""
+    lost(tmp_path, restarts=1)
+    said: list[str] = []
+
+    def carry(_: Sequence[str]) -> list[Carried]:
+        raise OSError(28, "No space left on device")
+
+    replacer = Replacer(tmp_path, 1, 10, 60, carry, said.append)
+    (tmp_path / "server-0.1.json").mkdir()  # nothing can be renamed onto it
+    for _ in range(3):
+        replacer.look()
+    assert len(said) == 1
+
+
+def test_records_of_others_or_of_no_server_are_passed_over(tmp_path: Path) -> None:
+    """Of another pool in the same folder, under a wrong name, a field of a wrong type: the others are looked at."""
+    lost(tmp_path, restarts=1)
+    good = blank(1, 0, tmp_path, 1)
+    write_json(tmp_path / "server-1.json", good)
+    write_json(tmp_path / "server-0.1.json", {**blank(0, 1, tmp_path, 1, pool="another")})
+    for i, change in enumerate(({"slot": []}, {"name": "../x"}, {"generation": "x"}, {"beat": None}, {"state": {}}), 2):
+        write_json(tmp_path / f"server-{i}.json", {**good, "name": f"server-{i}", "slot": i, **change})
+    (tmp_path / "server-9.json").write_text("[" * 100_000)
+    write_json(tmp_path / "server-8.json", {})
+    sent: list[Sequence[str]] = []
+
+    def carry(more: Sequence[str]) -> list[Carried]:
+        sent.append(more)
+        return []
+
+    Replacer(tmp_path, 1, 10, 60, carry, lambda _: None).look()
+    assert sent == [["--slot=0", "--generation=1"]]
 
 
 def test_a_pilot_that_runs_and_has_said_nothing_yet_is_waited_for(tmp_path: Path) -> None:

@@ -1,0 +1,123 @@
+"""One pilot by itself: whose it is, what it says of another server, and what its guardian knows."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from campaign import ServerPool
+from campaign.incarnation import blank, name_of
+from campaign.pilot import Pilot
+from campaign.rundir import write_json
+from tests.conftest import PROJECT, wait_until
+
+REPOSITORY = PROJECT / "tests" / "models"
+MODELS = {"slow": {"batch": 8, "parameters": {"delay_s": 0.001}}}
+X = np.arange(100, dtype=np.float32).reshape(-1, 1)
+HOLDER = """
+import json, sys, time
+from pathlib import Path
+from parsl.providers import LocalProvider
+from campaign import ServerPool
+
+if __name__ == "__main__":
+    repository, folder, listen, models = sys.argv[1:]
+    provider = LocalProvider(init_blocks=0, max_blocks=1)
+    with ServerPool(
+        repository, models=json.loads(models), count=2, folder=Path(folder), provider=provider, lease_s=3600,
+        listen=listen,
+    ) as pool:
+        pool.wait_ready()
+        print("ready", flush=True)
+        time.sleep(600)
+"""
+
+
+def order(folder: Path, **changes: Any) -> None:
+    """What a pool leaves for its pilots; of servers that are never started."""
+    health = {"every_s": 1, "deadline_s": 1, "silent_s": 1}
+    usual = {"pool": "ab", "count": 20, "lease_s": 3600, "start_deadline_s": 60, "restarts": 3, "health": health}
+    write_json(folder / "pilot.json", {**usual, "kind": "none", "recipe": {"models": {}}, **changes})
+
+
+def child(pid: int, module: str) -> list[int]:
+    """Children of a process that run a module."""
+    alive = [p for p in psutil.Process(pid).children() if p.status() != psutil.STATUS_ZOMBIE]
+    return [p.pid for p in alive if module in p.cmdline()]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("listen", ["socket", "tls"])
+def test_pilots_of_the_run_before_end_where_it_is_started_again(tmp_path: Path, listen: str) -> None:
+    """Driver and keeper are dead, pilots of nobody's live on a long lease: they leave folder and records to the next.
+
+    The next pool becomes ready with servers of its own alone, answers, and nothing of the first is left.
+    """
+    (tmp_path / "holder.py").write_text(HOLDER)
+    folder = tmp_path / "pool"
+    argv = [sys.executable, str(tmp_path / "holder.py"), str(REPOSITORY), str(folder), listen, json.dumps(MODELS)]
+    holder = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(PROJECT)})
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "ready\n"
+    old = [json.loads((folder / f"server-{i}.json").read_text()) for i in range(2)]
+    for pid in (*child(holder.pid, "campaign.keeper"), holder.pid):
+        os.kill(pid, signal.SIGKILL)
+    holder.communicate()
+    assert all(psutil.pid_exists(r["pid"]) for r in old)
+    with ServerPool(REPOSITORY, models=MODELS, count=2, folder=folder, lease_s=3600, restarts=0, listen=listen) as pool:
+        assert not {r["pid"] for r in pool.records()} & {r["pid"] for r in old}
+        pool.wait_ready()
+        assert wait_until(lambda: not any(psutil.pid_exists(r["pid"]) for r in old), 30)
+        assert not any(Path(r["place"]).exists() or psutil.pid_exists(r["server_pid"]) for r in old)
+        live = pool.servers()
+        assert live.infer("slow", {"X": X})["Y"].tobytes() == X.tobytes()
+        assert [(r["name"], r["state"]) for r in pool.records()] == [("server-0", "ready"), ("server-1", "ready")]
+        assert not live.refused
+    assert [r["why"] for r in pool.records()] == ["asked to stop"] * 2
+
+
+def test_a_pilot_that_comes_for_another_pool_ends_quietly(tmp_path: Path) -> None:
+    """One that has queued for longer than its pool has lived: exit code 0, and nothing is written."""
+    argv = [sys.executable, "-m", "campaign.pilot", str(tmp_path), "--pool=cd"]
+    for prepare in (lambda: None, lambda: order(tmp_path)):
+        prepare()
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert {p.name for p in tmp_path.iterdir()} <= {"pilot.json"}
+
+
+def test_the_guardian_of_a_later_generation_knows_its_record(tmp_path: Path) -> None:
+    """In the wait before its server's start, whoever guards a pilot that is killed closes its record."""
+    order(tmp_path)
+    argv = [sys.executable, "-m", "campaign.pilot", str(tmp_path), "--slot=0", "--generation=1", "--wait=600"]
+    pilot = subprocess.Popen(argv)
+    path = tmp_path / "server-0.1.json"
+    assert wait_until(lambda: path.exists() and child(pilot.pid, "campaign.guardian"), 30)
+    first = child(pilot.pid, "campaign.guardian")
+    os.kill(first[0], signal.SIGKILL)
+    assert wait_until(lambda: child(pilot.pid, "campaign.guardian") not in ([], first), 30)
+    pilot.kill()
+    pilot.wait()
+    assert wait_until(lambda: json.loads(path.read_text())["state"] == "ended", 30)
+    assert json.loads(path.read_text())["why"] == "server-0.1: its pilot was killed"
+
+
+def test_what_other_slots_have_done_is_no_reason_to_try_again(tmp_path: Path) -> None:
+    """A first server that has given up by its own word is started again where its own slot has had one that worked."""
+    order(tmp_path)
+    pilot = Pilot(tmp_path, slot=1, generation=1)
+    pilot.server = subprocess.Popen(["false"])
+    pilot.server.wait()
+    for slot, heals in ((10, False), (11, False), (1, True)):
+        record = {**blank(slot, 0, tmp_path, 3, "ab"), "state": "ended", "ready_s": 1.0}
+        write_json(tmp_path / f"{name_of(slot, 0)}.json", record)
+        assert pilot.heals() is heals
