@@ -194,20 +194,22 @@ def _plan(args: argparse.Namespace) -> int:
     rundir = RunDir(args.run_dir.resolve() if args.run_dir else engine.default_run_dir(campaign))
     ledger = Ledger(plan, Receipts(rundir.receipts))
     ledger.read(rundir)
-    State(ledger, Gaps(plan)).remember(plan, rundir)  # forgets what was made with other frozen values
+    state = State(ledger, Gaps(plan))
+    state.remember(plan, rundir)  # forgets what was made with other frozen values
     todo = plan.todo(ledger.missing())
-    reasons = Reasons(plan, ledger, Intent.read(rundir), rundir)
+    reasons = Reasons(plan, state, Intent.read(rundir), rundir)
     if args.json:
         print(json.dumps(as_json(plan, reasons, todo), indent=1))
         return 0
-    print(f"plan {plan.digest[:16]}: {sum(len(some.places) for some in todo)} tasks to do")
+    least = "at least " if state.open else ""  # a frozen value that is made anew may differ
+    print(f"plan {plan.digest[:16]}: {least}{sum(len(some.places) for some in todo)} tasks to do")
     for some in todo:
         for group in reasons.groups(some):
             print(f"  {group.text()}")
     for reduce in plan.reduces:
         why = "; ".join(reasons.reduce(reduce))
-        state = f"to do: {why}" if why else "done"
-        print(f"  {reduce.stage}/{reduce.variation}: {state}, from {', '.join(o.name for o in reduce.inputs.values())}")
+        said = f"to do: {why}" if why else "done"
+        print(f"  {reduce.stage}/{reduce.variation}: {said}, from {', '.join(o.name for o in reduce.inputs.values())}")
     return 0
 
 

@@ -19,7 +19,7 @@ from campaign.address import PoolAddress
 from campaign.checks import check_models, check_options
 from campaign.errors import CampaignError, CampaignFailed, Interrupted, SpecError
 from campaign.gaps import Gaps
-from campaign.hardship import full, leave_terminal, no_room
+from campaign.hardship import in_words, leave_terminal, no_room
 from campaign.ledger import Ledger
 from campaign.plan import Pass, Plan, Reduce
 from campaign.planner import plan
@@ -127,7 +127,7 @@ def run(
         with rundir.owned(), signals() as stop, keeper.hold(rundir.root, say=shown.say):
             made = Run(checked, rundir, shown, stop).run()
     except OSError as error:
-        raise full(error, rundir.root) or error from error.__cause__
+        raise in_words(error, rundir.root) from error
     finally:
         stop_fork_server()  # it looked at the files, whoever did the work
     if raises and made.status == report.INTERRUPTED:
@@ -266,12 +266,13 @@ class Run:
             self.hashes.stop()
             return
         while self.hashes.is_alive():
-            if self.stop.is_set():
+            if self.stop.is_set() or self.rundir.request_stop.exists():
                 self.hashes.stop()  # all else is there: fewer inputs are known by content
+                break  # it may be in the middle of a large one
             self.hashes.join(0.2)
         done = manifest.Done(
             self.campaign, self.plan, self.checked.models, self.state.merged, self.state.frozen, self.state.ledger,
-            {**self.report.versions, "reproducible": str(self.report.reproducible)}, self.hashes.found,
+            {**self.report.versions, "reproducible": str(self.report.reproducible)}, dict(self.hashes.found),
         )  # fmt: skip
         try:
             manifest.write(self.rundir, done)

@@ -31,6 +31,21 @@ def full(error: OSError, folder: Path) -> CampaignError | None:
     return CampaignError(said, where=str(path), remedy=_room(path))
 
 
+def in_words(error: OSError, folder: Path) -> CampaignError:
+    """Any error of the system in words: a folder where a file should be, a file that may not be read, a full disk.
+
+    Args:
+        error: What the system said.
+        folder: Where was worked, if the error does not say.
+    """
+    made = full(error, folder)
+    if made is None:
+        path = next((name for name in (error.filename2, error.filename) if isinstance(name, str)), str(folder))
+        said = error.strerror or f"{type(error).__name__}: {error}"
+        made = CampaignError(said, where=path, remedy="see what lies there, and who may read and write it")
+    return made
+
+
 def no_room(errors: Iterable[str], folder: Path) -> list[str]:
     """What to do about errors of tasks that had no room to write, in at most one line."""
     said = [os.strerror(n) for n in NO_ROOM]

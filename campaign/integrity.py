@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ class Looked:
         files: Number of files of each kind that were hashed.
         bytes: Their size in all.
         partials: Last word of the log on every partial.
+        earlier: Number of partials of earlier plans, which were not looked at.
         frozen_ok: ``stage/variation`` of frozen values that are as they were.
     """
 
@@ -47,20 +48,27 @@ class Looked:
     files: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
     partials: dict[str, Receipt] = field(default_factory=dict)
+    earlier: int = 0
     frozen_ok: set[str] = field(default_factory=set)
 
 
-def integrity(rundir: RunDir, manifest: Mapping[str, Any], threads: int) -> Looked:
+def integrity(
+    rundir: RunDir, manifest: Mapping[str, Any], threads: int, keys: Container[str] | None = None
+) -> Looked:  # fmt: skip
     """Look at everything.
 
     Args:
         rundir: The run directory.
         manifest: From `campaign.manifest.read`.
         threads: How many files are hashed at once.
+        keys: Of the plan's partials: those of earlier plans are left aside. None: not known, all are looked at.
     """
     looked = Looked()
     with ThreadPoolExecutor(threads) as pool:
         looked.findings += _log(rundir, manifest, looked)
+        if keys is not None:
+            ours = {key: receipt for key, receipt in looked.partials.items() if key in keys}
+            looked.earlier, looked.partials = len(looked.partials) - len(ours), ours
         if manifest["plan.json"] != _digest(rundir.intent):
             looked.findings.append(Finding("plan", "plan.json", CHANGED))
         spoilt = _partials(rundir, looked, pool)

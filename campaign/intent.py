@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,26 +65,24 @@ def file_lists(plan: Plan) -> dict[str, Files]:
 
 
 def write(rundir: RunDir, plan: Plan) -> None:
-    """Write ``plan.json``, file by file: there may be 100,000. Left alone where it is of this very plan."""
-    text = json.dumps(head(plan), indent=1, allow_nan=False).removesuffix("\n}") + ',\n "files": {'
-    path = rundir.intent
-    if path.exists():
-        with path.open(errors="replace") as old:
-            if old.read(len(text)) == text:
-                return  # the digest says that it is the same plan
-    with write_aside(path, "w") as stream:
-        stream.write(text)
-        for i, (name, some) in enumerate(file_lists(plan).items()):
-            stream.write(f"{',' if i else ''}\n  {json.dumps(name)}: [")
-            for j, row in enumerate(_rows(some)):
-                stream.write(f"{',' if j else ''}\n   {row}")
-            stream.write("\n  ]")
-        stream.write("\n }\n}\n")
+    """Write ``plan.json``, file by file: there may be 100,000. Left alone where it says just that."""
+    with suppress(OSError), rundir.intent.open("rb") as old:
+        # All of it: one that was torn or altered would be sealed by the manifest of a run that has nothing to do.
+        if all(old.read(len(part)) == part for part in _text(plan)) and not old.read(1):
+            return
+    with write_aside(rundir.intent) as stream:
+        stream.writelines(_text(plan))
 
 
-def _rows(files: Files) -> Iterator[str]:
-    for file in files:
-        yield json.dumps([file.url, file.size, file.stamp, file.metadata_json])
+def _text(plan: Plan) -> Iterator[bytes]:
+    yield json.dumps(head(plan), indent=1, allow_nan=False).removesuffix("\n}").encode() + b',\n "files": {'
+    for i, (name, files) in enumerate(file_lists(plan).items()):
+        yield f"{',' if i else ''}\n  {json.dumps(name)}: [".encode()
+        for j, file in enumerate(files):
+            row = json.dumps([file.url, file.size, file.stamp, file.metadata_json])
+            yield f"{',' if j else ''}\n   {row}".encode()
+        yield b"\n  ]"
+    yield b"\n }\n}\n"
 
 
 @dataclass(frozen=True)

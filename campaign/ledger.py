@@ -144,6 +144,10 @@ class Ledger:
         """Whether all are."""
         return self._done[line] == len(line.keys)
 
+    def some(self, line: Line) -> bool:
+        """Whether some are."""
+        return self._done[line] > 0
+
     def settled(self, line: Line) -> bool:
         """Whether of each it is known that it is there or will not be."""
         return self._done[line] + self._lost[line] == len(line.keys)

@@ -23,7 +23,9 @@ from campaign.rundir import RunDir, file_digest, sync_all, write_aside
 from campaign.spec import Campaign, ProviderSpec
 from campaign.stagecode import StageCode
 
-PERCENT, MOST_FILES, MOST_BYTES = 1.0, 100, 256 << 20  # of the inputs, content hashes are taken
+# Of the inputs, content hashes are taken: of so many of each list as long as they have no more bytes, and of more.
+PERCENT, MOST_PERCENT_BYTES = 1.0, 16 << 30
+MOST_FILES, MOST_BYTES = 100, 256 << 20
 FORMAT = 1
 _SEAL = ',\n "sha256": "'
 _END = '"\n}\n'
@@ -46,18 +48,21 @@ def sample(plan_digest: str, files: Sequence[str], percent: float) -> list[int]:
 def to_hash(plan: Plan) -> list[tuple[str, int, str]]:
     """URL, size and stamp of the files whose content is hashed.
 
-    Reading 3 TB a second time is nobody's wish: 1 % of each list of files, and more as long as they are fewer than 100
-    and together below 256 MB.
+    Reading 3 TB a second time is nobody's wish: 1 % of each list of files, one at least and together below 16 GiB, and
+    more as long as they are fewer than 100 and together below 256 MiB.
     """
     chosen: list[tuple[str, int, str]] = []
+    total = 0
     spare: list[list[tuple[str, int, str]]] = []
     for files in file_lists(plan).values():
         count = math.ceil(len(files) * PERCENT / 100)
         first = in_order(plan.digest, list(files.urls()))[: count + MOST_FILES]
         local = [(f.url, f.size, f.stamp) for f in map(files.one, first) if not is_url(f.url)]
-        chosen += local[:count]
+        for rank, file in enumerate(local[:count]):
+            if rank == 0 or total + file[1] <= MOST_PERCENT_BYTES:
+                chosen.append(file)
+                total += file[1]
         spare.append(local[count : count + MOST_FILES])
-    total = sum(size for _, size, _ in chosen)
     for rank in range(MOST_FILES):
         for files_left in spare:
             if rank < len(files_left) and len(chosen) < MOST_FILES and total + files_left[rank][1] <= MOST_BYTES:

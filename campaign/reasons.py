@@ -9,10 +9,10 @@ from typing import Any
 
 from campaign import __version__
 from campaign.intent import Intent
-from campaign.ledger import Ledger
 from campaign.plan import Events, Line, Pass, Plan, Reduce
 from campaign.planner import FORMAT
 from campaign.rundir import RunDir, canonical_json
+from campaign.state import State
 
 NAMED = 3  # files of a group that are named for people
 
@@ -52,13 +52,14 @@ class Reasons:
 
     Args:
         plan: The plan.
-        ledger: What is there.
+        state: What is there and counts, as `State.remember` has found it.
         before: What the last run set out to do; None: there was none.
         rundir: The run directory.
     """
 
-    def __init__(self, plan: Plan, ledger: Ledger, before: Intent | None, rundir: RunDir) -> None:
-        self.plan, self.ledger, self.before, self.rundir = plan, ledger, before, rundir
+    def __init__(self, plan: Plan, state: State, before: Intent | None, rundir: RunDir) -> None:
+        self.plan, self.state, self.before, self.rundir = plan, state, before, rundir
+        self.ledger = state.ledger
         self.line = cache(self._line)
         self.files = cache(self._files)
 
@@ -81,10 +82,14 @@ class Reasons:
 
     def reduce(self, reduce: Reduce) -> tuple[str, ...]:
         """Why a reduce stage would run; empty: it is done."""
-        old = self.ledger.frozen.get((reduce.stage, reduce.variation))
+        at = (reduce.stage, reduce.variation)
+        if at in self.state.frozen:
+            return ()
+        old = self.ledger.frozen.get(at)
         if old is not None and old.key == reduce.key:
-            there = self.rundir.frozen(reduce.stage, reduce.variation).exists()
-            return () if there else ("its frozen value is missing",)
+            if not self.rundir.frozen(*at).exists():
+                return ("its frozen value is missing",)
+            return (INPUTS_OTHER if self.state.has_inputs(reduce) else INPUTS_OPEN,)
         was = self.before.part("reduces", f"{reduce.stage}/{reduce.variation}") if self.before else None
         if was is None:
             return (NOTHING,)
@@ -177,6 +182,10 @@ TORN = "its partial is missing or torn"
 OTHER = "it was made with another frozen value than there is now"
 
 
+INPUTS_OTHER = "it was made from other inputs than there are now"
+INPUTS_OPEN = "what it is made from will be made anew; it is kept if that is as it was"
+
+
 def differing(old: Any, new: Any, at: str = "") -> list[str]:
     """Dotted places at which two nested mappings differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -194,7 +203,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def as_json(plan: Plan, reasons: Reasons, todo: list[Pass]) -> dict[str, Any]:
-    """Every task, reduce stage and output, for a program."""
+    """Every task, reduce stage and output, for a program; ``at_least``: a frozen value may call for more tasks."""
     tasks = [
         {
             "file": url, "dataset": group.dataset, "writes": list(group.writes), "from": group.start,
@@ -204,6 +213,7 @@ def as_json(plan: Plan, reasons: Reasons, todo: list[Pass]) -> dict[str, Any]:
     ]  # fmt: skip
     reduces = [{"name": f"{r.stage}/{r.variation}", "why": list(reasons.reduce(r))} for r in plan.reduces]
     return {
-        "plan": plan.digest, "tasks": tasks, "reduces": [r for r in reduces if r["why"]],
+        "plan": plan.digest, "tasks": tasks, "at_least": reasons.state.open,
+        "reduces": [r for r in reduces if r["why"]],
         "outputs": {o.name: list(o.files) for o in plan.outputs},
     }  # fmt: skip

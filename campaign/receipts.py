@@ -143,11 +143,6 @@ class Receipts:
         self._end += len(lines)
         return at
 
-    def sync(self) -> None:
-        """See it on the disk. Not per task: a log that a power cut has shortened makes work be done again, no more."""
-        if self._stream is not None:
-            os.fsync(self._stream.fileno())
-
     def add(self, receipt: Receipt) -> int:
         """Record one."""
         return self.append(receipt.line())

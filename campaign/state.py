@@ -129,6 +129,11 @@ class State:
         """Digest of the frozen values that a line's partials are made with; empty without any."""
         return digest([[*at, self.frozen[at][1]] for at in sorted(line.needs)])[:MARK] if line.needs else ""
 
+    @property
+    def open(self) -> bool:
+        """Whether there are partials of which only a frozen value to come will tell whether they count."""
+        return any(not self.has_frozen(line.needs) and self.ledger.some(line) for line in self._unsettled)
+
     def settle(self) -> list[tuple[Events, frozenset[Line], Places]]:
         """Forget partials made with other frozen values than those that have come into force since; which."""
         ready = {line for line in self._unsettled if self.has_frozen(line.needs)}

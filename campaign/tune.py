@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from campaign import work
+from campaign import keeper, work
 from campaign.address import PoolAddress
 from campaign.chain import Chain, Worker
 from campaign.client import Servers, Shared, connect
 from campaign.engine import Checked
 from campaign.errors import CampaignError
+from campaign.guardian import own
+from campaign.identity import mark
 from campaign.pack import PackWriter
 from campaign.plan import Plan, longest_first
 from campaign.pool import ServerPool
@@ -81,8 +83,9 @@ def tune(checked: Checked, say: Callable[[str], None]) -> tuple[Measured, list[P
     if campaign.servers is None:
         raise CampaignError("has no servers: there is nothing to tune", where=campaign.campaign)
     tasks = sample(checked.plan)
-    with tempfile.TemporaryDirectory(prefix="campaign-tune-") as name:
+    with tempfile.TemporaryDirectory(prefix="campaign-tune-") as name, keeper.hold(Path(name)):
         root = Path(name)
+        own(root, str(mark()))  # whoever finds it knows whose it is, should this process be killed
         provider = checked.provider(checked.options, root)
         spec = campaign.servers.model_copy(update={"count": 1})
         with (

@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from campaign import engine, manifest, report, specfile
+from campaign import engine, keeper, manifest, report, specfile
 from campaign.datasets import is_url
 from campaign.engine import Checked, Run
 from campaign.errors import CampaignError, Interrupted, RunDirBusy, SpecError
+from campaign.guardian import own
+from campaign.hardship import in_words
+from campaign.identity import mark
 from campaign.integrity import CHANGED, MISSING, Finding, Looked, integrity
 from campaign.intent import Intent, file_lists
 from campaign.merge import Merged
@@ -84,21 +87,34 @@ def verify(
     if owner:
         raise RunDirBusy(f"is in use by {owner}", where=str(rundir.root), remedy="wait for it")
     try:
+        _verify(campaign, rundir, sample, workers, progress or Progress(), made)
+    except OSError as error:
+        raise in_words(error, rundir.root) from error
+    return made
+
+
+def _verify(
+    campaign: Campaign | None, rundir: RunDir, sample: float, workers: int | None, shown: Progress, made: Verification
+) -> None:
+    try:
         told = manifest.read(rundir)
     except manifest.Altered as error:
         made.findings.append(Finding("manifest", rundir.manifest.name, error.message))
         made.notes.append(f"nothing else can be verified; {error.remedy}")
-        return made
-    looked = integrity(rundir, told, workers or len(os.sched_getaffinity(0)))
-    made.findings += looked.findings
-    made.checked |= {**looked.files, "bytes": looked.bytes}
+        return
     checked = _made_again(campaign, told, made, workers)
+    same = checked is not None and checked.plan.digest == told["plan"]
+    keys = {key for line in checked.plan.lines for key in line.keys} if checked is not None and same else None
+    looked = integrity(rundir, told, workers or len(os.sched_getaffinity(0)), keys)
+    made.findings[:0] = looked.findings
+    made.checked |= {**looked.files, "bytes": looked.bytes}
+    if looked.earlier:
+        made.notes.append(f"{looked.earlier} receipts are of earlier plans: what they name is not of this result")
     if checked is not None:
         _identity(rundir, checked, told, sample, made)
         _versions(checked, told, made)
         if sample > 0:
-            _recompute(rundir, checked, told, looked, sample, progress or Progress(), made)
-    return made
+            _recompute(rundir, checked, told, looked, sample, shown, made)
 
 
 # What it was made from ------------------------------------------------------------------------------------------------
@@ -159,28 +175,42 @@ def _identity(rundir: RunDir, checked: Checked, told: Mapping[str, Any], sample:
         for name, was in told[part].items():
             if name not in named and (name not in codes or codes[name].digest != was["code"]):
                 made.findings.append(Finding(what, name, "its code is not what it was"))
-    intent = Intent.read(rundir)
-    for events in checked.plan.events if intent else ():
-        assert intent is not None
-        _inputs(intent, events, told, made)
+    if checked.plan.digest != told["plan"]:  # it holds all of these: where it is the same, they are
+        _differs(rundir, checked, told, made)
     _contents(checked, told, sample, made)
 
 
+def _differs(rundir: RunDir, checked: Checked, told: Mapping[str, Any], made: Verification) -> None:
+    """Why the plan is not what it was: size, date and metadata of every file, or what nothing here has a name for."""
+    intent = Intent.read(rundir)
+    if intent is None:
+        made.findings.append(Finding("plan", "plan.json", "cannot be read: which inputs changed cannot be told"))
+        return
+    for events in checked.plan.events:
+        _inputs(intent, events, told, made)
+    grown = report.versions()[_OURS] != told["versions"].get(_OURS)  # keys hold it; a note tells it
+    if not grown and not any(f.what in ("model", "stage", "reader", "input", "campaign") for f in made.findings):
+        made.findings.append(Finding("campaign", str(told["campaign"]), "the plan is not what it was"))
+
+
+_OURS = "inference-campaign"
+
+
 def _inputs(intent: Intent, events: Events, told: Mapping[str, Any], made: Verification) -> None:
-    """Size and date of every file."""
+    """Size, date and metadata of every file."""
     old = intent.files(f"{events.dataset}/{events.variation}")
     named = {f.name for f in made.findings}
     for file in events.files:
         was = old.pop(file.url, None)
         if was is None:
             said = "was not there"
-        elif was[:2] == (file.size, file.stamp):
+        elif was == (now := (file.size, file.stamp, file.metadata_json)):
             continue
         else:
-            what = [n for n, a, b in zip(("size", "date"), was[:2], (file.size, file.stamp), strict=True) if a != b]
+            what = [n for n, a, b in zip(("size", "date", "metadata"), was, now, strict=True) if a != b]
             said = f"{' and '.join(what)} changed"
             hashed = told["inputs"]["hashed"].get(file.url)
-            if hashed and not is_url(file.url):
+            if hashed and not is_url(file.url) and was[:2] != now[:2]:
                 said += "; its content did not" if _file_digest(Path(file.url)) == hashed[2] else "; so did its content"
         if file.url not in named:
             made.findings.append(Finding("input", file.url, said))
@@ -257,7 +287,8 @@ def _recompute(
     passes = _passes(checked, told, looked, sample)
     if not passes:
         return
-    with tempfile.TemporaryDirectory(prefix="campaign-verify-") as folder:
+    with tempfile.TemporaryDirectory(prefix="campaign-verify-") as folder, keeper.hold(Path(folder)):
+        own(Path(folder), str(mark()))  # whoever finds it knows whose it is, should this process be killed
         again = RunDir(Path(folder) / "again")
         _run(checked, again, frozen, passes, shown, made)
         before = {_at(r): r for r in looked.partials.values()}
@@ -303,8 +334,9 @@ def _run(
             run = _Again(checked, again, shown, stop)
             run.frozen, run.passes = frozen, passes
             done = run.run()
-    except CampaignError as error:
-        made.findings.append(Finding("recomputed", "the sample", f"cannot be: {error}"))
+    except (CampaignError, OSError) as error:
+        said = in_words(error, again.root) if isinstance(error, OSError) else error
+        made.findings.append(Finding("recomputed", "the sample", f"cannot be: {said}"))
         return
     finally:
         stop_fork_server()

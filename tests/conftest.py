@@ -20,6 +20,8 @@ import uproot
 import yaml
 from hypothesis import HealthCheck, settings
 
+import campaign
+
 # The same examples each time, and no example fails because the machine is busy.
 settings.register_profile("campaign", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("campaign")
@@ -227,6 +229,44 @@ def make_small(tmp_path: Path) -> Path:
     (tmp_path / "stages.py").write_text(STAGES)
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(campaign_dict(), sort_keys=False))
     return tmp_path
+
+
+COUNTING = """
+def count(batch, ctx):
+    return {"n": len(batch), "lumi": ctx.metadata["lumi"]}
+
+
+def total(merged, ctx):
+    (ctx.artefacts / "t.txt").write_text("x")
+    return {"n": float(merged["d"]["n"])}
+
+
+def share(batch, ctx):
+    return {"part": len(batch) / ctx.frozen["total"]["n"]}
+"""
+
+
+@pytest.fixture(scope="session")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run under ``r``, of two passes and without servers; who spoils what it was made from mends it."""
+    folder = tmp_path_factory.mktemp("counted")
+    for i in range(3):
+        write_tree(folder / "d" / f"{i}.root", n=20 * i, seed=i)
+    (folder / "side.yaml").write_text(yaml.safe_dump({f"{i}.root": {"lumi": i} for i in range(3)}))
+    (folder / "s.py").write_text(COUNTING)
+    made = {
+        "campaign": "c",
+        "datasets": {"d": {"files": "d", "tree": "events", "metadata": "side.yaml"}},
+        "workers": 1,
+        "stages": {
+            "count": {"use": "s.py:count"},
+            "total": {"use": "s.py:total", "reduce": "count"},
+            "share": {"use": "s.py:share", "with": ["total"]},
+        },
+    }
+    (folder / "c.yaml").write_text(yaml.safe_dump(made))
+    campaign.run(campaign.load(folder / "c.yaml"), run_dir=folder / "r", progress=False)
+    return folder
 
 
 def yaml_of(folder: Path) -> dict[str, Any]:

@@ -265,6 +265,14 @@ def test_a_side_file_knows_urls_by_name(tree):
         assert found(tree, f"{url}/mc/b_1.root", metadata="s.yaml")[0].metadata == {"xs": 1, "mc": True}
 
 
+def test_a_link_to_nothing_is_refused_by_name(tree):
+    """A link whose file is gone, in a folder of files, is an error with its path and what to do."""
+    (tree / "mc/zz.root").symlink_to("/nowhere/z.root")
+    error = refused(tree, "mc")
+    assert f"{tree / 'mc/zz.root'} is a link to a file that is not there" in str(error)
+    assert "mend it" in str(error)
+
+
 def test_a_list_may_hold_urls(tree):
     """A ``.txt`` file names URLs beside paths."""
     with served(tree) as url:

@@ -39,7 +39,7 @@ FLOORS = [
     ["kserve", "canary", "wire", "window", "roster", "request", "flight", "ragged", "twin", "client", "stepservers"],
     ["health", "rootfile"],
     ["servers", "plan", "planner"],
-    ["ledger", "intent", "reasons", "merge", "gaps", "state", "manifest", "integrity", "profile", "report", "progress"],
+    ["ledger", "intent", "merge", "gaps", "state", "reasons", "manifest", "integrity", "profile", "report", "progress"],
     ["apart", "guardian", "runs", "jobs", "reap", "keeper"],
     ["pilot", "processes", "blame", "chain", "work", "facts", "preflight"],
     ["replacer", "pool", "batches", "lost", "trees", "failures", "scheduler"],

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from campaign import intent
+from campaign import cli, intent
+from campaign.gaps import Gaps
 from campaign.intent import Intent
 from campaign.ledger import Ledger
-from campaign.reasons import Reasons, as_json
+from campaign.reasons import INPUTS_OPEN, INPUTS_OTHER, Reasons, as_json
 from campaign.receipts import FROZEN, Receipt, Receipts
 from campaign.rundir import RunDir
+from campaign.state import State
 from tests.test_plan import MODELS, YAML, edit, folder_of, make
 
 
@@ -40,13 +48,24 @@ def finished(made, rundir):
     return rundir
 
 
-def why(made, rundir):
-    """``{(stage, dataset, variation, file): reasons}`` of what would run, and of reduce stages."""
+def state_of(made, rundir):
+    """What is there; frozen values count by their key, since nothing was really merged here."""
     ledger = Ledger(made, Receipts(rundir.receipts))
     ledger.read(rundir)
-    reasons = Reasons(made, ledger, Intent.read(rundir), rundir)
+    state = State(ledger, Gaps(made))
+    for r in made.reduces:
+        at, path = (r.stage, r.variation), rundir.frozen(r.stage, r.variation)
+        if path.exists() and at in ledger.frozen and ledger.frozen[at].key == r.key:
+            state.frozen[at] = (str(path), "")
+    return state
+
+
+def why(made, rundir):
+    """``{(stage, dataset, variation, file): reasons}`` of what would run, and of reduce stages."""
+    state = state_of(made, rundir)
+    reasons = Reasons(made, state, Intent.read(rundir), rundir)
     found = {}
-    for some in made.todo(ledger.missing()):
+    for some in made.todo(state.ledger.missing()):
         for group in reasons.groups(some):
             for url in group.urls:
                 for name in group.writes:
@@ -141,10 +160,9 @@ def test_every_task_is_in_the_json(folder, tmp_path):
     rundir = finished(made, RunDir(tmp_path / "r"))
     touch(folder)
     made = make(folder)
-    ledger = Ledger(made, Receipts(rundir.receipts))
-    ledger.read(rundir)
-    todo = made.todo(ledger.missing())
-    told = as_json(made, Reasons(made, ledger, Intent.read(rundir), rundir), todo)
+    state = state_of(made, rundir)
+    todo = made.todo(state.ledger.missing())
+    told = as_json(made, Reasons(made, state, Intent.read(rundir), rundir), todo)
     assert len(told["tasks"]) == sum(len(p.places) for p in todo)
     keys = [key for task in told["tasks"] for key in task["keys"]]
     assert sorted(keys) == sorted(x.keys[int(i)] for p in todo for x in p.shape.emits for i in p.places)
@@ -158,8 +176,7 @@ def test_a_group_names_a_few_files_and_counts_the_rest(folder, tmp_path):
     for i in range(1000):
         (folder / f"data/e{i:03}.root").touch()
     made = make(folder)
-    ledger = Ledger(made, Receipts(tmp_path / "none"))
-    reasons = Reasons(made, ledger, None, RunDir(tmp_path))
+    reasons = Reasons(made, state_of(made, RunDir(tmp_path / "none")), None, RunDir(tmp_path))
     lines = [g.text() for some in made.todo() for g in reasons.groups(some)]
     assert len(lines) < 20
     assert any(
@@ -173,10 +190,49 @@ def test_what_was_made_with_another_frozen_value_says_so(folder, tmp_path):
     """Where a frozen value has another content than partials were made with, that is why they are made again."""
     made = make(folder)
     rundir = finished(made, RunDir(tmp_path / "r"))
-    ledger = Ledger(made, Receipts(rundir.receipts))
-    ledger.read(rundir)
-    ledger.stale({line: "of another value" for line in made.lines if line.emit and line.needs})
-    reasons = Reasons(made, ledger, Intent.read(rundir), rundir)
-    groups = [g for some in made.todo(ledger.missing()) for g in reasons.groups(some)]
+    state = state_of(made, rundir)
+    state.ledger.stale({line: "of another value" for line in made.lines if line.emit and line.needs})
+    reasons = Reasons(made, state, Intent.read(rundir), rundir)
+    groups = [g for some in made.todo(state.ledger.missing()) for g in reasons.groups(some)]
     assert {name.split("/")[0] for g in groups for name in g.writes} == {"second"}
     assert {g.why for g in groups} == {("it was made with another frozen value than there is now",)}
+
+
+def planned(folder, run):
+    """What ``campaign plan --json`` says."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert cli.main(["plan", str(folder / "c.yaml"), "--run-dir", str(run), "--json"]) == 0
+    return json.loads(said.getvalue())
+
+
+def test_a_frozen_value_that_is_open_is_to_do_and_tasks_are_at_least(counted, tmp_path):
+    """What it was made from is made anew or differs: the value is not said to be done, nor the tasks to be all."""
+    run = RunDir(Path(shutil.copytree(counted / "r", tmp_path / "r")))
+    told = planned(counted, run.root)
+    assert (told["tasks"], told["reduces"], told["at_least"]) == ([], [], False)
+    run.output("count", "d", "nominal", "counts").unlink()
+    told = planned(counted, run.root)
+    assert told["reduces"] == [{"name": "total/nominal", "why": [INPUTS_OPEN]}]
+    assert told["at_least"]
+    with Receipts(run.receipts) as log:
+        old = next(r for r in log if r.kind == FROZEN)
+        log.add(replace(old, more=json.dumps({"made_from": "of a gap", "artefacts": {}})))
+    shutil.copytree(counted / "r/outputs", run.root / "outputs", dirs_exist_ok=True)
+    told = planned(counted, run.root)
+    assert told["reduces"] == [{"name": "total/nominal", "why": [INPUTS_OTHER]}]
+    assert told["at_least"]
+    assert not planned(counted, tmp_path / "new")["at_least"]
+
+
+def test_a_plan_that_was_torn_is_written_anew(folder, tmp_path):
+    """``plan.json`` is left alone where it says just this plan; torn, altered or longer it is written again."""
+    made, rundir = make(folder), RunDir(tmp_path / "r")
+    intent.write(rundir, made)
+    whole, inode = rundir.intent.read_bytes(), rundir.intent.stat().st_ino
+    assert json.loads(whole)["plan"] == made.digest
+    intent.write(rundir, made)
+    assert rundir.intent.stat().st_ino == inode
+    for torn in (whole[:-40], whole[:-9] + b"x" + whole[-8:], whole + b"x", b""):
+        rundir.intent.write_bytes(torn)
+        intent.write(rundir, made)
+        assert rundir.intent.read_bytes() == whole
