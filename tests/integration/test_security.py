@@ -267,6 +267,7 @@ def test_who_is_let_in_can_infer_and_nothing_else(long_lived_pool: dict[str, Ser
     client.close()
 
 
+@pytest.mark.faults
 def test_another_campaign_of_the_same_user_is_refused(long_lived_pool: dict[str, ServerPool]) -> None:
     """Its certificate opens nothing here; and its server under our server's name is told nothing."""
     mine, other = long_lived_pool["tls"], long_lived_pool["other"]

@@ -138,6 +138,7 @@ def test_a_server_that_fails_is_replaced(small: Path, run: Run, undisturbed: dic
     assert hashes(small / "r") == undisturbed
 
 
+@pytest.mark.faults
 def test_all_servers_killed_at_half_time(small: Path, run: Run, undisturbed: dict[str, str]) -> None:
     """Both are replaced, what they were working on is asked again, and the outputs are those of an undisturbed run."""
     prepare(small, delay_s=0.3, count=2)
