@@ -39,6 +39,7 @@ _OWN_FILES = (
 WEEK_S = 7 * 86400.0
 LOOK_S = 0.5  # between two looks for pilots that were lost
 STOP_S = 12.0  # a busy server has 6 s of grace; after that and some more the machine's owner is asked
+CANCELLED_S = 9.0  # a provider that can ends by force, after 8 s, what does not obey
 
 
 def quiet(_text: str) -> None:
@@ -359,12 +360,20 @@ class ServerPool:
             if self._carried and not any(r["state"] != "ended" for r in self.records()) and self._claims_settled():
                 break
             time.sleep(0.03)
-        for carried in self._carried:
-            carried.cancel()
-        self._over.set()
-        if self._beat:
-            self._beat.join()
-        self._sweep()
+        try:
+            with ExitStack() as each:  # all are told, whatever one of them raises
+                for carried in self._carried:
+                    each.callback(carried.cancel)
+            end = time.monotonic() + CANCELLED_S
+            while time.monotonic() < end and any(c.poll() is None for c in self._carried):
+                if all(r["state"] == "ended" for r in self.records()):
+                    break
+                time.sleep(0.03)
+        finally:
+            self._over.set()
+            if self._beat:
+                self._beat.join()
+            self._sweep()
 
     def _claims_settled(self) -> bool:
         # A carrier that only knows "running" may poll None for long: the records say more.

@@ -191,7 +191,7 @@ class Carried(Protocol):
         """Exit code once it is known to have ended (-1 where only the fact is known), else None."""
 
     def cancel(self) -> None:
-        """Ask the machine's owner to end it. Ending one that has ended is no error."""
+        """Ask the machine's owner to end it, without waiting for that. Ending one that has ended is no error."""
 
 
 class Provider(Protocol):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from pydantic import BaseModel, ConfigDict
 from campaign.identity import environment
 from campaign.processes import child_setup, context, no_main, stop_fork_server
 from campaign.protocols import Carried
+
+CANCEL_S = 8.0  # between SIGTERM and SIGKILL: a pilot gives a busy server 6 s
 
 
 class Options(BaseModel):
@@ -44,12 +49,20 @@ class LocalProvider:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for pool in self._pools:
-            _end(pool)
-        for carried in self._carried:
-            carried.cancel()
-        self._spawner.stop()
-        stop_fork_server()
+        with ExitStack() as each:  # whatever one of them raises, the others are ended
+            each.callback(stop_fork_server)
+            each.callback(self._spawner.stop)
+            each.callback(self._wait)
+            for carried in self._carried:
+                each.callback(carried.cancel)
+            for pool in self._pools:
+                each.callback(_end, pool)
+
+    def _wait(self) -> None:
+        """Until all pilots that were told have ended, which `poll` sees to."""
+        end = time.monotonic() + CANCEL_S + 1
+        while any(carried.poll() is None for carried in self._carried) and time.monotonic() < end:
+            time.sleep(0.02)
 
     def tasks(self, workers: int) -> Executor:
         """A process pool whose workers come from a fork server that never had a channel open."""
@@ -97,20 +110,20 @@ class _Process:
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
+        self._until = math.inf
 
     def poll(self) -> int | None:
-        """Its exit code, None while it runs."""
+        """Its exit code, None while it runs; cancelled a while ago, it gets SIGKILL, and its guardian sweeps."""
+        if self._process.poll() is None and time.monotonic() > self._until:
+            self._process.kill()
+            self._process.wait()
         return self._process.poll()
 
     def cancel(self) -> None:
-        """SIGTERM, and SIGKILL after a while; its guardian sweeps."""
-        if self._process.poll() is None:
+        """SIGTERM; all are told before one is waited for."""
+        if self._process.poll() is None and self._until == math.inf:
+            self._until = time.monotonic() + CANCEL_S
             self._process.terminate()
-            try:
-                self._process.wait(8)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
 
 
 class _Spawner:

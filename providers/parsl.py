@@ -171,10 +171,11 @@ class ParslProvider:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for tasks in self._tasks:
-            tasks.end()
-        for job in self._carried:
-            job.cancel()
+        with contextlib.ExitStack() as each:  # whatever one of them raises, the others are given back
+            for tasks in self._tasks:
+                each.callback(tasks.end)
+            for job in self._carried:  # the last in is the first out: jobs are told before blocks are waited for
+                each.callback(job.cancel)
 
     def _provider(self, given: Any, name: str) -> Any:
         provider = build(given)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,44 @@ def test_a_cancelled_pilot_gets_sigterm_and_is_gone(provider: Provider, tmp_path
         for c in carried:
             c.cancel()
     assert wait_until(lambda: (tmp_path / "bye").exists(), 10)
+
+
+STUBBORN = (
+    "import signal, sys, time, os\n"
+    "signal.signal(signal.SIGTERM, lambda *_: open(sys.argv[1] + f'/told-{os.getpid()}', 'w').close())\n"
+    "open(sys.argv[1] + f'/up-{os.getpid()}', 'w').close()\n"
+    "while True:\n    time.sleep(100)\n"
+)
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_one_that_does_not_obey_or_cannot_be_cancelled_keeps_nobody_waiting(name: str, tmp_path: Path) -> None:
+    """All are told before one is waited for, and whatever is raised for one, the others are ended."""
+    (tmp_path / "s.py").write_text(STUBBORN)
+    argv = [sys.executable, str(tmp_path / "s.py"), str(tmp_path)]
+    before = children()
+    made = make(name, tmp_path)
+
+    def refuse(cancel: Callable[[], None]) -> None:
+        cancel()
+        raise RuntimeError("as asked")
+
+    def leave() -> None:
+        monkeypatch.setattr("campaign.providers.local.CANCEL_S", 0.5, raising=False)
+        with made:
+            for carried in (c for _ in range(3) for c in made.carry(argv, 1, tmp_path)):
+                monkeypatch.setattr(carried, "cancel", partial(refuse, carried.cancel))
+            assert wait_until(lambda: len(list(tmp_path.glob("up-*"))) == 3, 20)
+
+    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(RuntimeError, match="as asked"):
+        leave()
+    pids = [int(p.name.removeprefix("up-")) for p in tmp_path.glob("up-*")]
+    try:
+        assert wait_until(lambda: len(list(tmp_path.glob("told-*"))) == 3, 10)
+        assert name != "local" or wait_until(lambda: not children() - before, 5), "by force in the end"
+    finally:
+        for pid in filter(psutil.pid_exists, pids):  # Parsl has no such force
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
