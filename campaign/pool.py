@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from campaign import keeper, registry
 from campaign.address import PoolAddress, Secret
 from campaign.errors import ServerError, SpecError
-from campaign.guardian import own, sweep
-from campaign.identity import mark
+from campaign.guardian import own
+from campaign.identity import OWNER, mark
 from campaign.incarnation import causes, found, newest, on_the_way
 from campaign.private import make_private
 from campaign.processes import ask_child, fork_server_runs, stop_fork_server
 from campaign.protocols import Carried, Provider, ServerKind
+from campaign.reap import clear_folder
 from campaign.replacer import Replacer
-from campaign.rundir import write_aside, write_json
+from campaign.rundir import read_json, write_aside, write_json
 from campaign.spec import ServerSpec
 from campaign.twin import DEADLINE_S, agree_and_tell, twin_of
 from campaign.userfile import reference
@@ -384,7 +385,9 @@ class ServerPool:
 
         for record in self.records():
             if record["host"] == socket.gethostname() and record["place"]:
-                sweep(str(record["place"]), str(record["shm_prefix"]), record["folders"])
+                place = Path(record["place"])  # who lives there still, where pilot and guardian were killed, it says
+                told = {"shm_prefix": record["shm_prefix"], "folders": record["folders"]}
+                clear_folder(place, {**told, **(read_json(place / OWNER) or {})})
 
     def report(self) -> list[dict[str, Any]]:
         """One entry per incarnation of each server for the report."""

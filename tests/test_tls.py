@@ -356,6 +356,16 @@ def test_what_another_user_has_written_is_refused(tmp_path: Path, forged: str) -
     roster.close()
 
 
+def test_a_pool_whose_servers_were_refused_is_not_late(tmp_path: Path) -> None:
+    """Who listened was not the server of its record: nobody was waited for, and the error does not say so."""
+    record(tmp_path)
+    roster = Roster(PoolAddress(str(tmp_path), {}))
+    roster.refuse(roster.wait(), "another name")
+    with pytest.raises(ServerError, match=r"pool: no server is left .server-0: refused, .*: another name"):
+        roster.wait()
+    roster.close()
+
+
 def test_a_pools_folder_is_closed_or_refused(tmp_path: Path) -> None:
     """One that others may read is closed; one that they may have written to cannot be a pool's."""
     folder = tmp_path / "servers"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,14 @@ from campaign.pool import make_kind
 from campaign.request import Request
 from campaign.twin import Twins, agree, twin_of
 from campaign.wire import Codec, batch_of
-from tests.conftest import campaign_dict, command, hashes, report_of, start
+from tests.conftest import campaign_dict, command, hashes, report_of, start, wait_until
 from tests.integration.test_left_behind import reach_the_middle, records
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = """
+import pathlib
+import time
+
 class Same:
     def __init__(self, file):
         self.file = file
@@ -33,6 +38,11 @@ class Same:
 class Doubled(Same):
     def __call__(self, inputs):
         return {"Y": 2 * inputs["X"]}
+
+class Endless(Same):
+    def __init__(self, file):
+        pathlib.Path("asked").touch()
+        time.sleep(3600)
 
 class Odd(Same):
     def __call__(self, inputs):
@@ -100,6 +110,43 @@ def test_what_it_knows_of_the_model_is_what_the_server_says(tmp_path):
             assert pool.servers().model(model) == known
 
 
+SCRIPT = """
+import sys
+from pathlib import Path
+import psutil
+from campaign import ServerPool
+
+class Stop(Exception):
+    pass
+
+def look():
+    if Path("asked").exists():
+        raise Stop
+
+try:
+    use = {"slow": {"local_twin": f"own.py:{sys.argv[2]}"}}
+    with ServerPool(sys.argv[1], models=use, base=Path.cwd(), look=look):
+        print("entered", end=" ")
+except Exception as error:
+    print(type(error).__name__, end=" ")
+print([p.cmdline() for p in psutil.Process().children()])
+"""
+
+
+@pytest.mark.parametrize(("use", "says"), [("Doubled", "SpecError"), ("Same", "entered"), ("Endless", "Stop")])
+def test_a_script_of_ones_own_keeps_no_process_of_the_check(tmp_path, use, says):
+    """Whether twins agree or not, and where `look` ends the check, no fork server nor any folder of it is left."""
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "temporary").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(ROOT / "tests" / "models"), use],
+        cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == (f"{says} []\n", "")
+    assert not list((tmp_path / "temporary").iterdir())
+
+
 @pytest.fixture
 def slow(small: Path) -> Path:
     """The small campaign with a model that takes its time and has a twin."""
@@ -133,6 +180,18 @@ def test_the_twin_answers_when_no_server_is_left(slow):
     again = command("run", "c.yaml", "--run-dir", "r", cwd=slow)
     assert again.returncode == 0
     assert report_of(slow / "r")["reproducible"] is False, "what a twin has left is still there"
+
+
+def test_a_signal_ends_the_check_of_twins(slow):
+    """One Ctrl-C while a twin loads: exit 130, long before the check's deadline, and no server was started."""
+    driver = start(
+        "run", "c.yaml", "--run-dir", "r", "--set", "servers.models.slow.local_twin=own.py:Endless", cwd=slow
+    )
+    assert wait_until((slow / "asked").exists, 60)
+    driver.send_signal(signal.SIGINT)
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 130, output
+    assert not records(slow / "r")
 
 
 def test_a_twin_that_does_not_agree_stops_the_campaign_before_it_starts(slow):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -225,18 +224,23 @@ def test_a_pilot_that_is_lost_is_sent_again(
 def test_a_pilot_that_is_not_heard_of_is_given_up(
     small: Path, run: Run, undisturbed: dict[str, str], wakes: bool
 ) -> None:
-    """Nobody closes the record of a lost node: the submitter does, and a pilot that wakes up finds itself replaced."""
+    """Nobody closes the record of a lost node, where no guardian is left either: the submitter does.
+
+    A pilot that wakes up finds itself replaced: it ends its server and sweeps, while the campaign goes on.
+    """
     prepare(small, lease_s=2)
     driver = run()
     reach(driver, lambda: any(busy(small, r) for r in records(small)))
     record = records(small)[0]
+    (guardian,) = [p.pid for p in psutil.Process(record["pid"]).children() if "campaign.guardian" in p.cmdline()]
     os.kill(record["pid"], signal.SIGSTOP)
+    os.kill(guardian, signal.SIGKILL)
     reach(driver, lambda: records(small)[0]["name"] == "server-0.1")
+    assert psutil.pid_exists(record["server_pid"]), "nobody has ended it"
     if wakes:
-        with contextlib.suppress(ProcessLookupError):  # its guardian may have ended it by now
-            os.kill(record["pid"], signal.SIGCONT)
-        assert wait_until(lambda: not Path(record["place"]).exists(), 10)
+        os.kill(record["pid"], signal.SIGCONT)
+        reach(driver, lambda: not Path(record["place"]).exists() and not psutil.pid_exists(record["server_pid"]))
     finish(driver, small)
     first = report_of(small / "r")["servers"][0]
-    assert re.search("nothing was heard of its pilot for [0-9]+ s|its pilot", first["why"])
+    assert re.fullmatch("server-0: nothing was heard of its pilot for [0-9]+ s: is the node lost[?]", first["why"])
     assert hashes(small / "r") == undisturbed
