@@ -76,6 +76,11 @@ class Worker:
         return self._servers.rows["local_twin"] if self._servers else 0
 
     @property
+    def parked(self) -> int:
+        """Rows of this process that no server was there for."""
+        return self._servers.rows["parked"] if self._servers else 0
+
+    @property
     def waited_s(self) -> float:
         """Seconds this process has waited for servers."""
         return self._servers.waited_s if self._servers else 0.0

@@ -243,7 +243,7 @@ class Servers:
             try:
                 return self._ask_one(link, name)
             except InferenceServerException as error:
-                if identity_refused(error):
+                if identity_refused(error, link.record):
                     self._roster.refuse(link, str(error.message()))
                     continue  # another server, or the roster says that there is none
                 tried.add(link.name)

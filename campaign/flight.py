@@ -23,8 +23,9 @@ from tritonclient.utils import InferenceServerException
 from campaign.errors import CampaignError, ServerError
 from campaign.incarnation import Record
 from campaign.kserve import identity_refused
-from campaign.request import Request
+from campaign.request import Request, died
 from campaign.roster import Link, Roster
+from campaign.suspects import Suspects
 from campaign.wire import outcome
 
 OUT_BYTES = 256 << 20  # of requests in flight; a server without any is given one all the same
@@ -61,6 +62,7 @@ class Flight:
         self._lock = threading.Lock()
         self._room_made = threading.Condition(self._lock)
         self._trouble = threading.Condition(self._lock)
+        self._suspects = Suspects(roster.address.folder)
         self._taking = threading.Lock()
         self._queue: deque[Request] = deque()
         self._again: list[Request] = []
@@ -142,15 +144,17 @@ class Flight:
         request.part, request.together = replace(request.part, pieces=()), ()
 
     def drop(self, requests: Collection[Request], error: CampaignError | None = None) -> set[Request]:
-        """Take those of the requests that still wait for room out of the queue, and end them where there is an error.
+        """Take off those of the requests that still wait to be sent, and end them where there is an error.
 
         Returns:
             Them; the others go on.
         """
         with self._lock:
-            unwanted = set(requests).intersection(self._queue)
-            self._queue = deque(r for r in self._queue if r not in unwanted)
-            self._waiting_bytes -= sum(r.size for r in unwanted)
+            queued = set(requests).intersection(self._queue)
+            unwanted = queued | set(requests).intersection(self._again)
+            self._queue = deque(r for r in self._queue if r not in queued)
+            self._again = [r for r in self._again if r not in unwanted]
+            self._waiting_bytes -= sum(r.size for r in queued)
             self._room_made.notify_all()
         for request in unwanted if error is not None else ():
             request.end(error)
@@ -165,6 +169,8 @@ class Flight:
         self._abandon(ServerError("this handle was closed before the answer came", where="pool"))
         if keeper is not None:
             keeper.join()
+        with self._lock:
+            self._suspects.close()
         if self._last_asked is not None:
             self._last_asked.shutdown(wait=True, cancel_futures=True)
 
@@ -202,12 +208,12 @@ class Flight:
         if self._closed:
             return None
         now = time.monotonic()
-        for request in self._again:
-            link = self._room(request, request.tried) if request.not_before <= now else None
+        for request in sorted(self._again, key=lambda r: -len(r.alone)):  # who has been alone with a death is settled
+            link = self._room(request, now) if request.not_before <= now else None
             if link is not None:
                 self._again.remove(request)
                 return self._launch(request, link, now)
-        link = self._room(self._queue[0], ()) if self._queue else None
+        link = self._room(self._queue[0], now) if self._queue else None
         if link is None:
             return None
         request = self._queue.popleft()
@@ -215,13 +221,17 @@ class Flight:
         self._room_made.notify_all()
         return self._launch(request, link, now)
 
-    def _room(self, request: Request, avoid: Collection[str]) -> Link | None:
+    def _room(self, request: Request, now: float) -> Link | None:
         """The server with the fewest requests out, if it has room for one more."""
         if request.only is not None:
             known = self.roster.links.get(request.only)
             links = [known] if known else []
         else:
-            links = self.roster.usable(avoid)
+            links = self.roster.usable(request.tried)
+        if request.saw_die:
+            return self._suspects.place(request, links, self.roster.links, now)
+        links = [x for x in links if x.fallen_until <= now or request.only is not None]
+        links = [x for x in links if not self._suspects.keeps(x)]
         fits = self._out_bytes + request.size <= OUT_BYTES
         links = [x for x in links if not x.outstanding or (fits and x.outstanding < x.window.size)]
         if not links:
@@ -232,6 +242,7 @@ class Flight:
     def _launch(self, request: Request, link: Link, now: float) -> tuple[Request, Link, int]:
         link.outstanding += 1
         request.link, request.turn = link, request.turn + 1
+        request.trial = link.name if self._suspects.keeps(link) else ""
         self._out[request] = now
         self._out_bytes += request.size
         self.sent[request.codec.info.name] += 1
@@ -254,10 +265,13 @@ class Flight:
                 return  # given up already
             self._landed(request)
             if error is not None:
+                if died(error):
+                    link.fallen_until = time.monotonic() + self.roster.address.settle_s
                 self._failed.append((request, link, error))
                 self._trouble.notify_all()
             else:
                 request.answer = answer
+                link.fallen_until = 0.0 if link.name in request.saw_die else link.fallen_until  # it was the channel
                 link.window.answered(time.monotonic(), more=bool(self._queue))
         try:
             self._pump()
@@ -270,6 +284,7 @@ class Flight:
         del self._out[request]
         self._out_bytes -= request.size
         request.link.outstanding -= 1
+        self._suspects.landed(request)
 
     # What the keeper does.
     def _keep(self) -> None:
@@ -283,6 +298,7 @@ class Flight:
                     busy = now if failed or self._queue or self._again or self._out else busy
                     if self._closed or now - busy > LINGER_S:
                         self._keeper = None
+                        self._suspects.close()
                         return
                     self._moving += failed
                 self._tend(now)
@@ -298,6 +314,8 @@ class Flight:
             self._move_on(*self._moving[0])
             del self._moving[0]
         self._strand(now)
+        with self._lock:
+            self._suspects.tend(self.roster.links, now)
         models = set(self.sent.copy())
         for link in self.roster.links.values():
             link.measure(now, models)
@@ -316,10 +334,12 @@ class Flight:
         """Try where another try can help: the same server once more, then each other one, once."""
         if not request.failed(link, error):
             assert request.said is not None
+            if request.deadly:
+                self._suspects.excuse(request)
             request.end(request.said)
             self.drop(request.together, request.said)
             return
-        if identity_refused(error):
+        if identity_refused(error, link.record):
             self.roster.refuse(link, str(error.message()))
         self.roster.failed(link)
         again = request.same_again(link, error)

@@ -118,6 +118,18 @@ def on_the_way(record: Record) -> bool:
     return record["state"] == "starting" or (record["state"] in ("stopping", "ended") and bool(record.get("heir")))
 
 
+def followed(slot: int, generation: int, folder: Path, restarts: int) -> bool:
+    """Whether another may come after a server of this slot.
+
+    Servers that a request has ended which was condemned for it are not counted; up to twice the restarts, so that a
+    model that dies of everything comes to an end.
+    """
+    if generation < restarts:
+        return True
+    excused = [*folder.glob(f"excused-{name_of(slot, 0)}"), *folder.glob(f"excused-{name_of(slot, 0)}.*")]
+    return generation < restarts + min(2 * restarts, len(excused))
+
+
 def backoff(generation: int) -> float:
     """Seconds to wait before a slot is filled again: twice as long each time, spread so that not all come at once."""
     spread: float = random.uniform(0.75, 1.25)
@@ -142,7 +154,7 @@ def blank(slot: int, generation: int, folder: Path, restarts: int, pool: str = "
         "slot": slot,
         "generation": generation,
         "state": "starting",
-        "heir": generation < restarts,
+        "heir": followed(slot, generation, folder, restarts),
         "beat": 0,
         "url": "",
         "host": socket.gethostname(),

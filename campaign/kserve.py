@@ -199,14 +199,22 @@ def permanent(error: InferenceServerException) -> bool:
     return any(code in status for code in ("INVALID_ARGUMENT", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNIMPLEMENTED"))
 
 
-def identity_refused(error: InferenceServerException) -> bool:
-    """Whether who listens there is not who the record says; nothing was sent to it, and asking it again cannot help."""
+def identity_refused(error: InferenceServerException, record: Mapping[str, Any] | None = None) -> bool:
+    """Whether who listens there is not who the record says; nothing was sent to it, and asking it again cannot help.
+
+    Args:
+        error: What was said.
+        record: Of a server that this campaign has started nobody stands in front: a failed handshake is a stranger.
+            Of another it may be a load balancer without a server at the moment.
+    """
     text = str(error.message()).lower()
-    return "UNAVAILABLE" in str(error.status()) and any(said in text for said in _REFUSED)
+    ours = record is not None and bool((record.get("secret") or Secret()).domain)
+    words = (*_REFUSED, "handshake failed") if ours else _REFUSED
+    return "UNAVAILABLE" in str(error.status()) and any(said in text for said in words)
 
 
-# gRPC's words where the certificate is another's, or expired, or where the other side does not speak TLS.
-_REFUSED = ("handshake failed", "hostname verification", "certificate_verify", "peer name")
+# gRPC's words where the certificate is another's, or expired.
+_REFUSED = ("hostname verification", "certificate_verify", "certificate verify failed", "peer name")
 
 
 def is_model_error(error: InferenceServerException) -> bool:

@@ -35,7 +35,7 @@ from campaign.aside import aside
 from campaign.errors import CampaignError, ModelError, ServerError
 from campaign.family import Family
 from campaign.guardian import Guardian, die_with_parent, regions, sweep
-from campaign.incarnation import backoff, blank, found, name_of
+from campaign.incarnation import backoff, blank, followed, found, name_of
 from campaign.lease import Lease
 from campaign.reap import abandoned
 from campaign.rundir import read_json, write_json
@@ -50,6 +50,7 @@ POLL_S = 0.1
 BEAT_S = 1.0  # between two signs of life for the guardian, and the least between two for the submitter
 GRACE_S = 6.0  # of a server that may be busy, between SIGTERM and SIGKILL
 SILENT_S = 5.0  # beyond the lease: a pilot that has not looked around for so long is ended by its guardian
+EXCUSE_S = 1.0  # within so long a client condemns a request that a server has died of
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -76,7 +77,7 @@ class Pilot:
         self.name = name_of(self.slot, generation)
         self.log = folder / f"{self.name}.log"
         self.asked, self.state = "", "starting"
-        self.heir = generation < int(self.order["restarts"])
+        self.heir = self.followed()
         self.lease = Lease(folder / "lease", float(self.order["lease_s"]), self.pool)
         self.server: subprocess.Popen[bytes] | None = None
         self.health: Health | None = None
@@ -88,6 +89,18 @@ class Pilot:
         self.ready_s: float | None = None
         self.warnings: list[str] = []
         self.started = time.time()
+
+    def followed(self) -> bool:
+        """Whether another may come after this server, unless the submitter has put one there already."""
+        if (self.folder / f"closed-{self.name}").exists():
+            return False
+        return followed(self.slot, self.generation, self.folder, int(self.order["restarts"]))
+
+    def wait_for_excuse(self) -> None:
+        """Where this was the last server: whoever was tried alone here may be condemned for it in a moment."""
+        end = time.monotonic() + EXCUSE_S if int(self.order["restarts"]) else 0.0
+        while time.monotonic() < end and not self.followed() and (self.folder / f"trial-{self.slot}").exists():
+            time.sleep(POLL_S)
 
     def _claim(self, slot: int | None, generation: int) -> int:
         for number in range(int(self.order["count"])) if slot is None else (slot,):
@@ -136,7 +149,9 @@ class Pilot:
             why, log, heals = f"{type(error).__name__}: {error}", traceback.format_exc(), self.heals()
             self.asked = ""
         told = bool(self.asked)
-        self.heir = self.heir and (heals or (told and not (self.folder / "stop").exists()))
+        if heals:
+            self.wait_for_excuse()
+        self.heir = self.followed() and (heals or (told and not (self.folder / "stop").exists()))
         self.record("stopping")  # clients send it nothing more
         self.stop()
         again = self.heir and not told and self.next_published()
@@ -297,6 +312,9 @@ class Pilot:
         if now - self.beaten < BEAT_S:
             return
         self.beaten = now
+        if not self.heir and self.followed():  # servers before it were excused meanwhile
+            self.heir = True
+            self.record(self.state)
         if now - self.recorded > max(BEAT_S, float(self.order["lease_s"]) / 5):
             self.record(self.state)
         if (self.folder / f"closed-{self.name}").exists():

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _OWN_FILES = (
     *("pilot.json", "lease", "stop", "job"),
-    *("claim-*", "closed-*", "server-*.json", "*-*.log", "*.csr", "*.crt"),
+    *("claim-*", "closed-*", "trial-*", "excused-*", "server-*.json", "*-*.log", "*.csr", "*.crt"),
 )
 WEEK_S = 7 * 86400.0
 LOOK_S = 0.5  # between two looks for pilots that were lost
@@ -291,7 +291,7 @@ class ServerPool:
             told = causes(r for r in self.records() if r["state"] == "ended")
             spent = last["generation"] >= self.spec.restarts
             why = (
-                f"no server is left, each was replaced {self.spec.restarts} times: {told}"
+                f"no server is left, each was replaced {max(self.spec.restarts, last['generation'])} times: {told}"
                 if spent
                 else f"{why}: {told}"
             )

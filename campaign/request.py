@@ -14,7 +14,7 @@ from campaign.kserve import is_model_error, permanent
 from campaign.roster import Link
 from campaign.wire import Codec, Part
 
-DEADLY = 4  # servers that a request may see die before it is held to be the cause
+DEADLY = 2  # servers that a request may see die alone before it is held to be the cause
 
 
 @dataclass(eq=False)
@@ -23,7 +23,9 @@ class Request:
 
     Attributes:
         tried: Servers that have failed it, in order; one that did so twice stands twice.
-        saw_die: Those of them that died with it, or the process behind whose model did.
+        saw_die: Those of them that died with it, or the process behind whose model did: it is suspect from then on.
+        alone: Those of them that had nothing else to do (see `campaign.suspects`).
+        trial: The server that it was last sent to alone.
         stranded: Since when nobody is there to take it; 0: somebody is.
         homeless: Whether it has ever waited because no server was left.
         only: The server that it is to be sent to once more.
@@ -38,6 +40,8 @@ class Request:
     turn: int = 0
     tried: list[str] = field(default_factory=list)
     saw_die: set[str] = field(default_factory=set)
+    alone: set[str] = field(default_factory=set)
+    trial: str = ""
     stranded: float = 0.0
     homeless: bool = False
     only: str | None = None
@@ -56,15 +60,16 @@ class Request:
         """Note a failure; whether asking again, somewhere, may help.
 
         Not where the request was refused, or the model itself failed on it, nor where one server after the other has
-        died of it: it would take the next one along.
+        died of it and of nothing else: it would take the next one along.
         """
         self.said = _failure(self, link, error)
         self.tried.append(link.name)
         if died(error):
             self.saw_die.add(link.name)
-        if len(self.saw_die) >= DEADLY:
+            self.alone |= {link.name} if self.trial == link.name else set()
+        if self.deadly:
             self.said = InferenceError(
-                f"{len(self.saw_die)} servers died while they worked on this request ({self.said.message})",
+                f"{len(self.alone)} servers died while they worked on this request alone ({self.said.message})",
                 permanent=True,
                 where=self.said.where,
                 remedy="do these inputs crash the model?",
@@ -79,6 +84,11 @@ class Request:
         """
         hopeless = any(x in str(error.status()) for x in ("DEADLINE", "NOT_FOUND")) or unhealthy(error)
         return self.tried == [link.name] and not hopeless
+
+    @property
+    def deadly(self) -> bool:
+        """Whether it has been condemned."""
+        return len(self.alone) >= DEADLY
 
     @property
     def refused(self) -> bool:
@@ -112,10 +122,9 @@ def died(error: InferenceServerException) -> bool:
 
     One that could not be reached any more has died of something else.
     """
-    broken = ("Socket closed", "Connection reset", "Broken pipe", "recvmsg", "End of TCP stream")
-    return unhealthy(error) or (
-        "UNAVAILABLE" in str(error.status()) and any(text in str(error.message()) for text in broken)
-    )
+    broken, text = ("Socket closed", "Connection reset", "Broken pipe", "recvmsg", "End of TCP stream"), error.message()
+    cut = any(said in str(text) for said in broken) and "failed to connect" not in str(text)
+    return unhealthy(error) or ("UNAVAILABLE" in str(error.status()) and cut)
 
 
 def _failure(request: Request, link: Link, error: InferenceServerException) -> InferenceError:

@@ -34,6 +34,7 @@ class Link:
         self.metadata = tuple((name.lower(), value) for name, value in self.headers.items())
         self.outstanding = 0
         self.down_until = 0.0
+        self.fallen_until = 0.0  # it has died, it seems: until then its pilot will have replaced it
         self.window = Window(window)
         self._channel = open_channel(record)
         self.infer = self._channel.unary_unary(f"{SERVICE}ModelInfer", None, None)

@@ -27,6 +27,7 @@ from campaign.receipts import FROZEN, Receipt, Receipts, parse
 from campaign.rundir import RunDir, canonical_json
 from campaign.state import State
 from campaign.trees import Tree
+from campaign.twin import NOTE
 from campaign.watch import deaths
 
 if TYPE_CHECKING:
@@ -177,7 +178,13 @@ class Scheduler:
             self.state.counts["done"] += len(done)
             for stage, lines in Counter(line.stage for line in shape.lines).items():
                 self.shown.add(stage, lines * len(done), rows=answer.rows[stage])
-        again = [int(places[i]) for i, error in answer.errors if self._task_failed(shape, int(places[i]), error)]
+        again = []
+        for i, error in answer.errors:
+            parked = answer.parked.get(i, 0)
+            self.state.rungs["parked"] += parked
+            if self._task_failed(shape, int(places[i]), error):
+                again.append(int(places[i]))
+                self.state.rungs["parked"] -= parked  # not lost yet
         if again:
             self.queue.add(Pass(shape, np.array(again)))
 
@@ -406,9 +413,11 @@ class Scheduler:
                 self.state.note(found)
             self._reduce_failed(reduce)
             return
+        self.state.asked(found)
+        notes = (NOTE,) if found.rungs["local_twin"] else ()
         size, at = Path(found.path).stat().st_size, (reduce.stage, reduce.variation)
         more = canonical_json({"made_from": made_from, "artefacts": found.artefacts})
-        kept = Receipt(reduce.key, at[0], "all", at[1], "", FROZEN, found.sha256, size, more=more)
+        kept = Receipt(reduce.key, at[0], "all", at[1], "", FROZEN, found.sha256, size, notes=notes, more=more)
         self.receipts.add(kept)
         self.state.ledger.frozen[at] = kept
         self.state.frozen[at] = (found.path, found.sha256)

@@ -17,7 +17,7 @@ from campaign.rundir import RunDir, digest
 from campaign.spent import Spent
 
 if TYPE_CHECKING:
-    from campaign.work import Answer
+    from campaign.work import Answer, Reduced
 
 
 MARK = 32  # characters of a digest that tells what something was made with
@@ -149,10 +149,14 @@ class State:
         """Whether files are missing from a merged output, or from what its frozen values were made of."""
         return output.name in self.lacking or bool(self.because(output))
 
+    def asked(self, told: Answer | Reduced) -> None:
+        """Add up how the rows of a batch, or of a reduce stage, were answered."""
+        self.rungs.update(told.rungs)
+        self.refused |= told.refused
+
     def account(self, answer: Answer) -> None:
         """Add up what a batch says of itself."""
-        self.rungs.update(answer.rungs)
-        self.refused |= answer.refused
+        self.asked(answer)
         self.spent.update(answer.spent)
         self.tasks_s += answer.wall_s
         self.peak_mb = max(self.peak_mb, answer.peak_mb)

@@ -53,6 +53,7 @@ class Answer:
         done: Places in the batch of the tasks that were done.
         events: Entries that each of them read.
         errors: Places of the others, and why.
+        parked: Rows of these that no server was there for, by place: they are lost unless the task is tried again.
         rungs: Rows by how they were answered (`campaign.client.RUNGS`).
         rows: Rows by stage.
         wall_s: How long it took.
@@ -67,6 +68,7 @@ class Answer:
     done: array[int] = field(default_factory=lambda: array("q"))
     events: array[int] = field(default_factory=lambda: array("q"))
     errors: list[tuple[int, CampaignError]] = field(default_factory=list)
+    parked: dict[int, int] = field(default_factory=dict)
     rungs: Counter[str] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
     wall_s: float = 0.0
@@ -130,6 +132,7 @@ def run_batch(
         answer = Answer(errors=[(i, known) for i in range(len(batch))])
     if worker and worker._servers:
         answer.rungs = Counter(worker._servers.rows) - before
+        del answer.rungs["parked"]
         answer.refused = worker._servers.refused
     answer.wall_s = time.monotonic() - start
     answer.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -141,7 +144,7 @@ def _each(
     pack: PackWriter, deadline: Deadline, answer: Answer,
 ) -> Iterator[bytes]:  # fmt: skip
     for i in range(len(batch)):
-        task = batch.task(i)
+        task, parked = batch.task(i), worker.parked
         try:
             chain = Chain(worker, rundir, task, frozen, expected[i] if expected else "", pack, marks)
             deadline.start(i)
@@ -155,6 +158,7 @@ def _each(
                 answer.answered = answer.answered or chain.answered
         except Exception as error:  # noqa: BLE001  process boundary: type, text and traceback are handed on
             answer.errors.append((i, _told(error, task)))
+            answer.parked[i] = worker.parked - parked
             continue
         answer.rows.update(chain.rows)
         answer.done.append(i)
@@ -266,11 +270,20 @@ def run_export(merged: Merged) -> Merged | CampaignError:
 
 @dataclass(frozen=True)
 class Reduced:
-    """A reduce stage's frozen value: where it lies, and what it must be; its artefacts by name, with their SHA-256."""
+    """A reduce stage's frozen value.
+
+    Attributes:
+        path: Where it lies.
+        sha256: What it must be.
+        artefacts: SHA-256 of its plots and tables, by name.
+        rungs, refused: As in `Answer`.
+    """
 
     path: str
     sha256: str
     artefacts: Mapping[str, str]
+    rungs: Counter[str]
+    refused: set[str]
 
 
 @dataclass(frozen=True)
@@ -295,6 +308,7 @@ def run_reduce(
         shutil.rmtree(folder, ignore_errors=True)  # what an earlier version of the stage has left is not its work
         folder.mkdir(parents=True)
         stage = worker.stage(reduce.stage)
+        before = Counter(worker.servers.rows) if worker.servers else Counter()
         ctx = Context(
             dataset="",
             metadata=metadata,
@@ -314,7 +328,9 @@ def run_reduce(
         artefacts = {str(p.relative_to(folder)): file_digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
         if not artefacts:
             folder.rmdir()
-        return Reduced(str(path), sha256, artefacts)
+        rungs = Counter(worker.servers.rows) - before if worker.servers else before
+        refused = worker.servers.refused if worker.servers else set()
+        return Reduced(str(path), sha256, artefacts, rungs, refused)
     except CampaignError as error:
         error.where = f"{where}: {error.where}" if error.where else where
         return error

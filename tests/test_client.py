@@ -312,16 +312,22 @@ def test_a_model_without_a_canary_is_served_with_a_warning(long_lived_pool: Serv
 
 @pytest.mark.faults
 def test_a_request_that_kills_is_given_up() -> None:
-    """One that kills every process it is given to is an error by name after four of them; others are answered on."""
-    with ServerPool(REPOSITORY, models=["stub_dies"], count=2, canary_s=1) as pool:
+    """Every process that it is given to dies: an error by name after the third. What was beside it is answered."""
+    with ServerPool(REPOSITORY, models={"stub_dies": {"batch": 8}}, count=1, canary_s=1, window=6) as pool:
         pool.wait_ready()
         live = pool.servers()
-        with pytest.raises(InferenceError, match="4 servers died while they worked on this request") as caught:
-            live.infer("stub_dies", {"X": np.full((8, 1), 666, np.float32)})
+        x = [np.full((8, 1), 666 if i == 2 else i, np.float32) for i in range(9)]
+        pending = [live.start("stub_dies", {"X": given}) for given in x]
+        with pytest.raises(InferenceError, match="2 servers died while they worked on this request alone") as caught:
+            pending[2].result()
         assert caught.value.permanent
         assert "stub_dies on server-" in str(caught.value)
+        for i in (0, 1, *range(3, 9)):
+            assert pending[i].result()["Y"].tobytes() == x[i].tobytes()
         assert live.infer("stub_dies", {"X": column(80)})["Y"].tobytes() == column(80).tobytes()
         assert live.rows["parked"] == 0, "nobody was missing"
+        assert pool.failure() is None
+        assert len(pool.records()) == 4, "one death beside others, two alone"
 
 
 @pytest.mark.faults

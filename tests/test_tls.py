@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -177,7 +178,7 @@ def test_whoever_else_listens_is_told_nothing(ours: CampaignCA, theirs: Campaign
     )
     error = call(listening, ours.client())
     assert error is not None
-    assert identity_refused(error), error
+    assert identity_refused(error, {"secret": ours.client()}), error
     assert not permanent(error)
     assert listening.handler.requests == 0
 
@@ -409,3 +410,37 @@ def test_secrets_of_attached_servers_are_in_no_record(tmp_path: Path, monkeypatc
     assert " text" not in json.dumps(kind.addresses())
     assert kind.secret() == Secret(b"ca text", b"cert text", b"key text", (("h", "sesame"),))
     assert Attach(ServerSpec(kind="attach", models=["m"], urls="host:1"), tmp_path).secret() is None
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(b"HTTP/1.1 503 Service Unavailable\r\n\r\n", id="a balancer without servers"),
+        pytest.param(bytes([21, 3, 3, 0, 2, 2, 80]), id="alert internal_error"),
+    ],
+)
+def test_a_handshake_that_fails_refuses_only_servers_of_ours(ours: CampaignCA, said: bytes) -> None:
+    """Behind a name that somebody else looks after, what is no certificate's fault may pass: it is asked again."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    channel, _ = listening.accept()
+                    with channel:
+                        channel.recv(9000)
+                        channel.sendall(said)
+                        channel.recv(9000)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        mine = ours.client()
+        url = f"ipv4:127.0.0.1:{listening.getsockname()[1]}"
+        error = call(Listening(url, Squatter()), mine)
+        listening.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
+    assert error is not None
+    assert "handshake failed" in str(error).lower()
+    assert identity_refused(error, {"secret": mine})
+    assert not identity_refused(error, {"secret": dataclasses.replace(mine, domain="")})
+    assert not permanent(error)

@@ -18,7 +18,7 @@ from campaign.errors import InferenceError, SpecError
 from campaign.kserve import check_inputs
 from campaign.pool import make_kind
 from campaign.request import Request
-from campaign.twin import Twins, agree, twin_of
+from campaign.twin import NOTE, Twins, agree, twin_of
 from campaign.wire import Codec, batch_of
 from tests.conftest import campaign_dict, command, hashes, report_of, start, wait_until
 from tests.integration.test_left_behind import reach_the_middle, records
@@ -192,6 +192,40 @@ def test_a_signal_ends_the_check_of_twins(slow):
     output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130, output
     assert not records(slow / "r")
+
+
+ASKS = """
+import os, signal, time, json, pathlib
+import numpy as np
+
+def mean(merged, ctx):
+    total = sum(float(m["p"].sum(flow=True).value) for m in merged.values())
+    here = pathlib.Path(__file__).parent
+    if not (here / "spared").exists():
+        for path in (here / "r" / "servers").glob("server-*.json"):
+            os.kill(json.loads(path.read_text())["server_pid"], signal.SIGKILL)
+    x = np.array([[total]], np.float32)
+    return {"sum": {"all": float(ctx.servers.infer("slow", {"X": x})["Y"][0, 0])}}
+"""
+
+
+def test_a_frozen_value_that_holds_a_twins_answers_says_so(slow):
+    """A reduce stage that asks the servers, and finds none: irreproducible, in this run and for whoever resumes it."""
+    (slow / "asks.py").write_text(ASKS)
+    made = yaml.safe_load((slow / "c.yaml").read_text())
+    made["stages"]["mean"]["use"] = "asks.py:mean"
+    made["servers"]["models"]["slow"]["parameters"]["delay_s"] = 0.0
+    made["servers"]["restarts"] = 0
+    del made["stages"]["second"]
+    made["variations"] = {}
+    (slow / "c.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
+    for _ in range(2):
+        done = command("run", "c.yaml", "--run-dir", "r", cwd=slow)
+        assert done.returncode == 0, done.stdout + done.stderr
+        report = report_of(slow / "r")
+        assert report["reproducible"] is False
+        assert report["outputs"]["mean/all/nominal"]["notes"] == [NOTE]
+    assert report["tasks"]["done"] == 0
 
 
 def test_a_twin_that_does_not_agree_stops_the_campaign_before_it_starts(slow):

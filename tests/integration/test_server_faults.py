@@ -8,16 +8,31 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 import pytest
 import yaml
 
+from campaign import ServerPool
 from campaign.incarnation import newest
 from campaign.rundir import write_json
-from tests.conftest import campaign_dict, command, hashes, make_small, report_of, start, unload, wait_until
+from tests.conftest import (
+    PROJECT,
+    campaign_dict,
+    change,
+    command,
+    hashes,
+    make_small,
+    report_of,
+    start,
+    unload,
+    wait_until,
+    write_tree,
+)
 
 Record = dict[str, Any]
 Run = Callable[..., subprocess.Popen[str]]
@@ -244,3 +259,87 @@ def test_a_pilot_that_is_not_heard_of_is_given_up(
     first = report_of(small / "r")["servers"][0]
     assert re.fullmatch("server-0: nothing was heard of its pilot for [0-9]+ s: is the node lost[?]", first["why"])
     assert hashes(small / "r") == undisturbed
+
+
+ASKING = """
+import numpy as np
+
+def ask(batch, ctx):
+    x = np.asarray(batch.x, np.float32)[:, None].copy()
+    if ctx.metadata.get("deadly") and len(x):
+        x[len(x) // 2] = 666
+    y = ctx.servers.infer(ctx.options["model"], {"X": x})["Y"]
+    return {"rows": len(y), "sum": float(np.sum(y, dtype=float))}
+"""
+
+
+def asking(folder: Path, model: str, deadly: int = 0, **servers: Any) -> Path:
+    """Eight files whose rows are sent to a model; some hold a value that stub_dies dies of."""
+    for i in range(8):
+        write_tree(folder / "a" / f"a{i}.root", n=400, seed=i)
+    (folder / "s.py").write_text(ASKING)
+    names = [f"a/a{i}.root" for i in (1, 4, 6)[:deadly]]
+    (folder / "side.yaml").write_text(yaml.safe_dump({**{n: {"deadly": True} for n in names}, "*": {}}))
+    made = {
+        "campaign": "asking",
+        "datasets": {"a": {"files": "a", "tree": "events", "metadata": "side.yaml"}},
+        "servers": {"model_repository": str(PROJECT / "tests" / "models"), "models": {model: {"batch": 64}}, **servers},
+        "workers": 2,
+        "stages": {"ask": {"use": "s.py:ask", "options": {"model": model}}},
+    }
+    (folder / "c.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
+    return folder
+
+
+@FAULTS
+@pytest.mark.parametrize("deadly", [1, 2])
+def test_files_that_kill_servers_are_named_and_no_other(tmp_path: Path, deadly: int) -> None:
+    """One server, three restarts: the budget outlives them, of all that was lost with them nothing else fails."""
+    asking(tmp_path, "stub_dies", deadly, count=1, canary_s=1, window=4)
+    done = command("run", "c.yaml", "--run-dir", "r", "--set", "errors.max_failed_files=2", cwd=tmp_path)
+    report = report_of(tmp_path / "r")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(Path(x["file"]).name for x in report["lost"]) == ["a1.root", "a4.root"][:deadly]
+    assert all("died while they worked on this request alone" in x["error"] for x in report["lost"])
+    assert report["tasks"]["done"] == 8 - deadly
+    assert report["rows"]["parked"] == 0
+
+
+class Faltering(grpc.GenericRpcHandler):
+    """Hands requests on to a server; until told otherwise it has none."""
+
+    def __init__(self, url: str) -> None:
+        self.channel, self.refused = grpc.insecure_channel(url), 0
+
+    def service(self, details: Any) -> Any:
+        method = details.method
+
+        def hand_on(request: bytes, context: Any) -> Any:
+            if method.endswith("ModelInfer") and self.refused < 8:
+                self.refused += 1
+                context.abort(grpc.StatusCode.UNAVAILABLE, "no server at the moment")
+            return self.channel.unary_unary(method)(request, timeout=30)
+
+        return grpc.unary_unary_rpc_method_handler(hand_on)
+
+
+def test_rows_of_a_task_that_is_done_in_the_end_are_not_parked(tmp_path: Path) -> None:
+    """A balancer without servers for a while: tasks fail and are tried again; nothing is lost, so says the report."""
+    with ServerPool(PROJECT / "tests" / "models", models={"slow": {"batch": 64}}) as pool:
+        pool.wait_ready()
+        handler, server = Faltering(pool.records()[0]["url"]), grpc.server(ThreadPoolExecutor(4))
+        server.add_generic_rpc_handlers((handler,))
+        url = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.start()
+        try:
+            asking(tmp_path, "slow")
+            change(tmp_path, retries=20, servers={"kind": "attach", "urls": url, "models": {"slow": {"batch": 64}}})
+            done = command("run", "c.yaml", "--run-dir", "r", cwd=tmp_path)
+        finally:
+            server.stop(0).wait()
+            handler.channel.close()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert handler.refused == 8
+    rows = report_of(tmp_path / "r")["rows"]
+    assert rows["parked"] == 0, rows
+    assert sum(rows.values()) >= 8 * 400
