@@ -143,6 +143,12 @@ class Receipts:
         self._end += len(lines)
         return at
 
+    @property
+    def end(self) -> int:
+        """Place of what will be appended next, bytes: what lies before it was there already."""
+        self._open()
+        return self._end
+
     def sync(self) -> None:
         """See it on the disk. Not per task: a log that a power cut has shortened makes work be done again, no more."""
         if self._stream is not None:

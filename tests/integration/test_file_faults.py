@@ -103,7 +103,8 @@ IN_STAGE = (
 OF_FILE = ("truncated", "no bytes", "not ROOT", "no tree", "no branch", "denied")
 SAYS = {
     "raises": "this file is bad", "memory": "MemoryError", "segfaults": "Segmentation fault", "is killed": "SIGKILL",
-    "hangs": "ran longer than 4 s", "hangs in C": "ran longer than 4 s", "swallows": "ran longer than 4 s", "goes on": "ran longer than 4 s",
+    "hangs": "ran longer than 4 s", "hangs in C": "ran longer than 4 s", "swallows": "ran longer than 4 s",
+    "goes on": "ran longer than 4 s",
     "is written again": "changed while the campaign ran: it was written again",
     "grows": "changed while the campaign ran",
     "goes": "changed while the campaign ran: it is gone", "truncated": "cannot be read", "no bytes": "cannot be read",
