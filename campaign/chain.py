@@ -23,7 +23,7 @@ from campaign.outputs import Columns, ColumnsPartial, ColumnsReader, Output, Par
 from campaign.pack import PackWriter
 from campaign.protocols import WEIGHT, Context, Job, Source, TwoStepStage
 from campaign.receipts import Receipt
-from campaign.rundir import RunDir, file_digest
+from campaign.rundir import RunDir, file_digest, writing
 from campaign.spent import AHEAD, RUN, WAIT, WRITE, Spent
 from campaign.stepservers import RangeServers
 from campaign.task import Step, Task
@@ -301,17 +301,19 @@ class Chain:
             self.spent.add(step.stage, RUN, time.perf_counter() - start - waited)
 
     def _receipt(self, step: Step, notes: tuple[str, ...]) -> Receipt:
-        partial = self.partials.pop(step.key)
+        partial = self.partials[step.key]
         pack, offset, own = "", 0, ""
         with self.spent.on(step.stage, WRITE):
             if isinstance(partial, ColumnsPartial):
                 path = self.rundir.columns(step.key)
-                sha256, size = partial.write(path), path.stat().st_size
-                own = file_digest(path)  # still in memory: a small part of what writing it took
+                with writing(path):
+                    sha256, size = partial.write(path), path.stat().st_size
+                    own = file_digest(path)  # still in memory: a small part of what writing it took
             else:
                 assert self.pack is not None
                 content = partial.content()
                 (offset, sha256), size, pack = self.pack.add(content), len(content), self.pack.name
+        del self.partials[step.key]  # one that could not be written is discarded with the others
         return Receipt(
             key=step.key,
             stage=step.stage,

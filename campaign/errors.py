@@ -6,6 +6,7 @@ import errno
 from typing import Any
 
 __all__ = [
+    "ArtefactError",
     "AxesMismatch",
     "CampaignError",
     "CampaignFailed",
@@ -168,6 +169,10 @@ class PartialError(CampaignError):
     """A task's partial result is missing, torn or foreign."""
 
     permanent = False
+
+
+class ArtefactError(PartialError):
+    """A partial result of columns is not what was written: whoever reads it needs another one."""
 
 
 class OutputError(CampaignError):

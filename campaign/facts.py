@@ -40,6 +40,7 @@ def run_facts(
                 spans = row_ranges(entries, worker.job.read_rows, getattr(source, "clusters", ()))
                 parts = (source.weight(weight, source.read(*span)).tolist() for span in spans)
                 total = math.fsum(x for part in parts for x in part)
+                deadline.kept()
                 return entries, total if math.isfinite(total) else None
             finally:
                 source.close()

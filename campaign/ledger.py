@@ -181,6 +181,11 @@ class Ledger:
         at = self._at[line][start:stop]
         return self.receipts.lines(at[at != LOST].tolist())
 
+    def older(self, line: Line, start: int, stop: int, than: int) -> list[int]:
+        """Which of consecutive files have a partial whose receipt lies before a place of the log."""
+        at = self._at[line][start:stop]
+        return (start + np.flatnonzero((at >= 0) & (at < than))).tolist()  # type: ignore[no-any-return]
+
     def of(self, line: Line, places: Places) -> list[bytes]:
         """Receipts of some files."""
         return self.receipts.lines(self._at[line][places].tolist())

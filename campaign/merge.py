@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -112,11 +112,18 @@ def between(first: int, count: int, gaps: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class Target:
-    """The output that partials are merged into."""
+    """The output that partials are merged into.
+
+    Attributes:
+        stage, dataset, variation: Its name.
+        older: Places of files whose partials an earlier run has left: columns are held against their receipts byte by
+            byte. None: all. Those of this run were whole a moment ago.
+    """
 
     stage: str
     dataset: str
     variation: str
+    older: Sequence[int] | None = None
 
     @property
     def name(self) -> str:
@@ -261,11 +268,12 @@ def _fold(rundir: RunDir, target: Target, places: Sequence[int], got: Sequence[R
     total = _TOTALS[kinds.pop()]()
     if isinstance(total, _Columns):
         target.aside(rundir).mkdir(parents=True, exist_ok=True)
+    older: Container[int] = frozenset(target.older or ())
     with PackReader(rundir) as packs:
         for i, receipt in zip(places, got, strict=True):
             where = f"{target.name}: {receipt.file}"
             try:
-                content = _content(rundir, packs, receipt)
+                content = _content(rundir, packs, receipt, whole=target.older is None or i in older)
                 total.take(content, where)
             except PartialError as error:
                 error.where = f"{where}: {error.where}"
@@ -279,12 +287,14 @@ def _fold(rundir: RunDir, target: Target, places: Sequence[int], got: Sequence[R
     return total
 
 
-def _content(rundir: RunDir, packs: PackReader, receipt: Receipt) -> bytes:
+def _content(rundir: RunDir, packs: PackReader, receipt: Receipt, *, whole: bool = True) -> bytes:
     if receipt.kind != COLUMNS:
         return packs.read(receipt)
     if not rundir.has_columns(receipt.key, receipt.size):
         raise PartialError("no partial of it", where=str(rundir.columns(receipt.key)), remedy=AGAIN)
     ColumnsReader(rundir.columns(receipt.key)).close()  # its footer is the last thing written: a torn file has none
+    if whole and file_digest(rundir.columns(receipt.key)) != receipt.bytes_sha256:
+        raise PartialError("is not what was written", where=str(rundir.columns(receipt.key)), remedy=AGAIN)
     return receipt.sha256.encode()
 
 
@@ -299,7 +309,7 @@ def _link(partial: Path, name: Path) -> None:
 def _finish(rundir: RunDir, target: Target, total: _Total, places: Sequence[int]) -> Merged:
     path = target.path(rundir, total.kind)
     if total.kind == COLUMNS:
-        sync_all(rundir.root)  # when they are restored only their sizes are looked at
+        sync_all(rundir.root)  # when they are restored only their sizes and dates are looked at
     sha256 = total.save(path, places)
     made = Merged(target.name, total.kind, path, sha256, None, _once(total.notes))
     return made if made.kind == HISTOGRAMS else replace(made, files=fingerprint(made))  # those have a file to come
@@ -362,10 +372,13 @@ def restored(rundir: RunDir, output: Output, receipt: Receipt) -> Merged | None:
 
 
 def fingerprint(merged: Merged) -> str:
-    """Digest of an output's files: of their bytes; of columns, which are the partials themselves, of their sizes."""
+    """Digest of an output's files: of their bytes; of columns, which may be large, of their sizes and dates.
+
+    Where these do not fit, the output is merged again, and then the partials' bytes are looked at.
+    """
     if merged.kind == COLUMNS:
         with os.scandir(merged.path) as entries:
-            return digest(sorted([e.name, e.stat().st_size] for e in entries))
+            return digest(sorted([e.name, e.stat().st_size, e.stat().st_mtime_ns] for e in entries))
     files = [merged.path, merged.root, merged.path.with_suffix(".exact.json") if merged.kind == COUNTS else None]
     return digest([file_digest(f) for f in files if f is not None])
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
+import secrets
 import struct
 import zipfile
 import zlib
@@ -19,10 +20,10 @@ import pyarrow as pa
 
 from campaign import frame
 from campaign.counts import CountsPartial, what
-from campaign.errors import OutputError, PartialError
+from campaign.errors import ArtefactError, OutputError, PartialError
 from campaign.histogram import Histogram
 from campaign.later import Later
-from campaign.rundir import canonical_json, write_aside
+from campaign.rundir import canonical_json, write_aside, writing
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -267,7 +268,7 @@ class ColumnsPartial:
     kind = COLUMNS
 
     def __init__(self, path: Path) -> None:
-        self.aside = path.with_name(f".{path.name}.{os.getpid()}")
+        self.aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
         self.rows = 0
         self.notes: list[str] = []
         self._content = hashlib.sha256(_COLUMNS_FORMAT)
@@ -275,41 +276,49 @@ class ColumnsPartial:
         self._schema: pa.Schema | None = None
 
     def add(self, value: Any) -> None:
-        """Append one range's rows."""
-        array = _canonical(value)
+        """Append one range's rows.
+
+        Raises:
+            PartialError: They cannot be written.
+            OutputError: They are nothing that columns can hold.
+        """
+        array = _canonical(value)  # reads what no stage has touched yet: what goes wrong there is the input's fault
         table = _table(array)
-        if self._writer is None:
-            self.aside.parent.mkdir(parents=True, exist_ok=True)
-            self._schema = table.schema
-            try:
-                # A later pass reads it once: dictionaries and statistics would cost more than all else of writing.
-                settings = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
-                self._writer = pq.ParquetWriter(self.aside, table.schema, **settings)
-            except pa.ArrowException as error:
-                self.aside.unlink(missing_ok=True)
-                raise _cannot_hold(table.schema, error) from error
-        elif not table.schema.equals(self._schema):
+        if self._writer is not None and not table.schema.equals(self._schema):
             assert self._schema is not None
             raise OutputError(f"columns change between ranges: {_difference(self._schema, table.schema)}")
         try:
-            self._writer.write_table(table, row_group_size=max(1, len(array)))
+            with writing(self.aside):
+                self._started(table.schema).write_table(table, row_group_size=max(1, len(array)))
         except pa.ArrowException as error:
             raise _cannot_hold(table.schema, error) from error
         _add_range(self._content, array)
         self.rows += len(array)
 
+    def _started(self, schema: pa.Schema) -> pq.ParquetWriter:
+        if self._writer is None:
+            self.aside.parent.mkdir(parents=True, exist_ok=True)
+            self._schema = schema
+            # A later pass reads it once: dictionaries and statistics would cost more than all else of writing.
+            settings = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
+            self._writer = pq.ParquetWriter(self.aside, schema, **settings)
+        return self._writer
+
     def write(self, path: Path) -> str:
-        """Finish the file and give it its name."""
+        """Finish the file and give it its name; raises `PartialError` if it cannot be written."""
         assert self._writer is not None
-        self._writer.close()
-        self.aside.replace(path)
+        with writing(path):
+            self._writer.close()
+            self.aside.replace(path)
         return self._content.hexdigest()
 
     def discard(self) -> None:
         """Remove the unfinished file."""
-        if self._writer is not None:
-            self._writer.close()
-        self.aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that is full has said so before
+            if self._writer is not None:
+                self._writer.close()
+        with contextlib.suppress(OSError):
+            self.aside.unlink(missing_ok=True)
 
 
 Partial = HistogramsPartial | CountsPartial | ColumnsPartial
@@ -359,28 +368,28 @@ class ColumnsReader:
         try:
             self._file = pq.ParquetFile(path)
         except (OSError, pa.ArrowException) as error:
-            raise PartialError(f"is no whole file of columns: {error}", where=str(path)) from error
+            raise ArtefactError(f"is no whole file of columns: {error}", where=str(path)) from error
 
     def __iter__(self) -> Iterator[ak.Array]:
         for i in range(self._file.num_row_groups):
             try:
                 array = ak.from_arrow(self._file.read_row_group(i))
             except (OSError, pa.ArrowException, ValueError, TypeError, MemoryError) as error:  # a page of it is spoilt
-                raise PartialError(f"is no whole file of columns: {error}", where=self._name, remedy=_ANEW) from error
+                raise ArtefactError(f"is no whole file of columns: {error}", where=self._name, remedy=_ANEW) from error
             yield array
 
     def verified(self, sha256: str) -> Iterator[ak.Array]:
         """The ranges; at their end, what was read is held against the digest of what was written.
 
         Raises:
-            PartialError: It is not the same.
+            ArtefactError: It is not the same.
         """
         content = hashlib.sha256(_COLUMNS_FORMAT)
         for array in self:
             _add_range(content, _canonical(as_columns(array)))
             yield array
         if content.hexdigest() != sha256:
-            raise PartialError("is not what was written", where=self._name, remedy=_ANEW)
+            raise ArtefactError("is not what was written", where=self._name, remedy=_ANEW)
 
     @property
     def rows(self) -> int:

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from campaign.errors import PartialError
 from campaign.receipts import Receipt
-from campaign.rundir import RunDir, write_aside
+from campaign.rundir import RunDir, write_aside, writing
 
 OPEN = 64  # packs a reader holds open
 
@@ -28,11 +28,16 @@ class PackWriter:
         self._stream: IO[bytes] | None = None
 
     def add(self, content: bytes) -> tuple[int, str]:
-        """Append a partial; returns its offset and SHA-256 (hex)."""
-        if self._stream is None:
-            self._stream = self._stack.enter_context(write_aside(self._rundir.pack(self.name)))
-        at = self._stream.tell()  # asked, not counted: a deadline may have cut the write before
-        self._stream.write(content)
+        """Append a partial; returns its offset and SHA-256 (hex).
+
+        Raises:
+            PartialError: It cannot be written.
+        """
+        with writing(self._rundir.pack(self.name)):
+            if self._stream is None:
+                self._stream = self._stack.enter_context(write_aside(self._rundir.pack(self.name)))
+            at = self._stream.tell()  # asked, not counted: a deadline may have cut the write before
+            self._stream.write(content)
         return at, hashlib.sha256(content).hexdigest()
 
     def __enter__(self) -> PackWriter:

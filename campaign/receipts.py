@@ -143,6 +143,12 @@ class Receipts:
         self._end += len(lines)
         return at
 
+    @property
+    def end(self) -> int:
+        """Place of what will be appended next, bytes: what lies before it was there already."""
+        self._open()
+        return self._end
+
     def add(self, receipt: Receipt) -> int:
         """Record one."""
         return self.append(receipt.line())

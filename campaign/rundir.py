@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from campaign.errors import RunDirBusy, SpecError
+from campaign.errors import PartialError, RunDirBusy, SpecError
 
 
 def canonical_json(value: Any) -> str:
@@ -67,6 +67,20 @@ def write_aside(path: Path, mode: str = "wb", *, durable: bool = False) -> Itera
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says of a partial that cannot be written is the run directory's fault, and of no input file.
+
+    Raises:
+        PartialError: In place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        text = f"cannot be written: {error.strerror or error}"
+        raise PartialError(text, where=str(path), remedy="is there room?") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from campaign.batches import Queue
-from campaign.errors import CampaignError, FrozenChanged, OutputError, PartialError, ServerError
+from campaign.errors import ArtefactError, CampaignError, FrozenChanged, OutputError, ServerError
 from campaign.failures import Failures
 from campaign.later import Later
 from campaign.ledger import Places
@@ -65,7 +66,7 @@ class Scheduler:
         self.plan, self.state, self.rundir, self.receipts = plan, state, rundir, receipts
         self.workers, self.retries = workers, retries
         self.job, self.shown, self.pool_failure, self.with_servers = job, shown, pool_failure, with_servers
-        self.root = str(rundir.root)
+        self.root, self.began = str(rundir.root), receipts.end
         self.queue = Queue(todo, state.ledger, workers)
         self.unmerged = [Tree(o) for o in plan.outputs if o.name not in state.merged]
         self.unreduced = [r for r in plan.reduces if (r.stage, r.variation) not in state.frozen]
@@ -195,7 +196,7 @@ class Scheduler:
         failure = self.pool_failure() if isinstance(error, ServerError) else None
         if failure is not None:
             raise failure  # one error of the pool, not one of each file
-        if isinstance(error, PartialError) and shape.artefact is not None and self._renew(shape.artefact, place):
+        if isinstance(error, ArtefactError) and shape.artefact is not None and self._renew(shape.artefact, place):
             return True
         at = (shape.emits[0].number, place)
         self.tries[at] += 1
@@ -229,11 +230,8 @@ class Scheduler:
         ):  # a file that fails there is lost here too
             return False
         if gaps and not self._decided(tree, line):
-            return False
+            return output.name in self.state.failed
         target = Target(output.stage, output.dataset, output.variation)
-        if not tree.small and tree.whole:
-            self._call(output.name, work.run_tree, (self.root, target, tree.in_order()), tree, self._merged)
-            return True
         for first in tree.ready(self.state.ledger, gaps):
             if self._room <= 0:
                 break
@@ -245,13 +243,17 @@ class Scheduler:
                 continue
             tree.asked.add(first)
             lines = self.state.ledger.raw(line, first, end)
-            args = (self.root, target, first, line.keys.pick(there), lines, lost)
+            some = replace(target, older=self.state.ledger.older(line, first, end, self.began))
+            args = (self.root, some, first, line.keys.pick(there), lines, lost)
             if tree.small:
                 self._call(output.name, work.run_whole, args, tree, self._merged)
                 return True
             self._call(
                 output.name, work.run_leaf, args, tree, lambda tree, found, at=first: self._leaf(tree, at, found)
             )
+        if not tree.small and tree.whole:
+            self._call(output.name, work.run_tree, (self.root, target, tree.in_order()), tree, self._merged)
+            return True
         return False
 
     def _decided(self, tree: Tree, line: Line) -> bool:

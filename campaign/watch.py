@@ -77,12 +77,18 @@ class Deadline:
         self._main = threading.current_thread() is threading.main_thread()
         self._watch = watch(folder) if self._main and call and folder is not None else None
         self._before: Any = None
+        self._passed = False
 
     def _late(self, _signum: int, _frame: object) -> None:
-        raise late(f"ran longer than {self._seconds:g} s")
+        self._passed = True
+        raise self._error()
+
+    def _error(self) -> StageError:
+        return late(f"ran longer than {self._seconds:g} s")
 
     def start(self, place: int = 0) -> None:
         """A task begins."""
+        self._passed = False
         if self._watch:
             self._watch.task(self._call, place, self._seconds)
         if self._main:
@@ -92,6 +98,16 @@ class Deadline:
         """It has ended."""
         if self._main:
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def kept(self) -> None:
+        """Refuse what a task has returned after it caught what was raised in it: it was cut short somewhere.
+
+        Raises:
+            StageError: It was late.
+        """
+        self.stop()
+        if self._passed:
+            raise self._error()
 
     def __enter__(self) -> Deadline:
         if self._main:

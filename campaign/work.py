@@ -151,6 +151,7 @@ def _each(
             try:
                 _unchanged(task)
                 receipts = chain.run()
+                deadline.kept()
                 _unchanged(task)
             finally:
                 deadline.stop()
@@ -323,6 +324,7 @@ def run_reduce(
         with Deadline(worker.job.deadline_s, rundir.workers, call) as deadline:
             deadline.start()
             value = stage(LazyMerged(merged), ctx)
+            deadline.kept()
         path = rundir.frozen(reduce.stage, reduce.variation)
         sha256 = freeze(value, path)
         artefacts = {str(p.relative_to(folder)): file_digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -31,7 +31,7 @@ from campaign.outputs import as_output, start_partial
 from campaign.pack import PackWriter
 from campaign.plan import Output
 from campaign.receipts import Receipt
-from campaign.rundir import RunDir
+from campaign.rundir import RunDir, file_digest
 
 FILES = 7
 
@@ -51,9 +51,9 @@ def leave(run, key, *values):
         with PackWriter(run) as packs:
             packs.add(b"another's")
             (offset, sha256), size, pack = packs.add(content), len(content), packs.name
-    return Receipt(
-        key, "s", "d", "nominal", f"/{key}.root", kind, sha256, size, 1, 1, pack, offset, tuple(partial.notes)
-    )
+    own = file_digest(run.columns(key)) if kind == "columns" else ""
+    notes = tuple(partial.notes)
+    return Receipt(key, "s", "d", "nominal", f"/{key}.root", kind, sha256, size, 1, 1, pack, offset, notes, "", own)
 
 
 def place(run, receipt):

@@ -16,7 +16,7 @@ from campaign.outputs import read_histograms
 from tests.conftest import change, command, hashes, report_of, write_tree, yaml_of
 
 STAGES = """
-import ctypes, os, pathlib, signal, time
+import contextlib, ctypes, os, pathlib, signal, time
 import awkward as ak
 import numpy as np
 import hist
@@ -57,6 +57,9 @@ def misbehave(how):
                 time.sleep(3600)
             except Exception:
                 pass
+    if how == "goes on":
+        with contextlib.suppress(Exception):
+            time.sleep(3600)
     if how == "is written again":
         path = HERE / "d" / "is_written_again.root"
         path.write_bytes(path.read_bytes())
@@ -94,13 +97,14 @@ class Faltering(Noting):
 """
 
 IN_STAGE = (
-    "raises", "memory", "segfaults", "is killed", "hangs", "hangs in C", "swallows",
+    "raises", "memory", "segfaults", "is killed", "hangs", "hangs in C", "swallows", "goes on",
     "is written again", "grows", "goes",
 )  # fmt: skip
 OF_FILE = ("truncated", "no bytes", "not ROOT", "no tree", "no branch", "denied")
 SAYS = {
     "raises": "this file is bad", "memory": "MemoryError", "segfaults": "Segmentation fault", "is killed": "SIGKILL",
     "hangs": "ran longer than 4 s", "hangs in C": "ran longer than 4 s", "swallows": "ran longer than 4 s",
+    "goes on": "ran longer than 4 s",
     "is written again": "changed while the campaign ran: it was written again",
     "grows": "changed while the campaign ran",
     "goes": "changed while the campaign ran: it is gone", "truncated": "cannot be read", "no bytes": "cannot be read",
@@ -272,6 +276,26 @@ def test_what_kills_its_workers_is_found_without_spending_the_others(files: Path
     elif provider == "local":
         assert "SIGKILL" in error
     assert hashes(files / "r") == only_good(files)
+
+
+@pytest.mark.faults
+def test_what_is_returned_after_the_deadline_is_not_kept(files: Path) -> None:
+    """A stage, and a reduce stage, that catch what ends them and go on: what they return then is no result."""
+    spoil(files, "goes on")
+    change(files, errors={"max_failed_files": 1}, task_deadline_s=1, retries=0)
+    done = run(files, "--run-dir", "r")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (error,) = report_of(files / "r")["errors"]
+    assert named("goes on") in error
+    assert "ran longer than 1 s" in error
+    assert hashes(files / "r") == only_good(files)
+    total = "\n\ndef total(merged, ctx):\n    misbehave('goes on')\n    return {'n': 1}\n"
+    (files / "s.py").write_text((files / "s.py").read_text() + total)
+    stages = yaml_of(files)["stages"]
+    change(files, stages={**stages, "total": {"use": "s.py:total", "reduce": "fill"}})
+    done = run(files, "--run-dir", "r")
+    assert done.returncode == 1
+    assert any("stage total" in e and "ran longer than 1 s" in e for e in report_of(files / "r")["errors"])
 
 
 @pytest.mark.faults

@@ -298,11 +298,35 @@ def test_a_file_lost_in_one_variation_only_is_pointed_at(six: Path) -> None:
 
 @pytest.mark.faults
 def test_a_disk_that_is_full_is_no_files_fault(six: Path) -> None:
-    """What cannot be written is not put up with, however many files may fail."""
-    change(six, errors={"max_failed_files": "100 %"})
+    """The columns of one file that cannot be written are not put up with, however many files may fail."""
+    change(six, errors={"max_failed_files": "100 %"}, stages={"keep": yaml_of(six)["stages"]["keep"]})
+    key = engine.check(specfile.load(six / "c.yaml", [])).plan.lines[0].keys[0]
     (six / "r" / "partials").mkdir(parents=True)
-    for i in range(256):
-        (six / "r" / "partials" / f"{i:02x}").write_text("in the way")
+    (six / "r" / "partials" / key[:2]).write_text("in the way")
     report = run(six, "r")
     assert report.status == "failed"
-    assert report.outputs == {}
+    assert "cannot be written" in report.errors[0]
+    (six / "r" / "partials" / key[:2]).unlink()
+    assert run(six, "r").status == "complete"
+
+
+@pytest.mark.faults
+def test_a_disk_that_becomes_full_spoils_no_artefact(six: Path) -> None:
+    """A pass that reads whole artefacts and cannot write what it makes of them does not have them made anew."""
+    (six / "s.py").write_text(STAGES + FULL)
+    stages = {n: stage for n, stage in yaml_of(six)["stages"].items() if n != "second"}
+    stages["full"] = {"use": "s.py:full", "from": "keep", "with": ["mean"]}
+    change(six, errors={"max_failed_files": "100 %"}, stages=stages)
+    report = run(six, "r")
+    assert report.status == "failed"
+    assert any("cannot be written" in e for e in report.errors), report.errors
+    assert (report.tasks["done"], report.tasks["failed"]) == (6, 6)
+
+
+FULL = """
+
+def full(batch, ctx):
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))  # no file of this process grows on
+    return {f"n{i}": float(i) for i in range(500)}
+"""

@@ -1,0 +1,93 @@
+"""Outputs of large campaigns in ranges, and what earlier runs have left: the run goes on to the very end."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from campaign import engine, specfile, trees
+from campaign.report import Report
+from tests.conftest import write_tree
+
+STAGES = """
+import pathlib, time
+import awkward as ak
+
+HERE = pathlib.Path(__file__).parent
+
+
+def keep(batch, ctx):
+    return {"y": batch.y, ctx.weight: batch[ctx.weight]}
+
+
+def count(batch, ctx):
+    if ctx.metadata["name"] in (HERE / "bad.txt").read_text().split():
+        end = time.monotonic() + 60  # the last of all
+        while len(list((HERE / "r" / "partials").glob("leaves/*"))) < ctx.options.get("leaves", 0):
+            if time.monotonic() > end:
+                raise RuntimeError("no range was merged")
+            time.sleep(0.01)
+        raise ValueError("this file is bad")
+    return {"n": float(ak.sum(batch.y))}
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Callable[..., Report]:
+    """Runs a campaign of a few files in this process."""
+    for i in range(3):
+        write_tree(tmp_path / "a" / f"a{i}.root", n=300 + i, seed=i)
+    (tmp_path / "s.py").write_text(STAGES)
+    (tmp_path / "bad.txt").write_text("")
+    (tmp_path / "side.yaml").write_text(yaml.safe_dump({f"a/a{i}.root": {"name": f"a{i}"} for i in range(3)}))
+
+    def run(stages: dict[str, object], **more: object) -> Report:
+        dataset = {"files": "a", "tree": "events", "metadata": "side.yaml"}
+        made = {"campaign": "small", "datasets": {"a": dataset}, "workers": 2, "stages": stages, **more}
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
+        campaign = specfile.load(tmp_path / "c.yaml", [])
+        return engine.run(campaign, run_dir=tmp_path / "r", progress=False, raises=False)
+
+    return run
+
+
+def test_a_range_that_is_all_lost_and_last_ends_nothing_early(
+    small: Callable[..., Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last file fails when all else is merged, and is all of its range: the output is still made without it."""
+    monkeypatch.setattr(trees, "LEAF", 2)
+    (tmp_path / "bad.txt").write_text("a2")
+    report = small({"count": {"use": "s.py:count", "options": {"leaves": 1}}}, errors={"max_failed_files": 1})
+    assert report.status == "incomplete", report.errors
+    assert [Path(f).name for f in report.outputs["count/a/nominal"]["missing"]["files"]] == ["a2.root"]
+
+
+@pytest.mark.parametrize("leaf", [1000, 2])
+def test_an_altered_partial_of_the_same_size_is_not_merged_when_resumed(
+    small: Callable[..., Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaf: int
+) -> None:
+    """A byte flipped in columns of an earlier run, whose output is there or is gone: made anew, to the same hash."""
+    monkeypatch.setattr(trees, "LEAF", leaf)
+    stages = {"keep": {"use": "s.py:keep", "keep": True}}
+    whole = small(stages)
+    assert whole.status == "complete"
+    for gone in (False, True):
+        partial = sorted((tmp_path / "r" / "partials").glob("*/*.parquet"))[0]
+        content = bytearray(partial.read_bytes())
+        content[60] ^= 1
+        partial.write_bytes(content)
+        if gone:
+            shutil.rmtree(tmp_path / "r" / "outputs")
+        again = small(stages)
+        assert again.status == "complete"
+        assert again.tasks["done"] == 1
+        assert {n: o["sha256"] for n, o in again.outputs.items()} == {n: o["sha256"] for n, o in whole.outputs.items()}
+        content[60] ^= 1
+        assert sorted((tmp_path / "r" / "partials").glob("*/*.parquet"))[0].read_bytes() == bytes(content)
+        merged = [p.read_bytes() for p in (tmp_path / "r" / "outputs" / "keep" / "a" / "nominal").iterdir()]
+        assert bytes(content) in merged
+    assert small(stages).tasks["done"] == 0
