@@ -141,7 +141,11 @@ _changing = threading.RLock()
 
 @contextlib.contextmanager
 def marked() -> Iterator[None]:
-    """What is started inside, by whatever library, carries the mark; the user's own children do not."""
+    """What is started inside, by a library that takes no environment, carries the mark.
+
+    So does what another thread of the user's starts meanwhile, for the environment is the whole process's: be short,
+    and give `environment` where one can be given.
+    """
     with _changing:
         before = os.environ.get(VARIABLE)
         os.environ[VARIABLE] = str(mark())

@@ -261,7 +261,8 @@ def _worker_command() -> str:
 
 
 def _interchange() -> list[str]:
-    command = [_beside_python("interchange.py")]
+    # Its process title would be written over its environment, where its mark is looked for.
+    command = ["env", f"{VARIABLE}={mark()}", "SPT_NOENV=1", _beside_python("interchange.py")]
     # Parsl's interchange has no eye on its parent: it and its workers would live on after the driver was killed.
     if shutil.which("setpriv"):
         command = ["setpriv", "--pdeathsig", "TERM", *command]
@@ -305,8 +306,8 @@ class _Htex(Executor):
             ProviderError: The provider refused a block.
         """
         _remember(self._htex.provider, "", self._htex.label)
+        self._htex.start()
         with marked():
-            self._htex.start()
             started = self._htex.scale_out_facade(self._blocks)
         for job in self._htex.blocks_to_job_id.values():
             _remember(self._htex.provider, job, self._htex.label)

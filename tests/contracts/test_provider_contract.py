@@ -16,8 +16,10 @@ import psutil
 import pytest
 from parsl import launchers as parsl_launchers
 from parsl import providers as parsl_providers
+from parsl.executors import HighThroughputExecutor
 
 from campaign import registry
+from campaign.identity import VARIABLE, mark, mark_of
 from campaign.protocols import Provider
 from tests.conftest import PROJECT, wait_until
 
@@ -146,6 +148,26 @@ def test_a_cancelled_pilot_gets_sigterm_and_is_gone(provider: Provider, tmp_path
     assert wait_until(lambda: (tmp_path / "bye").exists(), 10)
 
 
+def test_all_it_starts_bears_the_mark(provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers, pilots and what lies between; a script's own children do not, not even while Parsl's parts start."""
+    seen: list[str | None] = []
+    begin = HighThroughputExecutor.start
+
+    def spied(self: HighThroughputExecutor) -> None:
+        seen.append(os.environ.get(VARIABLE))
+        begin(self)
+
+    monkeypatch.setattr(HighThroughputExecutor, "start", spied)
+    before = children()
+    provider.tasks(1).submit(abs, -1).result(timeout=60)
+    provider.carry([sys.executable, "-c", "import time; time.sleep(100)"], 1, tmp_path)
+    made = {pid: mark_of(pid) for pid in children() - before}
+    assert len(made) >= 3
+    assert set(made.values()) == {mark()}, {pid: psutil.Process(pid).cmdline() for pid, m in made.items() if not m}
+    assert set(seen) <= {None}
+    assert VARIABLE not in os.environ
+
+
 STUBBORN = (
     "import signal, sys, time, os\n"
     "signal.signal(signal.SIGTERM, lambda *_: open(sys.argv[1] + f'/told-{os.getpid()}', 'w').close())\n"
@@ -199,7 +221,6 @@ def test_leaving_it_ends_everything_at_once(name: str, tmp_path: Path) -> None:
 def test_parsl_takes_a_users_own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ``parsl.Config`` in Python: its executor's provider and address carry tasks and pilots; it stays untouched."""
     import parsl
-    from parsl.executors import HighThroughputExecutor
     from parsl.providers import LocalProvider as Local
 
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
