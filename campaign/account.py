@@ -22,15 +22,19 @@ def judge(made: Report, plan: Plan, state: State) -> None:
     missing += [f"{r.stage}/{r.variation}" for r in plan.reduces if (r.stage, r.variation) not in state.frozen]
     without = [o for o in plan.outputs if o.name in state.merged and state.incomplete(o)]
     made.status = report.FAILED if missing else report.INCOMPLETE if without else report.COMPLETE
-    for texts in state.errors.values():
-        more = f"\n  and {len(texts) - 1} more alike" if len(texts) > 1 else ""
-        made.errors.append(texts[0] + more)
+    made.errors += failures(state)
     if missing:
         if len(state.gaps) > state.gaps.limit > 0:
             made.errors.append(
                 f"{len(state.gaps)} files failed; errors.max_failed_files puts up with {state.gaps.limit}"
             )
         made.errors.append("missing: " + ", ".join(missing))
+
+
+def failures(state: State) -> Iterator[str]:
+    """What went wrong, alike ones together."""
+    for texts in state.errors.values():
+        yield texts[0] + (f"\n  and {len(texts) - 1} more alike" if len(texts) > 1 else "")
 
 
 def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool: ServerPool | None, todo: int) -> None:
@@ -61,7 +65,7 @@ def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool
         made.datasets[name] = {"files": len(files), "events": int(state.ledger.events[name].sum())}
     _outputs(made, plan, state)
     made.lost = state.gaps.to_json(max(MOST, state.gaps.limit))
-    made.warnings += _uneven(plan, state)
+    made.warnings += [*_uneven(plan, state), *state.gaps.unweighed()]
     made.artefacts = _artefacts(plan, rundir)
     made.versions = report.versions()
     if hasattr(kind, "versions"):

@@ -184,6 +184,7 @@ class Run:
     def run(self) -> Report:
         """Do it and write the report, however it ends."""
         self.rundir.request_stop.unlink(missing_ok=True)
+        started = False
         try:
             self._remember()
             self._prepare()
@@ -191,19 +192,21 @@ class Run:
             self._hash_inputs()
             if not self._complete:
                 with ExitStack() as stack:
-                    self._start(stack).run(self._look_around)
+                    scheduler = self._start(stack)
+                    started = True
+                    scheduler.run(self._look_around)
                     self._passed("tasks")
                     self.shown.say("servers and workers: stopping" if self.pool else "workers: stopping")
                 self._passed("stopped")
             account.judge(self.report, self.plan, self.state)
             self.report.errors += no_room(self.report.errors, self.rundir.root)
-        except SpecError:
-            raise
         except CampaignError as error:
+            if isinstance(error, SpecError) and not started:
+                raise
             # A signal also reaches what was started in this terminal; what fails then fails because of it.
             asked = self.stop.is_set() or isinstance(error, Interrupted)
             self.report.status = report.INTERRUPTED if asked else report.FAILED
-            self.report.errors.append(_ASKED if asked else str(error))
+            self.report.errors += [*account.failures(self.state), _ASKED if asked else str(error)]
         finally:
             self.receipts.close()
             self.rundir.job.unlink(missing_ok=True)
@@ -227,6 +230,7 @@ class Run:
         self.state.ledger.read(self.rundir)
         self.rundir.sweep(self.state.ledger.packs)
         self.state.remember(self.plan, self.rundir)
+        self.state.withdraw(self.plan, self.rundir)
         self.todo = self.plan.todo(self.state.ledger.missing())
 
     @property

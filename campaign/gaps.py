@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -52,6 +53,7 @@ class Gaps:
         self._lost: dict[tuple[str, str], Lost] = {}
         self._urls: set[str] = set()
         self._hopeless = False
+        self._shared: dict[str, Counter[str]] = {}  # by dataset: how many files have the same metadata
 
     @cached_property
     def limit(self) -> int:
@@ -84,7 +86,7 @@ class Gaps:
             return None
         self._urls.add(source.file.url)
         self._lost[at] = lost = Lost(source.file.url, source.dataset, str(error).splitlines()[0])
-        if not self.exceeded:
+        if not self.exceeded and self._plan.campaign.errors.weight is None:  # else it is another quantity
             lost.sum_of_weights = self._of_metadata(source)
         return lost
 
@@ -93,9 +95,11 @@ class Gaps:
         said = source.metadata.get("sum_of_weights")
         if isinstance(said, bool) or not isinstance(said, (int, float)):
             return None
-        each = {id(e.files): e.files for e in self._plan.events if e.dataset == source.dataset}
-        with_it = {f.url for files in each.values() for f in files if f.metadata_json == source.file.metadata_json}
-        return float(said) if with_it == {source.file.url} else None
+        if source.dataset not in self._shared:
+            each = {id(e.files): e.files for e in self._plan.events if e.dataset == source.dataset}
+            found = {(f.url, f.metadata_json) for files in each.values() for f in files}
+            self._shared[source.dataset] = Counter(metadata for _, metadata in found)
+        return float(said) if self._shared[source.dataset][source.file.metadata_json] == 1 else None
 
     def of(self, events: Events, places: Places) -> list[Lost]:
         """What is known of some files; those that have not failed are left out."""
@@ -110,6 +114,13 @@ class Gaps:
         """The nominal events of the same files, by which entries are counted; None if it has other files."""
         same = (e for e in self._plan.events if e.dataset == events.dataset and e.files is events.files)
         return next((e for e in same if e.variation == NOMINAL), None)
+
+    def unweighed(self) -> Iterator[str]:
+        """A remark if an expression of the campaign could not be evaluated in files that can be opened."""
+        weight = self._plan.campaign.errors.weight
+        files = [x for x in self._lost.values() if x.known and x.entries is not None and x.sum_of_weights is None]
+        if weight is not None and files:
+            yield f"errors.weight: '{weight}' could not be evaluated in {len(files)} lost files, first {files[0].file}"
 
     def to_json(self, most: int) -> list[dict[str, Any]]:
         """All, in order; not more than so many."""

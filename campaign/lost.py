@@ -105,6 +105,7 @@ class Calls:
             call.then(future.result())
             return
         self._learn()
+        self._at.pop(call.id, None)  # whatever is sent again has its own place, or another name
         death = self._deaths.pop(call.id, None)
         if death is not None:
             self._suspect(call, death)

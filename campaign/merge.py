@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Container, Mapping, Sequence
@@ -344,14 +343,25 @@ def merge_key(output: Output) -> str:
     return digest(["merged", output.name, line.keys.digest])
 
 
-def receipt_of(rundir: RunDir, output: Output, merged: Merged, gaps: Sequence[int] = ()) -> Receipt:
-    """What is remembered of a merged output, and which files it lacks."""
+def receipt_of(
+    rundir: RunDir, output: Output, merged: Merged, gaps: Sequence[int] = (), *, shaky: bool = False
+) -> Receipt:
+    """What is remembered of a merged output, which files it lacks, and if frozen values it depends on lack some."""
     root = str(merged.root.relative_to(rundir.root)) if merged.root else ""
-    more = canonical_json({"kind": merged.kind, "root": root, "files": merged.files, "gaps": list(gaps)})
+    about = {"kind": merged.kind, "root": root, "files": merged.files, "gaps": list(gaps)}
+    more = canonical_json({**about, "shaky": True} if shaky else about)
     return Receipt(
         merge_key(output), output.stage, output.dataset, output.variation, "", MERGED, merged.sha256, 0,
         notes=merged.notes, more=more,
     )  # fmt: skip
+
+
+def of_receipt(rundir: RunDir, output: Output, receipt: Receipt) -> Merged:
+    """The merged output that a receipt speaks of, whatever has become of it; KeyError: it is another's receipt."""
+    kind = receipt.about["kind"]
+    path = rundir.output(output.stage, output.dataset, output.variation, kind)
+    root = rundir.root / str(receipt.about["root"]) if receipt.about["root"] else None
+    return Merged(output.name, kind, path, receipt.sha256, root, receipt.notes, str(receipt.about["files"]))
 
 
 def restored(rundir: RunDir, output: Output, receipt: Receipt) -> Merged | None:
@@ -359,14 +369,10 @@ def restored(rundir: RunDir, output: Output, receipt: Receipt) -> Merged | None:
     if receipt.key != merge_key(output):
         return None
     try:
-        more = json.loads(receipt.more)
-        if more.get("gaps"):
+        if receipt.about.get("gaps"):
             return None
-        kind, files = str(more["kind"]), str(more["files"])
-        path = rundir.output(output.stage, output.dataset, output.variation, kind)
-        root = rundir.root / str(more["root"]) if more["root"] else None
-        merged = Merged(output.name, kind, path, receipt.sha256, root, receipt.notes, files)
-        return merged if fingerprint(merged) == files else None
+        merged = of_receipt(rundir, output, receipt)
+        return merged if fingerprint(merged) == merged.files else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # gone, or a receipt of something else
         return None
 

@@ -73,6 +73,7 @@ class Scheduler:
         self.unexported: deque[Output] = deque()
         self.tries: Counter[tuple[int, int]] = Counter()
         self.healed: set[tuple[int, int]] = set()
+        self.redo: set[str] = set()  # outputs that hold a spoilt file when they arrive
         self.merges_at = 0.0
         self.name, self.numbers = secrets.token_hex(4), count()  # of calls
         self.calls = Calls(lambda: provider.tasks(workers), lambda: deaths(rundir.workers))
@@ -278,7 +279,9 @@ class Scheduler:
 
     def _leaf(self, tree: Tree, first: int, found: Any) -> None:
         tree.asked.discard(first)
-        if isinstance(found, work.Spoilt):
+        if first in tree.spoilt:
+            tree.spoilt.discard(first)
+        elif isinstance(found, work.Spoilt):
             self._heal(tree, found)
         elif isinstance(found, CampaignError):
             self._lose(tree.output, found)
@@ -287,6 +290,12 @@ class Scheduler:
 
     def _merged(self, tree: Tree, found: Any) -> None:
         if tree.output.name in self.state.failed:  # withdrawn meanwhile
+            if isinstance(found, Merged):
+                found.remove()
+            return
+        if tree.output.name in self.redo:  # it may hold the spoilt file
+            self.redo.discard(tree.output.name)
+            self.unmerged.append(Tree(tree.output))
             if isinstance(found, Merged):
                 found.remove()
             return
@@ -324,15 +333,22 @@ class Scheduler:
 
     def _renew(self, artefact: Line, place: int) -> bool:
         """Make an artefact anew that is not what was written, once; whoever reads it waits for that."""
-        if (artefact.number, place) in self.healed:
-            return False
+        one = np.array([place])
+        if (artefact.number, place) in self.healed:  # by another task that reads it, or this is what was made anew
+            there, lost = self.state.ledger.there(artefact, one), self.state.ledger.lost(artefact, one)
+            return not there[0] and not lost[0]
         self.healed.add((artefact.number, place))
-        files = np.array([place])
-        self.state.ledger.forget(artefact, files)
-        self._anew(artefact.events, frozenset([artefact]), files)
+        self.state.ledger.forget(artefact, one)
+        self._anew(artefact.events, frozenset([artefact]), one)
         for output in self.plan.outputs:  # what was merged of it is the spoilt file itself, under another name
-            if output.line is artefact and self.state.merged.pop(output.name, None) is not None:
+            if output.line is not artefact:
+                continue
+            if self.state.merged.pop(output.name, None) is not None:
                 self.unmerged.append(Tree(output))
+            elif waiting := [tree for tree in self.unmerged if tree.output is output]:
+                waiting[0].drop(place)
+            elif output.name not in self.state.failed:
+                self.redo.add(output.name)  # its merge is under way
         url = artefact.events.files.url(place)
         self.shown.say(f"{artefact.name}: the artefact of {url} is not what was written and is made anew")
         return True
@@ -348,13 +364,16 @@ class Scheduler:
 
     def _export(self, output: Output) -> None:
         """Write the ROOT file of an output; of all that is ready this comes last, for nothing waits for it."""
-        args = (self.state.merged[output.name],)
-        self._call(output.name, work.run_export, args, output, self._exported)
+        merged = self.state.merged.get(output.name)
+        if merged is not None:  # else it is merged again, and comes back
+            self._call(output.name, work.run_export, (merged,), output, self._exported)
 
     def _exported(self, output: Output, found: Merged | CampaignError) -> None:
         if output.name in self.state.failed:  # withdrawn meanwhile
             if isinstance(found, Merged):
                 found.remove()
+        elif output.name not in self.state.merged:
+            return  # it is merged again
         elif isinstance(found, CampaignError):
             self._lose(output, found)
             del self.state.merged[output.name]
@@ -364,7 +383,8 @@ class Scheduler:
 
     def _remember(self, output: Output, merged: Merged) -> None:
         lacking = self.state.lacking.get(output.name)
-        self.receipts.add(receipt_of(self.rundir, output, merged, () if lacking is None else lacking.tolist()))
+        gaps, shaky = () if lacking is None else lacking.tolist(), bool(self.state.because(output))
+        self.receipts.add(receipt_of(self.rundir, output, merged, gaps, shaky=shaky))
 
     # Reduce stages.
     def _reduce(self, reduce: Reduce) -> bool:

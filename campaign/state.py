@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from campaign.errors import CampaignError, InputError, ProviderError
 from campaign.frozenvalue import thaw
 from campaign.gaps import Gaps, missing
 from campaign.ledger import Ledger, Places
-from campaign.merge import Merged, restored
+from campaign.merge import Merged, of_receipt, restored
 from campaign.plan import Events, Line, Output, Plan, Reduce
 from campaign.rundir import RunDir, digest
 from campaign.spent import Spent
@@ -99,6 +100,18 @@ class State:
             merged = restored(rundir, output, receipt)
             if merged is not None:
                 self.merged[output.name] = merged
+
+    def withdraw(self, plan: Plan, rundir: RunDir) -> None:
+        """Remove outputs that an earlier run has made without some files: this one may put up with none."""
+        for output in plan.outputs:
+            _, receipt = self.ledger.merged.get(output.name, (0, None))
+            if receipt is None or output.name in self.merged:
+                continue
+            with suppress(KeyError, TypeError):  # a receipt of something else
+                made = of_receipt(rundir, output, receipt)
+                beside = made.root is None or made.root.parent == made.path.parent
+                if beside and (receipt.about.get("gaps") or receipt.about.get("shaky")):
+                    made.remove()
 
     def reuse(self, rundir: RunDir, reduce: Reduce) -> bool:
         """Put a frozen value of an earlier run into force if it was made from what there is now; whether it was."""

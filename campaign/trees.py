@@ -22,11 +22,13 @@ class Tree:
         output: The output.
         leaves: What ranges of its files gave, by the first file; None: all of the range is lost.
         asked: Ranges that are being merged.
+        spoilt: Those of them whose answer is to be thrown away: a partial was found to be spoilt meanwhile.
     """
 
     output: Output
     leaves: dict[int, Leaf | None] = field(default_factory=dict)
     asked: set[int] = field(default_factory=set)
+    spoilt: set[int] = field(default_factory=set)
 
     @property
     def files(self) -> int:
@@ -41,6 +43,13 @@ class Tree:
     def end(self, first: int) -> int:
         """Where a range ends."""
         return min(first + LEAF, self.files)
+
+    def drop(self, place: int) -> None:
+        """A file's partial is made anew: the range it is in is merged again."""
+        first = place // LEAF * LEAF
+        self.leaves.pop(first, None)
+        if first in self.asked:
+            self.spoilt.add(first)
 
     def ready(self, ledger: Ledger, with_gaps: bool = False) -> Iterator[int]:
         """First files of ranges that can be merged now and have not been.

@@ -297,3 +297,15 @@ def test_a_reduce_stage_reads_only_what_it_asks_for(tmp_path):
         lazy["data"]
     with pytest.raises(KeyError):
         lazy["none"]
+
+
+def test_a_range_with_a_file_made_anew_is_merged_again():
+    """What was merged of it is dropped; what is under way is thrown away when it comes; other ranges stay."""
+    from campaign.trees import LEAF, Tree
+
+    keys = [f"{i:064x}" for i in range(3 * LEAF)]
+    tree = Tree(planned(keys), leaves={0: None, LEAF: None}, asked={2 * LEAF})
+    tree.drop(LEAF + 7)
+    tree.drop(2 * LEAF)
+    assert tree.leaves == {0: None}
+    assert tree.spoilt == {2 * LEAF}

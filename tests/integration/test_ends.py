@@ -91,3 +91,48 @@ def test_an_altered_partial_of_the_same_size_is_not_merged_when_resumed(
         merged = [p.read_bytes() for p in (tmp_path / "r" / "outputs" / "keep" / "a" / "nominal").iterdir()]
         assert bytes(content) in merged
     assert small(stages).tasks["done"] == 0
+
+
+def test_what_was_made_without_files_is_gone_after_a_run_that_fails(
+    small: Callable[..., Report], tmp_path: Path
+) -> None:
+    """One file may fail and does, then two do: the output of the first run does not lie there as if it were whole."""
+    stages = {"count": {"use": "s.py:count"}}
+    (tmp_path / "bad.txt").write_text("a1")
+    assert small(stages, errors={"max_failed_files": 1}).status == "incomplete"
+    assert [p for p in (tmp_path / "r" / "outputs").rglob("*") if p.is_file()]
+    write_tree(tmp_path / "a" / "a2.root", n=310, seed=2)
+    (tmp_path / "bad.txt").write_text("a1 a2")
+    assert small(stages, errors={"max_failed_files": 1}).status == "failed"
+    assert not [p for p in (tmp_path / "r" / "outputs").rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("weight", ["2 * w", "misspelt"])
+def test_a_sum_of_weights_is_what_the_expression_says_or_unknown(
+    small: Callable[..., Report], tmp_path: Path, weight: str
+) -> None:
+    """Where the campaign says what is summed, the metadata's sum is something else; a wrong expression is told once."""
+    side = {f"a/a{i}.root": {"name": f"a{i}", "sum_of_weights": 1000.0 + i} for i in range(3)}
+    (tmp_path / "side.yaml").write_text(yaml.safe_dump(side))
+    (tmp_path / "bad.txt").write_text("a1")
+    (tmp_path / "a" / "a2.root").write_bytes(b"torn" * 100)
+    report = small({"count": {"use": "s.py:count"}}, errors={"max_failed_files": 2, "weight": weight})
+    found = {Path(x["file"]).name: x["sum_of_weights"] for x in report.lost}
+    assert report.status == "incomplete", report.errors
+    assert found["a2.root"] is None
+    assert (found["a1.root"] is None) == (weight == "misspelt")
+    assert found["a1.root"] != 1001.0
+    told = [w for w in report.warnings if "errors.weight: 'misspelt' could not be evaluated" in w]
+    assert len(told) == (weight == "misspelt")
+
+
+def test_errors_of_files_are_told_by_a_run_that_is_stopped(small: Callable[..., Report], tmp_path: Path) -> None:
+    """A file fails, then somebody asks the campaign to stop: the report says both."""
+    (tmp_path / "bad.txt").write_text("a2")
+    stop = '    if "a1" in ctx.metadata["name"]:\n        (HERE / "r" / "stop").touch()\n        time.sleep(5)\n'
+    text = STAGES.replace('    return {"n": float', stop + '    return {"n": float')
+    (tmp_path / "s.py").write_text(text)
+    report = small({"count": {"use": "s.py:count"}}, workers=1)
+    assert report.status == "interrupted"
+    assert "this file is bad" in report.errors[0]
+    assert "stopped as asked" in report.errors[-1]
