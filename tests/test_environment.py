@@ -214,7 +214,7 @@ def test_what_a_killed_maker_left_is_made_anew(tmp_path: Path, monkeypatch: pyte
     (env.path / "half").touch()
     said: list[str] = []
     assert environment.prepare((), None, said.append) == env
-    assert not installer.is_running()
+    assert not installer.is_running() or installer.status() == psutil.STATUS_ZOMBIE  # nobody may have reaped it yet
     assert said[0] == "server environment: another process is making it, waiting"
     assert "making it in" in said[1]
     assert not (env.path / "half").exists()

@@ -147,7 +147,8 @@ def test_a_server_that_fails_is_replaced(small: Path, run: Run, undisturbed: dic
     assert [s["name"] for s in report["servers"]] == ["server-0", "server-0.1"]
     assert re.search(why, report["servers"][0]["why"])
     assert report["servers"][1]["why"] == "asked to stop"
-    assert report["rows"]["restarted_server"] > 0
+    # One that crashes may still give the answer it was working on: it says a lot before it dies.
+    assert report["rows"]["restarted_server"] > 0 or fault == "crashed"
     assert report["rows"]["parked"] == 0
     assert hashes(small / "r") == undisturbed
 
