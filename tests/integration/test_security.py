@@ -287,8 +287,9 @@ def test_a_request_goes_to_the_right_server_where_a_record_leads_to_another(
     mine, other = long_lived_pool["tls"], long_lived_pool["other"]
     real, second = mine.records()
     asked = other.records()[0]["statistics"]
-    for name, url in (("server-1", other.records()[0]["url"]), ("server-2", second["url"])):
-        (tmp_path / f"{name}.json").write_text(json.dumps({**real, "name": name, "url": url}))
+    for slot, url in ((1, other.records()[0]["url"]), (2, second["url"])):
+        forged = {**real, "name": f"server-{slot}", "slot": slot, "url": url}
+        (tmp_path / f"server-{slot}.json").write_text(json.dumps(forged))
     address = dataclasses.replace(mine.address, folder=str(tmp_path), request_deadline_s=20)
     servers = connect(address)
     with pytest.raises(ServerError, match="refused, it is not the server of this record"):
