@@ -161,7 +161,8 @@ class ServerSpec(_Open):
         start_deadline_s: A server that has not proved itself ready by then is stopped and reported.
         request_deadline_s: Deadline of one request.
         lease_s: A pilot whose submitter has been silent for so long stops its server.
-        restarts: How often each server of the pool is replaced when it is lost.
+        restarts: How often each server of the pool is replaced when it is lost; those that a condemned request has
+            ended alone are not counted, up to twice as many.
         canary_s: A model that has answered nothing for so long is asked for its known answer again.
     """
 
