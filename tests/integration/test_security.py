@@ -469,7 +469,10 @@ def test_a_squatter_is_told_nothing_and_named_in_the_report(behind_tls: Path) ->
     port = squatter.add_secure_port("127.0.0.1:0", credentials)
     squatter.start()
     try:
-        driver = start("run", "c.yaml", "--run-dir", "r", "--set", "servers.lease_s=600", cwd=behind_tls)
+        slower = "servers.models.slow.parameters.delay_s=0.3"  # so that clients look again while it runs
+        driver = start(
+            "run", "c.yaml", "--run-dir", "r", "--set", "servers.lease_s=600", "--set", slower, cwd=behind_tls
+        )
         (record,) = live(behind_tls, driver)
         forged = {**record, "name": "server-9", "slot": 9, "heir": False, "url": f"ipv4:127.0.0.1:{port}"}
         aside = behind_tls / "r" / "servers" / ".aside"
