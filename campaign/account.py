@@ -49,7 +49,10 @@ def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool
         made.warnings.append(
             f"the server batches requests of {', '.join(dynamic)} dynamically: predictions depend on their neighbours"
         )
-    notes = [*(m.notes for m in state.merged.values()), *(state.ledger.frozen[at].notes for at in state.frozen)]
+    notes = [
+        *(m.notes for m in state.merged.values()),
+        *(state.ledger.frozen[at].notes for at in state.frozen if at in state.ledger.frozen),
+    ]
     if state.rungs["local_twin"] or any(NOTE in told for told in notes):
         made.reproducible = False
         made.warnings.append(f"{NOTE}: outputs that hold them say so in their notes")
@@ -91,7 +94,7 @@ def _outputs(made: Report, plan: Plan, state: State) -> None:
     made_from = {(r.stage, r.variation): r for r in plan.reduces}
     for at, (path, sha256) in sorted(state.frozen.items()):
         made.outputs[f"{at[0]}/all/{at[1]}"] = told = {"path": path, "kind": "frozen", "sha256": sha256}
-        if state.ledger.frozen[at].notes:
+        if at in state.ledger.frozen and state.ledger.frozen[at].notes:
             told["notes"] = list(state.ledger.frozen[at].notes)
         if at in state.shaky:
             because = [o.name for o in made_from[at].inputs.values() if state.incomplete(o)]

@@ -141,7 +141,8 @@ def run(
 def signals() -> Iterator[threading.Event]:
     """INT, TERM and HUP ask for an orderly end, once; a second one ends this process, and its children with it.
 
-    One that was ignored when this process began stays so: ``nohup`` means it.
+    Where HUP was ignored when this process began it stays so: ``nohup`` means it. INT is not left ignored: a shell does
+    that to whatever it starts in the background, and whoever sends one all the same means it.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -155,7 +156,8 @@ def signals() -> Iterator[threading.Event]:
         if signum == signal.SIGHUP:
             leave_terminal()
 
-    wanted = (s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN)
+    kept = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    wanted = [signal.SIGINT, signal.SIGTERM] if kept else [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     before = {s: signal.signal(s, handler) for s in wanted}
     try:
         yield asked

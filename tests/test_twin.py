@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,7 @@ def test_its_answer_is_held_to_the_models_shapes(tmp_path):
                 Twins([made]).answer(request)
 
 
+@pytest.mark.slow
 def test_what_it_knows_of_the_model_is_what_the_server_says(tmp_path):
     """Names, datatypes, shapes and batch, so that a process that never met a server cuts the same requests."""
     for repository, model in (("model_repository", "qg_tagger"), ("tests/models", "odd"), ("tests/models", "ragged")):
@@ -137,14 +139,14 @@ print([p.cmdline() for p in psutil.Process().children()])
 def test_a_script_of_ones_own_keeps_no_process_of_the_check(tmp_path, use, says):
     """Whether twins agree or not, and where `look` ends the check, no fork server nor any folder of it is left."""
     (tmp_path / "own.py").write_text(OWN)
-    (tmp_path / "temporary").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(ROOT / "tests" / "models"), use],
-        cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert (done.stdout, done.stderr) == (f"{says} []\n", "")
-    assert not list((tmp_path / "temporary").iterdir())
+    with tempfile.TemporaryDirectory() as temporary:  # not below tmp_path: a socket's path may not be long
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(ROOT / "tests" / "models"), use],
+            cwd=tmp_path, env={**os.environ, "TMPDIR": temporary},
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert (done.stdout, done.stderr) == (f"{says} []\n", "")
+        assert not list(Path(temporary).iterdir())
 
 
 @pytest.fixture
@@ -161,6 +163,7 @@ def slow(small: Path) -> Path:
     return small
 
 
+@pytest.mark.faults
 def test_the_twin_answers_when_no_server_is_left(slow):
     """The campaign completes with the same outputs, counts the rows, and says that it cannot be reproduced."""
     driver = start("run", "c.yaml", "--run-dir", "r", "--set", "servers.restarts=0", cwd=slow)
