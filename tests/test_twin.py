@@ -212,6 +212,7 @@ def mean(merged, ctx):
 """
 
 
+@pytest.mark.faults
 def test_a_frozen_value_that_holds_a_twins_answers_says_so(slow):
     """A reduce stage that asks the servers, and finds none: irreproducible, in this run and for whoever resumes it."""
     (slow / "asks.py").write_text(ASKS)

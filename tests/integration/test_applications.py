@@ -62,6 +62,7 @@ def test_the_track_gnn_finds_37_tracks(shared_data: Path, long_lived_pool: Serve
     assert len(np.unique(answer["LABELS"])) == 37
 
 
+@pytest.mark.slow
 def test_two_applications_share_one_pool(shared_data: Path, long_lived_pool: ServerPool, tmp_path: Path) -> None:
     """A q/g campaign and a tracking program call the same servers at once; each gets what it gets alone."""
     from tests.conftest import write_tree
@@ -224,6 +225,7 @@ parsl.dfk().cleanup()
 """
 
 
+@pytest.mark.slow
 def test_the_readmes_pool_in_someones_own_parsl_script(tmp_path: Path) -> None:
     """README's block, to the letter and under ten lines, beside a user's own `parsl.load`."""
     text = (PROJECT / "README.md").read_text()

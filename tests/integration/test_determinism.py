@@ -55,6 +55,7 @@ def who(batch, ctx):
 '''
 
 
+@pytest.mark.slow
 def test_with_parsl_the_workers_belong_to_its_executor(small: Path) -> None:
     """Every task of `provider: parsl` runs under HTEX's process_worker_pool, none under this package's own pool."""
     (small / "stages.py").write_text((small / "stages.py").read_text() + WHO)

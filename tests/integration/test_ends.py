@@ -25,7 +25,8 @@ def keep(batch, ctx):
 
 
 def count(batch, ctx):
-    if ctx.metadata["name"] in (HERE / "bad.txt").read_text().split():
+    tried = len(batch) <= 100  # before the run, on a few rows
+    if not tried and ctx.metadata["name"] in (HERE / "bad.txt").read_text().split():
         end = time.monotonic() + 60  # the last of all
         while len(list((HERE / "r" / "partials").glob("leaves/*"))) < ctx.options.get("leaves", 0):
             if time.monotonic() > end:

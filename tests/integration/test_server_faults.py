@@ -324,6 +324,7 @@ class Faltering(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(hand_on)
 
 
+@pytest.mark.faults
 def test_rows_of_a_task_that_is_done_in_the_end_are_not_parked(tmp_path: Path) -> None:
     """A balancer without servers for a while: tasks fail and are tried again; nothing is lost, so says the report."""
     with ServerPool(PROJECT / "tests" / "models", models={"slow": {"batch": 64}}) as pool:
