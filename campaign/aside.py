@@ -5,18 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-def aside(do: Callable[[], T], name: str) -> Future[T]:
-    """Begin ``do`` in a thread that nobody waits for when the process ends."""
+def aside(name: str, do: Callable[..., T], *args: Any) -> Future[T]:
+    """Begin ``do(*args)`` in a thread called ``campaign-NAME``, for which nobody waits when the process ends."""
     done: Future[T] = Future()
 
     def work() -> None:
         try:
-            done.set_result(do())
+            done.set_result(do(*args))
         except BaseException as error:  # noqa: BLE001  thread boundary: whoever asks for the result gets it
             done.set_exception(error)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from bisect import bisect_right
 from collections import Counter, deque
@@ -15,6 +14,7 @@ from weakref import WeakValueDictionary
 import awkward as ak
 import numpy as np
 
+from campaign.aside import aside
 from campaign.blame import explain
 from campaign.client import Servers, Shared, Stream, connect
 from campaign.errors import CampaignError, OutputError, StageError
@@ -185,7 +185,9 @@ class Chain:
                 batch = coming.result() if coming else self._read_range(source, span)
             # A first range says which branches are used, unless an earlier file has; then the next one is read ahead.
             known = i > 0 or bool(getattr(source, "touched", None))
-            coming = _in_background(self._read_range, source, spans[i + 1], AHEAD) if known and spans[i + 1 :] else None
+            # By a thread that nobody waits for: a read that hangs must not outlive its task's deadline.
+            ahead = spans[i + 1] if known and spans[i + 1 :] else None
+            coming = aside("read-ahead", self._read_range, source, ahead, AHEAD) if ahead else None
             yield self.weighted(source, batch)
         self.worker.remember(self.task, source)
 
@@ -331,20 +333,6 @@ class Chain:
             more=self.marks.get(step.key, ""),
             bytes_sha256=own,
         )
-
-
-def _in_background(call: Callable[..., Any], *args: Any) -> Future[Any]:
-    """Call in a thread that nobody waits for: a read that hangs must not outlive its task's deadline."""
-    future: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(call(*args))
-        except BaseException as error:  # noqa: BLE001  thread boundary: raised where the result is asked for
-            future.set_exception(error)
-
-    threading.Thread(target=work, name="read-ahead", daemon=True).start()
-    return future
 
 
 _DONE = object()

@@ -268,7 +268,7 @@ class Pilot:
     def laid_out(self) -> Launch:
         """The server's folder filled, by a thread: a model may be gigabytes, all of which is looked at."""
         kind = named(str(self.order["kind"]))
-        laid = aside(lambda: kind.launch(self.order["recipe"], Path(self.place), self.name), "laying-out")
+        laid = aside("laying-out", kind.launch, self.order["recipe"], Path(self.place), self.name)
         while not laid.done():
             self.pause(laid)
         launch: Launch = laid.result()
