@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -24,7 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,13 +31,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from campaign import enclose, serverlog
 from campaign.address import Secret
 from campaign.aside import aside
+from campaign.berth import Berth
 from campaign.errors import CampaignError, ModelError, ServerError
 from campaign.family import Family
-from campaign.guardian import Guardian, die_with_parent, regions, sweep
-from campaign.incarnation import backoff, blank, followed, found, name_of
-from campaign.lease import Lease
+from campaign.guardian import Guardian, die_with_parent, env_folders, regions, sweep
+from campaign.incarnation import backoff
 from campaign.reap import abandoned
-from campaign.rundir import read_json, write_json
 from campaign.userfile import named
 
 if TYPE_CHECKING:
@@ -68,56 +66,26 @@ class Pilot:
     def __init__(
         self, folder: Path, slot: int | None = None, generation: int = 0, inherited: str = "", pool: str = ""
     ) -> None:
-        self.folder, self.pool = folder, pool
-        if pool and not self.wanted():
-            raise SystemExit(0)
-        self.order: Mapping[str, Any] = json.loads((folder / "pilot.json").read_text())
-        self.pool = str(self.order["pool"])
-        self.slot, self.generation = self._claim(slot, generation), generation
-        self.name = name_of(self.slot, generation)
-        self.log = folder / f"{self.name}.log"
+        self.berth = Berth(folder, slot, generation, pool)
         self.asked, self.state = "", "starting"
-        self.heir = self.followed()
-        self.lease = Lease(folder / "lease", float(self.order["lease_s"]), self.pool)
+        self.heir = self.berth.followed
         self.server: subprocess.Popen[bytes] | None = None
         self.health: Health | None = None
         self.place, self.shm, self.url = "", "", ""
         self.folders: list[str] = []
-        self.guardian = Guardian(inherited, self.pool)
-        self.slow_s = float(self.order["start_deadline_s"]) + 60.0  # large files of a model are looked at first
-        self.beats, self.beaten, self.recorded = 0, 0.0, 0.0
+        self.guardian = Guardian(inherited, self.berth.pool)
+        # Large files of a model are looked at first.
+        self.slow_s = float(self.berth.order["start_deadline_s"]) + 60.0
+        self.beaten = 0.0
         self.ready_s: float | None = None
         self.warnings: list[str] = []
         self.started = time.time()
 
-    def followed(self) -> bool:
-        """Whether another may come after this server, unless the submitter has put one there already."""
-        if (self.folder / f"closed-{self.name}").exists():
-            return False
-        return followed(self.slot, self.generation, self.folder, int(self.order["restarts"]))
-
     def wait_for_excuse(self) -> None:
         """Where this was the last server: whoever was tried alone here may be condemned for it in a moment."""
-        end = time.monotonic() + EXCUSE_S if int(self.order["restarts"]) else 0.0
-        while time.monotonic() < end and not self.followed() and (self.folder / f"trial-{self.slot}").exists():
+        end = time.monotonic() + EXCUSE_S if self.berth.restarts else 0.0
+        while time.monotonic() < end and not self.berth.followed and self.berth.on_trial:
             time.sleep(POLL_S)
-
-    def _claim(self, slot: int | None, generation: int) -> int:
-        for number in range(int(self.order["count"])) if slot is None else (slot,):
-            claim = self.folder / name_of(number, generation).replace("server", "claim")
-            with contextlib.suppress(FileExistsError):
-                os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-                return number
-        raise SystemExit(0)  # more were started than are wanted
-
-    def wanted(self) -> bool:
-        """Whether the folder is still that of the pool this pilot was sent for."""
-        try:
-            return bool(json.loads((self.folder / "pilot.json").read_text())["pool"] == self.pool)
-        except FileNotFoundError:
-            return False
-        except (OSError, ValueError, LookupError, TypeError):
-            return True  # a file system that falters says nothing
 
     def run(self, wait_s: float = 0.0) -> int:
         """Serve until told to stop; the exit code is 0 if it was told so. Does not return if the server is replaced.
@@ -130,7 +98,7 @@ class Pilot:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the generation before has held them back
         why, log, remedy, heals = "", "", "", False
         try:
-            if self.generation:  # a guardian that is started again in the wait must know what it was told before
+            if self.berth.generation:  # a guardian that is started again in the wait must know what it was told before
                 self.tell_guardian(self.slow_s)
             self.record("starting")
             self.bide(wait_s)
@@ -151,7 +119,7 @@ class Pilot:
         told = bool(self.asked)
         if heals:
             self.wait_for_excuse()
-        self.heir = self.followed() and (heals or (told and not (self.folder / "stop").exists()))
+        self.heir = self.berth.followed and (heals or (told and not self.berth.stopped))
         self.record("stopping")  # clients send it nothing more
         self.stop()
         again = self.heir and not told and self.next_published()
@@ -170,69 +138,50 @@ class Pilot:
         """
         if self.server is None:
             return False
-        worked = self.ready_s is not None or any(
-            r["slot"] == self.slot and r["ready_s"] is not None for r in found(self.folder, self.pool)
-        )
+        worked = self.ready_s is not None or self.berth.has_worked
         return worked or (self.server.poll() or 0) < 0
 
     def next_published(self) -> bool:
-        """Publish the next generation's record before this one's end, so that somebody is always seen to come."""
-        record = blank(self.slot, self.generation + 1, self.folder, int(self.order["restarts"]), self.pool)
-        path = self.folder / f"{record['name']}.json"
-        if not self.wanted():
-            return False
-        with contextlib.suppress(OSError):
-            write_json(path, {**record, "pid": os.getpid(), "started": time.time()})
+        """Whether the next generation is published, and told to the guardian."""
+        path = self.berth.publish_next()
+        if path is not None:
             self.guardian.guard(0, "", "", [], path, self.slow_s)
-            return True
-        return False
+        return path is not None
 
     def replace(self) -> None:
         """Become the pilot of the next generation: a fresh process image in which no thread and no channel was."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the next generation can take them
-        later = self.generation + 1
-        if self.asked and self.wanted():  # a moment ago: the submitter decides whether there is a next one
-            path = self.folder / f"{name_of(self.slot, later)}.json"
-            with contextlib.suppress(OSError):
-                write_json(path, {**(read_json(path) or {}), "state": "ended", "why": self.asked, "told": True})
-        if self.asked:
+        if self.asked:  # a moment ago
+            self.berth.withdraw_next(self.asked)
             return
-        options = [f"--pool={self.pool}", f"--slot={self.slot}", f"--generation={later}"]
+        berth, later = self.berth, self.berth.generation + 1
+        options = [f"--pool={berth.pool}", f"--slot={berth.slot}", f"--generation={later}"]
         options.append(f"--wait={backoff(later):.2f}")
         options.append(f"--guardian={self.guardian.hand_over()}")
-        os.execv(sys.executable, [sys.executable, "-m", "campaign.pilot", str(self.folder), *options])  # noqa: S606
+        os.execv(sys.executable, [sys.executable, "-m", "campaign.pilot", str(berth.folder), *options])  # noqa: S606
 
     def _signalled(self, signum: int, _frame: object) -> None:
         self.asked = self.asked or f"signal {signal.Signals(signum).name}"
 
     def record(self, state: str, **more: Any) -> None:
-        """Publish what is known of the server, by atomic rename."""
-        self.state, self.beats, self.recorded = state, self.beats + 1, time.monotonic()
-        counted = self.health.counted if self.health else {}
-        if (self.folder / f"closed-{self.name}").exists() or not self.wanted():
-            return  # another is in its place: the submitter has heard nothing for long, or is a later run's
-        with contextlib.suppress(OSError):  # the folder may be gone: then nobody reads it
-            write_json(
-                self.folder / f"{self.name}.json",
-                {
-                    **blank(self.slot, self.generation, self.folder, int(self.order["restarts"]), self.pool),
-                    "state": state,
-                    "heir": self.heir,
-                    "beat": self.beats,
-                    "url": self.url,
-                    "pid": os.getpid(),
-                    "server_pid": self.server.pid if self.server else None,
-                    "place": self.place,
-                    "shm_prefix": self.shm,
-                    "folders": self.folders,
-                    "warnings": self.warnings,
-                    "statistics": {m: n[:2] for m, n in counted.items()},
-                    "times": {m: {"computing_s": n[2] / 1e9, "queueing_s": n[3] / 1e9} for m, n in counted.items()},
-                    "started": self.started,
-                    "ready_s": self.ready_s,
-                    **more,
-                },
-            )
+        """Publish what is known of the server."""
+        self.state, counted = state, self.health.counted if self.health else {}
+        self.berth.publish(
+            state,
+            heir=self.heir,
+            url=self.url,
+            pid=os.getpid(),
+            server_pid=self.server.pid if self.server else None,
+            place=self.place,
+            shm_prefix=self.shm,
+            folders=self.folders,
+            warnings=self.warnings,
+            statistics={m: n[:2] for m, n in counted.items()},
+            times={m: {"computing_s": n[2] / 1e9, "queueing_s": n[3] / 1e9} for m, n in counted.items()},
+            started=self.started,
+            ready_s=self.ready_s,
+            **more,
+        )
 
     # Start.
     def start(self) -> None:
@@ -241,17 +190,17 @@ class Pilot:
         self.started, self.began = time.time(), time.monotonic()
         self.place = tempfile.mkdtemp(prefix="campaign-")
         self.tell_guardian(self.slow_s)
-        self.folders_before = _python_env_folders()
+        self.folders_before = env_folders()
         launch = self.laid_out()
         self.launch, self.url, self.shm = launch, launch.url, launch.shm_prefix
-        argv, env = enclose.command(launch, Path(self.place), self.folder, self.name)
+        argv, env = enclose.command(launch, Path(self.place), self.berth.folder, self.berth.name)
 
         def child() -> None:
             die_with_parent(signal.SIGKILL)
             for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(s, signal.SIG_DFL)
 
-        with self.log.open("ab") as log:
+        with self.berth.log.open("ab") as log:
             self.server = subprocess.Popen(
                 argv,
                 env=env,
@@ -267,8 +216,8 @@ class Pilot:
 
     def laid_out(self) -> Launch:
         """The server's folder filled, by a thread: a model may be gigabytes, all of which is looked at."""
-        kind = named(str(self.order["kind"]))
-        laid = aside("laying-out", kind.launch, self.order["recipe"], Path(self.place), self.name)
+        kind = named(str(self.berth.order["kind"]))
+        laid = aside("laying-out", kind.launch, self.berth.order["recipe"], Path(self.place), self.berth.name)
         while not laid.done():
             self.pause(laid)
         launch: Launch = laid.result()
@@ -277,8 +226,7 @@ class Pilot:
     def tell_guardian(self, patience_s: float) -> None:
         """What is to be ended and swept if this process dies, or does not `pause` for so long."""
         server = self.server.pid if self.server else 0
-        record = self.folder / f"{self.name}.json"
-        self.guardian.guard(server, self.place, self.shm, self.folders, record, patience_s)
+        self.guardian.guard(server, self.place, self.shm, self.folders, self.berth.path, patience_s)
 
     def pause(self, until: Future[Any] | None = None) -> None:
         """One look around; raises when it is time to stop, or when the server has ended.
@@ -293,10 +241,12 @@ class Pilot:
         code = self.server.poll() if self.server else None
         if code is not None:
             how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-            raise ServerError(f"the server ended {how}{serverlog.cause(self.log)}", where=self.name, log=self.tail())
-        if (self.folder / "stop").exists():
+            raise ServerError(
+                f"the server ended {how}{serverlog.cause(self.berth.log)}", where=self.berth.name, log=self.tail()
+            )
+        if self.berth.stopped:
             self.asked = self.asked or "asked to stop"
-        if self.lease.expired():
+        if self.berth.lease.expired():
             self.asked = self.asked or "the lease ran out: the submitter is gone"
         self.beat()
         if self.asked:
@@ -312,14 +262,14 @@ class Pilot:
         if now - self.beaten < BEAT_S:
             return
         self.beaten = now
-        if not self.heir and self.followed():  # servers before it were excused meanwhile
+        if not self.heir and self.berth.followed:  # servers before it were excused meanwhile
             self.heir = True
             self.record(self.state)
-        if now - self.recorded > max(BEAT_S, float(self.order["lease_s"]) / 5):
+        if now - self.berth.recorded > max(BEAT_S, self.berth.lease.lease_s / 5):
             self.record(self.state)
-        if (self.folder / f"closed-{self.name}").exists():
+        if self.berth.closed:
             self.asked, self.heir = self.asked or "the submitter heard nothing of it for long", False
-        elif not self.wanted():
+        elif not self.berth.wanted:
             self.asked, self.heir = self.asked or "its pool is no more", False
 
     def bide(self, seconds: float) -> None:
@@ -346,14 +296,16 @@ class Pilot:
         from campaign import canary
         from campaign.health import Health
 
-        end = time.monotonic() + float(self.order["start_deadline_s"])
-        models = {model: what["canary"] for model, what in self.order["recipe"]["models"].items()}
-        client = canary.client_of(self.name, self.url, self._let_in(end))
-        self.health = Health(client, models, **self.order["health"])
+        end = time.monotonic() + float(self.berth.order["start_deadline_s"])
+        models = {model: what["canary"] for model, what in self.berth.order["recipe"]["models"].items()}
+        client = canary.client_of(self.berth.name, self.url, self._let_in(end))
+        self.health = Health(client, models, **self.berth.order["health"])
         while not self.aside(canary.ready, client):
             if time.monotonic() > end:
                 raise ServerError(
-                    f"not ready within {self.order['start_deadline_s']:g} s", where=self.name, log=self.tail()
+                    f"not ready within {self.berth.order['start_deadline_s']:g} s",
+                    where=self.berth.name,
+                    log=self.tail(),
                 )
             self.pause()
         for model in models:
@@ -363,7 +315,7 @@ class Pilot:
             except ModelError as error:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.server.wait(POLL_S) if self.server else None  # did it fall while it was asked?
-                raise ModelError(error.message, where=f"model {model} on {self.name}", log=self.tail()) from None
+                raise ModelError(error.message, where=f"model {model} on {self.berth.name}", log=self.tail()) from None
             if warning:
                 self.warnings.append(warning)
         for region in regions(self.shm):  # Triton makes them readable by everybody
@@ -372,8 +324,8 @@ class Pilot:
             if _SHARED not in self.warnings:
                 self.warnings.append(_SHARED)
         # The Python backend makes an empty folder in /tmp, wherever TMPDIR points, and leaves it when it is killed.
-        self.folders = sorted(_python_env_folders() - self.folders_before)
-        self.tell_guardian(self.lease.lease_s + SILENT_S)
+        self.folders = sorted(env_folders() - self.folders_before)
+        self.tell_guardian(self.berth.lease.lease_s + SILENT_S)
 
     def _let_in(self, end: float) -> Secret | None:
         """What lets this process ask the server, from the driver; None where the server has a socket in our folder."""
@@ -381,11 +333,11 @@ class Pilot:
             return None
         from campaign.tls import PILOT, Applicant
 
-        recipe, asked = self.order["recipe"]["tls"], Applicant(self.folder, self.name + PILOT)
+        recipe, asked = self.berth.order["recipe"]["tls"], Applicant(self.berth.folder, self.berth.name + PILOT)
         asked.ask()
         while (found := asked.answer()) is None:
             if time.monotonic() > end:
-                raise ServerError("the driver gave it no certificate", where=self.name)
+                raise ServerError("the driver gave it no certificate", where=self.berth.name)
             self.pause()
         return Secret(recipe["ca"].encode(), *found, domain=recipe["domain"])
 
@@ -399,7 +351,7 @@ class Pilot:
         assert self.health is not None
         assert self.server is not None
         told = self.health.counted
-        family = Family(self.server.pid, float(self.order["health"]["silent_s"]))
+        family = Family(self.server.pid, float(self.berth.order["health"]["silent_s"]))
         while True:
             try:
                 self.pause()
@@ -408,8 +360,8 @@ class Pilot:
                 return str(stop)
             why = family.look() or self.health.look()
             if why:
-                raise ServerError(why, where=self.name, log=self.tail())
-            if told != self.health.counted and time.monotonic() - self.recorded > BEAT_S:
+                raise ServerError(why, where=self.berth.name, log=self.tail())
+            if told != self.health.counted and time.monotonic() - self.berth.recorded > BEAT_S:
                 told = self.health.counted
                 self.record("ready")
 
@@ -431,7 +383,7 @@ class Pilot:
         if self.health is not None:
             self.health.close()
         if self.place:
-            self.folders = self.folders or sorted(_python_env_folders() - self.folders_before)
+            self.folders = self.folders or sorted(env_folders() - self.folders_before)
             for _ in range(50):  # it may still be being laid out: a folder that is gone is not made again
                 sweep(self.place, self.shm, self.folders)
                 if not Path(self.place).exists():
@@ -440,26 +392,14 @@ class Pilot:
 
     def _idle(self) -> bool:
         # An idle Triton takes seconds to obey SIGTERM; the submitter says when no request can be under way.
-        with contextlib.suppress(OSError):
-            return (self.folder / "stop").read_text().strip() == "idle" or bool(self.asked.startswith("the lease"))
-        return self.asked.startswith("the lease")
+        return self.berth.idle or self.asked.startswith("the lease")
 
     def tail(self) -> str:
         """The end of the server's log."""
-        return serverlog.tail(self.log)
+        return serverlog.tail(self.berth.log)
 
 
 _SHARED = "its shared memory lies in the node's /dev/shm: other users may have seen it for an instant when it was made"
-
-
-def _python_env_folders() -> set[str]:
-    """Folders of this user's Triton Python backends that nothing was put into."""
-    found = set()
-    for path in Path("/tmp").glob("python_env_*"):  # noqa: S108  its place is fixed in Triton
-        with contextlib.suppress(OSError):
-            if path.stat().st_uid == os.getuid() and not any(path.iterdir()):
-                found.add(str(path))
-    return found
 
 
 class _Stop(Exception):

@@ -42,7 +42,7 @@ FLOORS = [
     ["servers", "plan", "planner"],
     ["ledger", "intent", "merge", "gaps", "state", "reasons", "manifest", "integrity", "profile", "report", "progress"],
     ["apart", "guardian", "runs", "jobs", "reap", "keeper"],
-    ["pilot", "processes", "blame", "chain", "work", "facts", "preflight"],
+    ["berth", "pilot", "processes", "blame", "chain", "work", "facts", "preflight"],
     ["replacer", "pool", "batches", "lost", "trees", "failures", "scheduler"],
     ["account", "engine", "tune", "verification"],
     ["cli"],
