@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import uproot
 import yaml
 from hypothesis import HealthCheck, settings
 
 import campaign
+from tests.memory import limited
 
 # The same examples each time, and no example fails because the machine is busy.
 settings.register_profile("campaign", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -47,6 +49,12 @@ OURS = (
 # somebody's own campaign, is not taken for ours.
 MARK = ("CAMPAIGN_TEST_SESSION", str(os.getpid()))
 os.environ[MARK[0]] = MARK[1]
+
+
+def pytest_report_header() -> str:
+    """Whether tests of memory that runs out do it, or only send the signal that the kernel would."""
+    with limited() as procs:
+        return "memory limits: real, by a control group" if procs else "memory limits: none can be set; SIGKILL alone"
 
 
 def campaign_processes() -> Iterator[tuple[int, str, bool]]:
@@ -84,6 +92,14 @@ def regions_of(record: dict[str, Any]) -> list[Path]:
 def left(before: tuple[set[int], set[str]]) -> list[str]:
     """What is there now that was not there before."""
     return [f"{pid}: {line}" for pid, line in ours(before[0]).items()] + sorted(lying_about() - before[1])
+
+
+def alive(pid: int) -> bool:
+    """Whether a process has not ended; one that only waits for its parent to look has."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_until(law: Any, seconds: float = 5.0) -> bool:

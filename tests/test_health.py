@@ -18,7 +18,7 @@ import tritonclient.grpc as grpcclient
 from campaign import ServerPool, canary
 from campaign.family import Family
 from campaign.health import Health
-from tests.conftest import PROJECT, left, lying_about, ours, unload, wait_until
+from tests.conftest import PROJECT, alive, left, lying_about, ours, unload, wait_until
 
 REPOSITORY = PROJECT / "tests" / "models"
 MODELS: dict[str, Any] = {
@@ -62,11 +62,6 @@ def watch(made: Health, seconds: float) -> str:
         why = made.look()
         time.sleep(0.02)
     return why
-
-
-def alive(pid: int) -> bool:
-    """Whether a process has not ended."""
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def stub(pool: ServerPool, model: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import yaml
 
 from campaign.outputs import read_histograms
 from tests.conftest import change, command, hashes, report_of, write_tree, yaml_of
+from tests.memory import EXHAUST, limited
 
 STAGES = """
 import contextlib, ctypes, os, pathlib, signal, time
@@ -46,6 +48,8 @@ def misbehave(how):
         ctypes.string_at(0)
     if how == "is killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if how == "exhausts memory":
+        exhaust((HERE / "limited").read_text())
     if how == "hangs":
         time.sleep(3600)
     if how == "hangs in C":  # holds the interpreter's lock and lets no signal through
@@ -97,12 +101,13 @@ class Faltering(Noting):
 """
 
 IN_STAGE = (
-    "raises", "memory", "segfaults", "is killed", "hangs", "hangs in C", "swallows", "goes on",
+    "raises", "memory", "segfaults", "is killed", "exhausts memory", "hangs", "hangs in C", "swallows", "goes on",
     "is written again", "grows", "goes",
 )  # fmt: skip
 OF_FILE = ("truncated", "no bytes", "not ROOT", "no tree", "no branch", "denied")
 SAYS = {
     "raises": "this file is bad", "memory": "MemoryError", "segfaults": "Segmentation fault", "is killed": "SIGKILL",
+    "exhausts memory": "SIGKILL",
     "hangs": "ran longer than 4 s", "hangs in C": "ran longer than 4 s", "swallows": "ran longer than 4 s",
     "goes on": "ran longer than 4 s",
     "is written again": "changed while the campaign ran: it was written again",
@@ -136,7 +141,7 @@ def spoil(folder: Path, how: str) -> None:
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Path:
+def files(tmp_path: Path) -> Iterator[Path]:
     """A campaign without servers: three good files in ``d``, to which bad ones are added, and two in ``e``."""
     for i in range(3):
         write_tree(tmp_path / "d" / f"good{i}.root", n=800, seed=i)
@@ -144,7 +149,7 @@ def files(tmp_path: Path) -> Path:
         write_tree(tmp_path / "e" / f"e{i}.root", n=500, seed=10 + i)
     side = {"*": {}, **{named(how): {"how": how} for how in IN_STAGE}}
     (tmp_path / "side.yaml").write_text(yaml.safe_dump(side))
-    (tmp_path / "s.py").write_text(STAGES)
+    (tmp_path / "s.py").write_text(STAGES + EXHAUST)
     (tmp_path / "armed").touch()
     dataset = {"tree": "events", "reader": "s.py:Noting", "metadata": "side.yaml"}
     made = {
@@ -156,7 +161,9 @@ def files(tmp_path: Path) -> Path:
         "stages": {"fill": {"use": "s.py:fill", "options": {}}},
     }
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
-    return tmp_path
+    with limited() as procs:
+        (tmp_path / "limited").write_text(procs)
+        yield tmp_path
 
 
 def run(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
@@ -186,7 +193,7 @@ def only_good(folder: Path) -> dict[str, str]:
 
 @pytest.mark.faults
 def test_every_faulty_file_is_named_once_and_hurts_no_other(files: Path) -> None:
-    """Sixteen faults at once: each is named; without tolerance exit 1 and the rest is done, with it exit 0."""
+    """All faults at once: each is named; without tolerance exit 1 and the rest is done, with it exit 0."""
     every = (*OF_FILE, *IN_STAGE)
     for how in every:
         spoil(files, how)
@@ -200,7 +207,7 @@ def test_every_faulty_file_is_named_once_and_hurts_no_other(files: Path) -> None
     assert report["tasks"]["failed"] == len(every)
     assert report["tasks"]["done"] == 5
     assert set(report["outputs"]) == {"fill/e/nominal"}
-    most = {"segfaults": 3, "is killed": 12}  # a lost worker is not yet the file's fault
+    most = {"segfaults": 3, "is killed": 12, "exhausts memory": 12}  # a lost worker is not yet the file's fault
     for how in every:
         if how == "denied" or how in OF_FILE:
             assert opened(files, named(how)) <= 2, how  # tried once, and looked at before the run
@@ -257,6 +264,7 @@ def test_what_no_exception_can_end_is_ended_by_force(files: Path, how: str, prov
     [
         pytest.param("segfaults", "local", marks=pytest.mark.faults),
         pytest.param("is killed", "local", marks=pytest.mark.faults),
+        pytest.param("exhausts memory", "local", marks=pytest.mark.faults),
         pytest.param("segfaults", "parsl", marks=pytest.mark.slow),  # Parsl looks after its workers every 30 s
     ],
 )

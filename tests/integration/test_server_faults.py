@@ -22,6 +22,7 @@ from campaign.incarnation import newest
 from campaign.rundir import write_json
 from tests.conftest import (
     PROJECT,
+    alive,
     campaign_dict,
     change,
     command,
@@ -33,6 +34,7 @@ from tests.conftest import (
     wait_until,
     write_tree,
 )
+from tests.memory import limited
 
 Record = dict[str, Any]
 Run = Callable[..., subprocess.Popen[str]]
@@ -119,17 +121,33 @@ def stub(record: Record) -> int:
     return next(p.pid for p in children if "triton_python_backend_stub" in " ".join(p.cmdline()))
 
 
-FOUND: dict[str, tuple[Callable[[Record], None], str]] = {
-    "killed": (lambda r: os.kill(r["server_pid"], signal.SIGKILL), "the server ended by signal 9"),
-    "crashed": (lambda r: os.kill(r["server_pid"], signal.SIGSEGV), "the server ended (by signal|with exit code)"),
-    "stopped": (lambda r: os.kill(r["server_pid"], signal.SIGSTOP), "it has not answered for [0-9]+ s"),
-    "drained": (lambda r: os.kill(r["server_pid"], signal.SIGTERM), "the server ended with exit code|no available"),
-    "stub killed": (lambda r: os.kill(stub(r), signal.SIGKILL), "its process triton_python_backend_stub .* has ended"),
+def starve(record: Record, folder: Path) -> None:
+    """Put the process behind the model under a limit, and let it take memory until the kernel ends it."""
+    pid = stub(record)
+    with limited() as procs:
+        if procs:
+            Path(procs).write_text(str(pid))
+        else:
+            os.kill(pid, signal.SIGKILL)
+        (folder / "in-flight" / f"hungry-{pid}").touch()
+        assert wait_until(lambda: not alive(pid), 30)
+
+
+FOUND: dict[str, tuple[Callable[[Record, Path], None], str]] = {
+    "killed": (lambda r, _: os.kill(r["server_pid"], signal.SIGKILL), "the server ended by signal 9"),
+    "crashed": (lambda r, _: os.kill(r["server_pid"], signal.SIGSEGV), "the server ended (by signal|with exit code)"),
+    "stopped": (lambda r, _: os.kill(r["server_pid"], signal.SIGSTOP), "it has not answered for [0-9]+ s"),
+    "drained": (lambda r, _: os.kill(r["server_pid"], signal.SIGTERM), "the server ended with exit code|no available"),
+    "stub killed": (
+        lambda r, _: os.kill(stub(r), signal.SIGKILL),
+        "its process triton_python_backend_stub .* has ended",
+    ),
     "stub stopped": (
-        lambda r: os.kill(stub(r), signal.SIGSTOP),
+        lambda r, _: os.kill(stub(r), signal.SIGSTOP),
         "model slow does not serve its canary|has been stopped",
     ),
-    "unloaded": (lambda r: unload(r, "slow"), "its process .* has ended|.*no available versions"),
+    "unloaded": (lambda r, _: unload(r, "slow"), "its process .* has ended|.*no available versions"),
+    "stub out of memory": (starve, "its process triton_python_backend_stub .* ended"),
 }
 
 
@@ -141,7 +159,7 @@ def test_a_server_that_fails_is_replaced(small: Path, run: Run, undisturbed: dic
     prepare(small, request_deadline_s=4)
     driver = run()
     reach(driver, lambda: any(busy(small, r) for r in records(small)))
-    act(records(small)[0])
+    act(records(small)[0], small)
     finish(driver, small)
     report = report_of(small / "r")
     assert [s["name"] for s in report["servers"]] == ["server-0", "server-0.1"]

@@ -13,10 +13,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.conftest import PROJECT, command, left, lying_about, ours, wait_until
+from tests.conftest import PROJECT, alive, command, left, lying_about, ours, wait_until
 from tests.integration.test_left_behind import below
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
@@ -101,13 +100,6 @@ class Held:
         """Whether anything of its server is there."""
         shm = list(Path("/dev/shm").glob(self.record["shm_prefix"] + "*"))
         return bool(shm) or Path(self.record["place"]).exists() or alive(self.record["server_pid"])
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def queue() -> dict[str, str]:

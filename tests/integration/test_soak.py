@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.conftest import campaign_dict, left, lying_about, make_small, ours, start, wait_until
+from tests.conftest import alive, campaign_dict, left, lying_about, make_small, ours, start, wait_until
 from tests.integration.test_left_behind import records
 
 KILLS = int(os.environ.get("CAMPAIGN_SOAK_KILLS", "40"))
@@ -53,9 +53,7 @@ class Live:
         return Path(str(self.record["place"]))
 
     def pilot_lives(self) -> bool:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return bool(psutil.Process(self.pilot).status() != psutil.STATUS_ZOMBIE)
-        return False
+        return alive(self.pilot)
 
     def among(self, pid: int, word: str) -> list[int]:
         """Processes below one whose command line has a word."""
@@ -81,10 +79,17 @@ class Live:
     def fork_server(self) -> list[int]:
         """The fork server and its workers look alike; it is the one whose parent is the driver."""
         found = self.among(self.driver.pid, "multiprocessing.forkserver")
-        return [p for p in found if psutil.Process(p).ppid() == self.driver.pid]
+        return [p for p in found if parent(p) == self.driver.pid]
 
     def workers(self) -> list[int]:
         return [p for p in self.among(self.driver.pid, "multiprocessing.forkserver") if p not in self.fork_server()]
+
+
+def parent(pid: int) -> int:
+    """Of a process that may have ended; 0 then."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).ppid()
+    return 0
 
 
 def cmdline(process: psutil.Process) -> list[str]:
@@ -143,7 +148,8 @@ def finish(live: Live, dice: random.Random) -> None:
         live.driver.kill()
         return
     live.driver.send_signal(signal.SIGINT)
-    if how == "at once":
+    if how == "at once":  # two signals that come together may be one
+        wait_until(lambda: (live.run_dir / "servers" / "stop").exists() or live.driver.poll() is not None, 10)
         live.driver.send_signal(signal.SIGINT)
 
 

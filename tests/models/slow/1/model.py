@@ -1,7 +1,8 @@
 """The identity, after sleeping the parameter delay_s (seconds) per request.
 
 In the folder that the parameter mark names, a file with the server's pid stands as long as a request is in flight;
-a number in a file ``pace`` there is taken in place of delay_s.
+a number in a file ``pace`` there is taken in place of delay_s. The process of which a file ``hungry-PID`` stands there
+takes memory until it is killed.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ class TritonPythonModel:
             self.mark.touch()
             pace = self.mark.with_name("pace")
             delay_s = float(pace.read_text()) if pace.exists() else delay_s
+            held = []
+            while self.mark.with_name(f"hungry-{os.getpid()}").exists():
+                held.append(b"x" * (1 << 24))
         time.sleep(delay_s)
         if self.mark:
             self.mark.unlink()
