@@ -25,7 +25,7 @@ from campaign.plan import Pass, Plan, Reduce
 from campaign.planner import plan
 from campaign.pool import ServerPool, make_kind
 from campaign.preflight import preflight
-from campaign.processes import stop_fork_server
+from campaign.processes import stop_fork_server, wake_fork_server
 from campaign.profile import Profile
 from campaign.progress import Progress, to_terminal
 from campaign.protocols import Job, JobTicket, Provider, campaign_workers, save_job
@@ -153,6 +153,7 @@ def signals() -> Iterator[threading.Event]:
         if asked.is_set():
             os._exit(130)  # pilots, workers, guardians and the keeper see this process go and clean up
         asked.set()
+        wake_fork_server()  # this very thread may wait for it
         if signum == signal.SIGHUP:
             leave_terminal()
 
@@ -256,13 +257,14 @@ class Run:
         intent.write(self.rundir, self.plan)
 
     def _hash_inputs(self) -> None:
-        """Beside the work. From now on an old manifest is wrong, unless there is nothing to do."""
+        """Beside the work. From now on an old manifest and an old report are wrong, unless there is nothing to do."""
         try:
             known = manifest.read(self.rundir)["inputs"]["hashed"]
         except CampaignError:
             known = {}
         if not self._complete:
             self.rundir.manifest.unlink(missing_ok=True)
+            self.rundir.report.unlink(missing_ok=True)
         self.hashes = manifest.InputHashes(self.plan, known)
         self.hashes.start()
 

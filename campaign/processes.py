@@ -155,6 +155,14 @@ def child_setup() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def wake_fork_server() -> None:
+    """Let it go on if somebody has stopped it: without it no worker begins, and none is seen to have ended."""
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
 def stop_fork_server() -> None:
     """End the fork server and the resource tracker, unless somebody else's children still need them.
 

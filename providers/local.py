@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from campaign.identity import environment
-from campaign.processes import child_setup, context, no_main, stop_fork_server
+from campaign.processes import child_setup, context, no_main, stop_fork_server, wake_fork_server
 from campaign.protocols import Carried
 
 CANCEL_S = 8.0  # between SIGTERM and SIGKILL: a pilot gives a busy server 6 s
@@ -98,6 +98,7 @@ def _end(pool: ProcessPoolExecutor) -> None:
     """End workers at once: whatever they still do is not wanted any more."""
     processes = list((pool._processes or {}).values())
     pool.shutdown(wait=False, cancel_futures=True)
+    wake_fork_server()
     for process in processes:
         if process.is_alive():
             process.kill()

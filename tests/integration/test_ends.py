@@ -11,7 +11,7 @@ import yaml
 
 from campaign import engine, specfile, trees
 from campaign.report import Report
-from tests.conftest import write_tree
+from tests.conftest import command, write_tree
 
 STAGES = """
 import pathlib, time
@@ -137,3 +137,28 @@ def test_errors_of_files_are_told_by_a_run_that_is_stopped(small: Callable[..., 
     assert report.status == "interrupted"
     assert "this file is bad" in report.errors[0]
     assert "stopped as asked" in report.errors[-1]
+
+
+class Killed(BaseException):
+    """Ends a run as SIGKILL does, without a last word."""
+
+
+def test_a_run_that_never_came_to_its_end_has_no_report_of_an_earlier_one(
+    small: Callable[..., Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a complete run has said is not said of the next one, with other options, that was killed."""
+    stages = {"count": {"use": "s.py:count", "options": {}}}
+    assert small(stages).status == "complete"
+    assert "small: complete" in command("status", "r", cwd=tmp_path).stdout
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Scheduler, "run", killed)
+        with pytest.raises(Killed):
+            small({"count": stages["count"] | {"options": {"leaves": 1}}})
+    assert "never came to its end" in command("status", "r", cwd=tmp_path).stdout
+    told = command("report", "r", cwd=tmp_path)
+    assert (told.returncode, told.stdout) == (1, "")
+    assert small(stages).status == "complete"

@@ -17,6 +17,7 @@ import yaml
 
 from campaign.identity import Identity, mark_of
 from tests.conftest import (
+    alive,
     campaign_dict,
     command,
     hashes,
@@ -95,6 +96,22 @@ def test_a_signal_in_the_middle_ends_it_in_order_and_it_resumes(slow: Path, befo
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_stopped_fork_server_keeps_nobody(slow: Path, before: Before, asked: bool) -> None:
+    """Without it no end of a worker is seen: the driver lets it go on, whether it was asked to stop or is done."""
+    driver = start("run", "c.yaml", "--run-dir", "r", cwd=slow)
+    reach_the_middle(driver, slow / "r")
+    forked = below(driver.pid, "multiprocessing.forkserver")
+    (server,) = [pid for pid in forked if psutil.Process(pid).ppid() == driver.pid]
+    os.kill(server, signal.SIGSTOP)
+    if asked:
+        os.kill(driver.pid, signal.SIGINT)
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == (130 if asked else 0), output
+    assert wait_until(lambda: not left(before), 5), left(before)
+
+
+@pytest.mark.faults
 def test_stop_from_another_terminal(slow: Path, before: Before) -> None:
     """`campaign stop RUN_DIR` ends a running campaign in order."""
     driver = start("run", "c.yaml", "--run-dir", "r", cwd=slow)
@@ -122,18 +139,10 @@ def test_the_pilot_killed_leaves_nothing_of_its_server(slow: Path, before: Befor
     reach_the_middle(driver, slow / "r")
     record = records(slow / "r")[0]
     os.kill(record["pid"], signal.SIGKILL)
-    assert wait_until(lambda: not psutil.pid_exists(record["server_pid"]) or zombie(record["server_pid"]), 5)
+    assert wait_until(lambda: not alive(record["server_pid"]), 5)
     assert wait_until(lambda: not Path(record["place"]).exists(), 5)
     output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 1, output
-
-
-def zombie(pid: int) -> bool:
-    """Whether only its parent has not looked yet."""
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
 
 
 def kill_server(record: dict[str, Any]) -> None:
@@ -204,7 +213,7 @@ def below(root: int, word: str) -> list[int]:
     with contextlib.suppress(psutil.NoSuchProcess):
         for p in psutil.Process(root).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                found += [p.pid] if word in p.cmdline() else []
+                found += [p.pid] if any(word in part for part in p.cmdline()) else []
     return found
 
 
@@ -239,7 +248,7 @@ def test_the_lease_alone_is_enough(slow: Path, before: Before) -> None:
     for pid in (*keepers, driver.pid):
         os.kill(pid, signal.SIGKILL)
     driver.communicate(timeout=15)
-    gone = lambda: zombie(record["pid"]) and zombie(record["server_pid"]) and not Path(record["place"]).exists()  # noqa: E731
+    gone = lambda: not (alive(record["pid"]) or alive(record["server_pid"]) or Path(record["place"]).exists())  # noqa: E731
     assert wait_until(gone, 15)
     assert records(slow / "r")[-1]["why"].startswith("the lease ran out")
     assert command("reap", cwd=slow).returncode == 0  # two nets cut at once: folders of the driver itself remain for it
@@ -256,10 +265,13 @@ def test_the_driver_gone_at_once_leaves_nothing(slow: Path, before: Before, blow
         os.killpg(driver.pid, signal.SIGKILL)
     else:
         os.killpg(driver.pid, signal.SIGINT)
+        assert wait_until((slow / "r" / "servers" / "stop").exists, 15), "it is on its way out in order: a busy server"
         os.killpg(driver.pid, signal.SIGINT)
     driver.communicate(timeout=15)
     assert driver.returncode == (-signal.SIGKILL if blow == "group" else 130)
     assert wait_until(lambda: not left(before), 15), left(before)
+    assert not (slow / "r" / "report.json").exists(), "it has gone at once, without a last word"
+    assert not list((slow / "r").rglob("*.key_secret")), "keys of Parsl's channels"
     assert command("plan", "c.yaml", "--run-dir", "r", cwd=slow).returncode == 0
 
 
@@ -274,7 +286,7 @@ def test_a_pilot_that_stops_is_ended_by_its_guardian(slow: Path, before: Before)
     os.kill(guardian, signal.SIGKILL)
     assert wait_until(lambda: below(record["pid"], "campaign.guardian") not in ([], [guardian]), 15)
     os.kill(record["pid"], signal.SIGSTOP)
-    gone = lambda: zombie(record["pid"]) and zombie(record["server_pid"]) and not Path(record["place"]).exists()  # noqa: E731
+    gone = lambda: not (alive(record["pid"]) or alive(record["server_pid"]) or Path(record["place"]).exists())  # noqa: E731
     assert wait_until(gone, 15)
     driver.send_signal(signal.SIGINT)
     driver.communicate(timeout=30)
