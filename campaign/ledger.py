@@ -186,9 +186,9 @@ class Ledger:
         at = self._at[line][start:stop]
         return (start + np.flatnonzero((at >= 0) & (at < than))).tolist()  # type: ignore[no-any-return]
 
-    def of(self, line: Line, places: Places) -> list[bytes]:
-        """Receipts of some files."""
-        return self.receipts.lines(self._at[line][places].tolist())
+    def at(self, line: Line, places: Places) -> Places:
+        """Where in the log the receipts of some files lie; below 0: there is none that counts."""
+        return self._at[line][places]
 
     def missing(self) -> dict[Events, dict[frozenset[Line], Places]]:
         """For each events, its files by the lines whose partials are there."""

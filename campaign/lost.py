@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
@@ -47,12 +48,16 @@ class Calls:
     Args:
         new_executor: Gives an executor; asked again after one broke.
         deaths: What workers that have died say of it, each once.
+        most: How many are wanted to be under way at most.
     """
 
     def __init__(
-        self, new_executor: Callable[[], Executor], deaths: Callable[[], Sequence[Death]] = lambda: ()
+        self,
+        new_executor: Callable[[], Executor],
+        deaths: Callable[[], Sequence[Death]] = lambda: (),
+        most: int = sys.maxsize,
     ) -> None:
-        self._give, self._ask = new_executor, deaths
+        self._give, self._ask, self._most = new_executor, deaths, most
         self._under_way: dict[Future[Any], Callable[[Future[Any]], None]] = {}
         self._suspects: deque[Call] = deque()
         self._deaths: dict[str, Death] = {}
@@ -64,6 +69,11 @@ class Calls:
 
     def __len__(self) -> int:
         return len(self._under_way)
+
+    @property
+    def room(self) -> int:
+        """How many more are wanted; below 0: what was lost was divided, and sent again."""
+        return self._most - len(self)
 
     def submit(self, call: Call, *, alone: bool = False) -> None:
         """Send it to a worker."""

@@ -11,8 +11,9 @@ from campaign import __version__
 from campaign.intent import Intent
 from campaign.plan import Events, Line, Pass, Plan, Reduce
 from campaign.planner import FORMAT
+from campaign.receipts import UNFINISHED
 from campaign.rundir import RunDir, canonical_json
-from campaign.state import State
+from campaign.state import State, artefacts_there
 
 NAMED = 3  # files of a group that are named for people
 
@@ -89,10 +90,14 @@ class Reasons:
         if old is not None and old.key == reduce.key:
             if not self.rundir.frozen(*at).exists():
                 return ("its frozen value is missing",)
+            if not artefacts_there(self.rundir, old):
+                return ("its plots and tables are not what they were",)
             return (INPUTS_OTHER if self.state.has_inputs(reduce) else INPUTS_OPEN,)
         was = self.before.part("reduces", f"{reduce.stage}/{reduce.variation}") if self.before else None
         if was is None:
             return (NOTHING,)
+        if old is not None and old.key == UNFINISHED:
+            return ("it was begun, and did not come to its end",)
         found = [*self._version(), *self._stage(reduce.stage)]
         inputs = {o.name: o.line.keys.digest for o in reduce.inputs.values() if o.line}
         changed = sorted({o.split("/")[0] for o in differing(was.get("inputs"), inputs)})

@@ -16,6 +16,7 @@ from campaign.errors import CampaignError
 CHECK = 16  # characters of each line's own digest
 BLOCK = 1 << 16  # bytes of the log that are read at once
 FROZEN, MERGED = "frozen", "merged"  # kinds beside those of partials
+UNFINISHED = "0" * 64  # key of a frozen value that was to be made anew: what lies in its place is nobody's word
 _HUGE = 1 << 62
 
 
@@ -149,9 +150,12 @@ class Receipts:
         self._open()
         return self._end
 
-    def add(self, receipt: Receipt) -> int:
-        """Record one."""
-        return self.append(receipt.line())
+    def add(self, receipt: Receipt, *, durable: bool = False) -> int:
+        """Record one; ``durable``: on the disk before what comes next."""
+        at = self.append(receipt.line())
+        if durable:
+            os.fsync(self._open().fileno())
+        return at
 
     def lines(self, places: Sequence[int]) -> list[bytes]:
         """The lines at places of the log; neighbours are read together."""

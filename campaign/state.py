@@ -14,11 +14,21 @@ from campaign.gaps import Gaps, missing
 from campaign.ledger import Ledger, Places
 from campaign.merge import Merged, of_receipt, restored
 from campaign.plan import Events, Line, Output, Plan, Reduce
-from campaign.rundir import RunDir, digest
+from campaign.receipts import Receipt
+from campaign.rundir import RunDir, digest, file_digest
 from campaign.spent import Spent
 
 if TYPE_CHECKING:
     from campaign.work import Answer, Reduced
+
+
+def artefacts_there(rundir: RunDir, frozen: Receipt) -> bool:
+    """Whether the plots and tables that came with a frozen value are what they were."""
+    folder, told = rundir.artefacts(frozen.stage, frozen.variation), frozen.about.get("artefacts", {})
+    try:
+        return all(file_digest(folder / name) == sha256 for name, sha256 in told.items())
+    except (OSError, AttributeError):
+        return False
 
 
 MARK = 32  # characters of a digest that tells what something was made with
@@ -119,7 +129,7 @@ class State:
         old = self.ledger.frozen.get(at)
         if old is None or old.key != reduce.key or not path.exists():
             return False
-        if old.about.get("made_from") != self.made_from(reduce):
+        if old.about.get("made_from") != self.made_from(reduce) or not artefacts_there(rundir, old):
             return False
         self.frozen[at] = (str(path), old.sha256)
         return True

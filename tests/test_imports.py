@@ -43,7 +43,7 @@ FLOORS = [
     ["ledger", "intent", "merge", "gaps", "state", "reasons", "manifest", "integrity", "profile", "report", "progress"],
     ["apart", "guardian", "runs", "jobs", "reap", "keeper"],
     ["berth", "pilot", "processes", "blame", "chain", "work", "facts", "preflight"],
-    ["replacer", "pool", "batches", "lost", "trees", "failures", "scheduler"],
+    ["replacer", "pool", "batches", "lost", "trees", "failures", "merges", "scheduler"],
     ["account", "engine", "tune", "verification"],
     ["cli"],
 ]

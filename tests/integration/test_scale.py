@@ -65,6 +65,11 @@ FILES = 60
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
+    """See `make_many`."""
+    return make_many(tmp_path)
+
+
+def make_many(tmp_path: Path) -> Path:
     """A campaign over many small files that are not ROOT: every kind of output, a barrier, a variation."""
     (tmp_path / "d").mkdir()
     for i in range(FILES):
