@@ -12,11 +12,14 @@ from typing import Any
 
 from campaign.incarnation import blank, followed, found, name_of
 from campaign.lease import Lease
+from campaign.private import read_own, unfit
 from campaign.rundir import read_json, write_json
 
 
 class Berth:
     """One generation of a slot. Claimed when it is made; one that nobody wants any more ends the process with 0.
+
+    What it is told decides which code it runs, so it is believed only if this user alone can have written it.
 
     Args:
         folder: The pool's folder, shared with the submitter.
@@ -36,7 +39,13 @@ class Berth:
         self.folder, self.pool = folder, pool
         if pool and not self.wanted:
             raise SystemExit(0)
-        self.order: Mapping[str, Any] = json.loads((folder / "pilot.json").read_text())
+        try:
+            why, told = unfit(folder), self._told()
+        except OSError as error:
+            raise SystemExit(f"{folder / 'pilot.json'} cannot be believed: {error}") from None
+        if why:
+            raise SystemExit(f"{folder / 'pilot.json'} cannot be believed: {why}")
+        self.order: Mapping[str, Any] = told
         self.pool, self.restarts = str(self.order["pool"]), int(self.order["restarts"])
         self.slot, self.generation = self._claim(slot, generation), generation
         self.name = name_of(self.slot, generation)
@@ -58,11 +67,15 @@ class Berth:
     def wanted(self) -> bool:
         """Whether the folder is still that of the pool this pilot was sent for."""
         try:
-            return bool(json.loads((self.folder / "pilot.json").read_text())["pool"] == self.pool)
+            return not unfit(self.folder) and bool(self._told()["pool"] == self.pool)
         except FileNotFoundError:
             return False
         except (OSError, ValueError, LookupError, TypeError):
             return True  # a file system that falters says nothing
+
+    def _told(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(read_own(self.folder / "pilot.json"))
+        return found
 
     @property
     def closed(self) -> bool:

@@ -23,7 +23,7 @@ def option_models(what: str) -> dict[str, type[BaseModel]]:
 def check_options(
     options: type[BaseModel], given: Mapping[str, Any], key: tuple[str, ...], owner: type[BaseModel]
 ) -> BaseModel:
-    """Validate options.
+    """Validate options. What was given for a field with ``repr=False`` is a secret, and is not shown.
 
     Raises:
         SpecError: With the key at fault, what was found and what is allowed.
@@ -40,7 +40,9 @@ def check_options(
             raise SpecError(registry.unknown(str(at[-1]), known, "keys here"), key=at) from None
         if item["type"] == "missing":
             raise SpecError(f"the key '{at[-1]}' is needed", key=key, remedy=f"allowed: {', '.join(known)}") from None
-        raise SpecError(f"{item['msg'].removeprefix('Value error, ')}; found {item.get('input')!r}", key=at) from None
+        field = options.model_fields.get(str(item["loc"][0])) if item["loc"] else None
+        found = "" if field is not None and not field.repr else f"; found {item.get('input')!r}"
+        raise SpecError(item["msg"].removeprefix("Value error, ") + found, key=at) from None
 
 
 SHELL = ("worker_init",)  # options that are lines of a shell script on purpose

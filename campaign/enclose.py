@@ -5,7 +5,8 @@
 Triton makes the shared memory of its Python backend readable by everybody, whatever the umask. So where the kernel lets
 an unprivileged user have a mount namespace, the server gets a ``/dev/shm`` of its own: nobody else's process can name
 what lies there, and it is gone with the last process of the server, however that ended. The server's key lies in such a
-place too, so it is on no disk. Where the kernel does not, a watcher takes others' right to read as regions appear.
+place too, so it is on no disk. Where the kernel does not, a watcher takes others' right to read as regions appear, and
+the key lies in the server's private folder as long as the server runs; `unmounted` says so, for the pilot's record.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from campaign.protocols import Launch
 
 SHM = "/dev/shm"  # noqa: S108  Triton's place
+_UNMOUNTED = "unmounted"
 TLS = "tls"  # folder in a server's place: key.pem, cert.pem, ca.pem
 _NEWNS, _NEWUSER = 0x00020000, 0x10000000
 _NOSUID, _NODEV, _REC, _PRIVATE = 2, 4, 16384, 1 << 18
@@ -88,8 +90,15 @@ def _enclose(order: Mapping[str, Any], places: list[str]) -> None:
             raise SystemExit(f"this node gives no private /dev/shm: {error}") from None
         print(f"no private /dev/shm on this node ({error}): it is the node's, closed as it is filled", flush=True)
         wanted = []
+        if order["ca"]:
+            Path(order["place"], _UNMOUNTED).touch(0o600)
     if SHM not in wanted:
         _watch(order["prefix"])
+
+
+def unmounted(place: Path) -> bool:
+    """Whether the key of the server that lives there lies in its folder, and not in memory that is its own."""
+    return (place / _UNMOUNTED).exists()
 
 
 def own_mounts(places: list[str]) -> None:

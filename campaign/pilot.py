@@ -323,6 +323,8 @@ class Pilot:
                 region.chmod(0o600)
             if _SHARED not in self.warnings:
                 self.warnings.append(_SHARED)
+        if enclose.unmounted(Path(self.place)):
+            self.warnings.append(_KEY)
         # The Python backend makes an empty folder in /tmp, wherever TMPDIR points, and leaves it when it is killed.
         self.folders = sorted(env_folders() - self.folders_before)
         self.tell_guardian(self.berth.lease.lease_s + SILENT_S)
@@ -399,6 +401,9 @@ class Pilot:
         return serverlog.tail(self.berth.log)
 
 
+_KEY = (
+    "its TLS key lies in its private folder on the node while it runs: the kernel gives this user no place of his own"
+)
 _SHARED = "its shared memory lies in the node's /dev/shm: other users may have seen it for an instant when it was made"
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -187,6 +189,12 @@ def reap(*, dry_run: bool = False, only: Mark | None = None) -> Said:
                 said.ended.append(text)
             except Exception as error:  # noqa: BLE001  the others go all the same
                 said.left.append(f"{text}: {type(error).__name__}: {error}")
+    for folder in [Path(p) for entry in entries for p in entry.secrets]:
+        with contextlib.suppress(OSError):  # gone with its driver, as it should
+            if stat.S_ISDIR(folder.lstat().st_mode) and folder.lstat().st_uid == os.geteuid():
+                said.ended.append(f"keys in {folder}")
+                if not dry_run:
+                    shutil.rmtree(folder)
     if not only:
         said.left += [f"{f}: {_why(f.mark)}" for f in processes() if not dead(f.mark)]
         said.left += [f"folder {p}: {_why(m)}" for p, m, _ in owned(roots()) if not dead(m)]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from campaign.errors import PartialError, RunDirBusy, SpecError
+from campaign.errors import CampaignError, PartialError, RunDirBusy, SpecError
 
 
 def canonical_json(value: Any) -> str:
@@ -259,10 +259,18 @@ class RunDir:
             yield
 
     def owner(self) -> str:
-        """Host and pid of the owner, empty if nobody owns it."""
+        """Host and pid of the owner, empty if nobody owns it. Whoever may read the folder may ask.
+
+        Raises:
+            CampaignError: It cannot be told.
+        """
+        lock = self.root / "lock"
         try:
-            with (self.root / "lock").open("r+") as stream:
-                return "" if _locked(stream, 0) else stream.read().strip()
+            with lock.open() as stream:
+                return "" if _locked(stream, 0, fcntl.LOCK_SH) else stream.read().strip() or "another process"
+        except PermissionError as error:
+            text = f"whether a campaign runs there cannot be told: {error.strerror}"
+            raise CampaignError(text, where=str(lock), remedy="ask whose it is") from None
         except OSError:
             return ""
 
@@ -270,11 +278,11 @@ class RunDir:
 LOOK_S = 0.5  # `owner` holds the lock for as long as a look takes; an owner-to-be waits that out
 
 
-def _locked(stream: IO[str], patience_s: float) -> bool:
+def _locked(stream: IO[str], patience_s: float, how: int = fcntl.LOCK_EX) -> bool:
     end = time.monotonic() + patience_s
     while True:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, how | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= end:
                 return False

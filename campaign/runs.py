@@ -33,6 +33,7 @@ class Entry:
         temporary: Where it made private folders.
         jobs: Jobs it gave to a scheduler: kind of provider, job id (empty: it is about to give it, or was refused), and
             the job's name, which holds the random name.
+        secrets: Folders with keys that nobody has a use for when it is gone.
     """
 
     mark: Mark
@@ -40,6 +41,7 @@ class Entry:
     folders: list[str] = field(default_factory=list)
     temporary: str = ""
     jobs: list[tuple[str, str, str]] = field(default_factory=list)
+    secrets: list[str] = field(default_factory=list)
 
     def save(self) -> None:
         """Write it down.
@@ -48,8 +50,8 @@ class Entry:
             OSError: The folder cannot be written.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        told = {"mark": str(self.mark), "folders": self.folders, "temporary": self.temporary, "jobs": self.jobs}
-        write_json(self.path, told)
+        told = {"folders": self.folders, "temporary": self.temporary, "jobs": self.jobs, "secrets": self.secrets}
+        write_json(self.path, {"mark": str(self.mark), **told})
 
     @classmethod
     def load(cls, path: Path) -> Entry | None:
@@ -58,10 +60,11 @@ class Entry:
         found = Mark.parse(str(told.get("mark", "")))
         if found is None or path.stem != found.campaign:
             return None
-        folders, jobs = told.get("folders"), told.get("jobs")
-        if not isinstance(folders, list) or not isinstance(jobs, list) or any(not _three(j) for j in jobs):
+        folders, jobs, secrets = (told.get(name, []) for name in ("folders", "jobs", "secrets"))
+        if not all(isinstance(some, list) for some in (folders, jobs, secrets)) or any(not _three(j) for j in jobs):
             return None
-        return cls(found, path, [str(f) for f in folders], str(told.get("temporary", "")), [tuple(j) for j in jobs])
+        temporary = str(told.get("temporary", ""))
+        return cls(found, path, list(map(str, folders)), temporary, [tuple(j) for j in jobs], list(map(str, secrets)))
 
 
 def _three(job: Any) -> bool:
@@ -81,7 +84,7 @@ _mine: list[Entry] = []
 _changing = threading.Lock()
 
 
-def remember(*, folder: Path | None = None, job: tuple[str, str, str] | None = None) -> str:
+def remember(*, folder: Path | None = None, job: tuple[str, str, str] | None = None, secret: Path | None = None) -> str:
     """Write down something of this process's campaigns; returns why it could not be, empty if it was."""
     with _changing:
         if not _mine or _mine[0].mark != mark():
@@ -89,6 +92,7 @@ def remember(*, folder: Path | None = None, job: tuple[str, str, str] | None = N
         entry = _mine[0]
         entry.folders += [str(folder)] if folder is not None and str(folder) not in entry.folders else []
         entry.jobs += [job] if job is not None and job not in entry.jobs else []
+        entry.secrets += [str(secret)] if secret is not None else []
         try:
             entry.save()
         except OSError as error:

@@ -244,7 +244,8 @@ def _sentence(item: Any, key: Key) -> str:
         return f"unknown key{guess} (allowed: {', '.join(known)})"
     if item["type"] == "missing":
         return "this key is needed"
-    found = repr(item.get("input"))
+    given = item.get("input")  # keys beside the one at fault are not shown: headers may be among them
+    found = "a mapping" if isinstance(given, Mapping) else repr(given)
     return f"{item['msg'].removeprefix('Value error, ')}; found {found[:80]}"
 
 

@@ -307,6 +307,8 @@ class _Htex(Executor):
         """
         _remember(self._htex.provider, "", self._htex.label)
         self._htex.start()
+        if self._htex.cert_dir:
+            runs.remember(secret=Path(self._htex.cert_dir))
         with marked():
             started = self._htex.scale_out_facade(self._blocks)
         for job in self._htex.blocks_to_job_id.values():
@@ -348,6 +350,8 @@ class _Htex(Executor):
         with contextlib.suppress(Exception):
             self._htex.scale_in_facade(len(self._htex.blocks_to_job_id))
         self._htex.shutdown()
+        if self._htex.cert_dir:  # they open nothing any more, and are keys all the same
+            shutil.rmtree(self._htex.cert_dir, ignore_errors=True)
         process = self._htex.interchange_proc
         if process is not None:
             process.wait(5)

@@ -121,3 +121,28 @@ def test_what_other_slots_have_done_is_no_reason_to_try_again(tmp_path: Path) ->
         record = {**blank(slot, 0, tmp_path, 3, "ab"), "state": "ended", "ready_s": 1.0}
         write_json(tmp_path / f"{name_of(slot, 0)}.json", record)
         assert pilot.heals() is heals
+
+
+@pytest.mark.parametrize("whose", ["folder", "order", "link"])
+def test_a_pilot_believes_no_order_that_somebody_else_may_have_written(tmp_path: Path, whose: str) -> None:
+    """What stands there decides which code it runs: a folder that others may write to, a file of theirs, a link."""
+    (tmp_path / "evil.py").write_text("import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n")
+    told = {"pool": "abc", "kind": f"{tmp_path}/evil.py:Kind", "count": 1, "restarts": 0, "lease_s": 5}
+    folder = tmp_path / "servers"
+    folder.mkdir(0o700)
+    write_json(folder / "pilot.json", told | {"start_deadline_s": 5, "health": {}, "recipe": {}})
+    if whose == "folder":
+        folder.chmod(0o770)
+    elif whose == "link":
+        (folder / "pilot.json").rename(tmp_path / "theirs.json")
+        (folder / "pilot.json").symlink_to(tmp_path / "theirs.json")
+    elif os.geteuid() == 0:
+        os.chown(folder / "pilot.json", 65534, 65534)
+    else:
+        folder.chmod(0o777)
+    for pool in ([], ["--pool=abc"]):
+        argv = [sys.executable, "-m", "campaign.pilot", str(folder), *pool]
+        ended = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+        assert not (tmp_path / "ran").exists()
+        assert not list(folder.glob("claim-*"))
+        assert pool or "cannot be believed" in ended.stderr, ended.stderr

@@ -353,3 +353,19 @@ def test_a_report_comes_back(tmp_path):
     assert "1,234 events" in made.text()
     assert "&lt;b&gt;" in made._repr_html_()
     assert Report.load(tmp_path / "nope") is None
+
+
+def test_whoever_may_read_a_run_directory_sees_its_owner(tmp_path):
+    """A colleague, who may write nothing there; one who may not even look is told so, and not that nobody runs."""
+    run = RunDir(tmp_path)
+    bound = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    argv = [*bound, sys.executable, "-m", "campaign.cli", "status", str(tmp_path)]
+    (tmp_path / "plan.json").write_text("{}")
+    with run.owned():
+        (tmp_path / "lock").chmod(0o444)
+        told = subprocess.run(argv, capture_output=True, text=True, check=False)
+        assert f"running on {socket.gethostname()} pid {os.getpid()}" in told.stdout, told.stderr
+        (tmp_path / "lock").chmod(0)
+        told = subprocess.run(argv, capture_output=True, text=True, check=False)
+        assert told.returncode == 1
+        assert "whether a campaign runs there cannot be told: Permission denied" in told.stderr

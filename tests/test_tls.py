@@ -17,18 +17,21 @@ from typing import Any
 
 import grpc
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from tritonclient.utils import InferenceServerException
 
 from campaign.address import PoolAddress, Secret
-from campaign.errors import PartialError, ServerError
+from campaign.engine import check
+from campaign.errors import PartialError, ServerError, SpecError
 from campaign.kserve import identity_refused, permanent
 from campaign.private import door, make_private, unfit
 from campaign.protocols import Job, save_job
 from campaign.roster import Roster
 from campaign.servers.attach import Attach
 from campaign.spec import ServerSpec
+from campaign.specfile import load
 from campaign.tls import LATE_S, PILOT, Applicant, CampaignCA, Gate, _new_key, _pem
 from campaign.wire import open_channel, outcome
 
@@ -410,6 +413,21 @@ def test_secrets_of_attached_servers_are_in_no_record(tmp_path: Path, monkeypatc
     assert " text" not in json.dumps(kind.addresses())
     assert kind.secret() == Secret(b"ca text", b"cert text", b"key text", (("h", "sesame"),))
     assert Attach(ServerSpec(kind="attach", models=["m"], urls="host:1"), tmp_path).secret() is None
+
+
+def test_a_header_with_a_line_break_is_refused_and_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written out, or come from the environment, or no text at all: the key is named, the value is not."""
+    data = {"campaign": "x", "datasets": {"d": {"files": "*.root", "tree": "t"}}, "stages": {"s": {"use": "s.py:s"}}}
+    monkeypatch.setenv("POOL_TOKEN", "Bearer sesame\n")
+    (tmp_path / "s.py").write_text("def s(batch, ctx):\n    return {}\n")
+    (tmp_path / "d.root").touch()
+    for value in ("Bearer sesame\n", "$POOL_TOKEN", ["Bearer sesame"]):
+        attach = {"kind": "attach", "urls": ["h:1"], "models": ["m"], "headers": {"authorization": value}}
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump({**data, "servers": attach}))
+        with pytest.raises(SpecError) as refused:
+            check(load(tmp_path / "c.yaml"))
+        assert "servers.headers" in str(refused.value)
+        assert "sesame" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

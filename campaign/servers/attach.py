@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,16 +43,19 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     urls: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(min_length=1)
-    headers: dict[str, str] = Field(default_factory=dict)
+    headers: dict[str, str] = Field(default_factory=dict, repr=False)
     tls: Tls | None = None
 
     @field_validator("headers")
     @classmethod
     def _no_line_breaks(cls, headers: dict[str, str]) -> dict[str, str]:
         for name, value in headers.items():
-            if any(c in name + value for c in "\r\n\0"):
+            if _BREAK.search(name + value):
                 raise ValueError(f"header {name!r} holds a line break")
         return headers
+
+
+_BREAK = re.compile(r"[\r\n\0]")
 
 
 class Attach:
@@ -67,8 +71,11 @@ class Attach:
     def check(self) -> None:
         """The TLS files must be there, and so must the headers' environment variables."""
         for name, value in self.options.headers.items():
-            if value.startswith("$") and not os.environ.get(value[1:]):
-                raise SpecError(f"the environment variable {value[1:]} is not set", key=("servers", "headers", name))
+            given, key = os.environ.get(value[1:], "") if value.startswith("$") else value, ("servers", "headers", name)
+            if not given and value.startswith("$"):
+                raise SpecError(f"the environment variable {value[1:]} is not set", key=key)
+            if _BREAK.search(given):
+                raise SpecError(f"the environment variable {value[1:]} holds a line break", key=key)
         for name, path in (self.options.tls.model_dump() if self.options.tls else {}).items():
             if path is not None and not (self.base / path).is_file():
                 raise SpecError(f"there is no file {self.base / path}", key=("servers", "tls", name))
