@@ -260,7 +260,9 @@ def test_a_log_is_read_as_far_as_it_is_one(folder: Path, log: bytes) -> None:
         ledger = Ledger(plan, receipts)
         ledger.read(rundir)
         there = ledger.there(line, np.arange(20))
-        for place, raw in zip(np.flatnonzero(there), ledger.of(line, np.flatnonzero(there)), strict=True):
+        for place, raw in zip(
+            np.flatnonzero(there), receipts.lines(ledger.at(line, np.flatnonzero(there)).tolist()), strict=True
+        ):
             told = parse(raw)
             assert told is not None
             assert told.key == keys[int(place)]

@@ -104,6 +104,7 @@ def test_a_model_that_was_taken_out_is_found(long_lived_pool: ServerPool) -> Non
     made.close()
 
 
+@pytest.mark.faults
 def test_failures_of_others_requests_bring_the_canary_at_once(long_lived_pool: ServerPool) -> None:
     """The process behind a model has died: READY all the same, but the first request that fails gives it away."""
     made = health(long_lived_pool, "stub_dies", every_s=60)

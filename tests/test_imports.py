@@ -87,6 +87,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_every_file_imports_alone_under_its_one_true_name():
     """Every module imports first of all in a fresh interpreter, and no file is loaded under two names."""
     names = list(modules())

@@ -88,6 +88,7 @@ def test_a_driver_gone_before_a_new_value_is_written_down(folder: Path, monkeypa
     assert plot(folder).read_text() == plot(folder, "undisturbed").read_text()
 
 
+@pytest.mark.faults
 def test_plots_are_there_after_a_reduce_stage_failed_with_other_options(folder: Path) -> None:
     """Other options remove the plots and give none; with the old ones they are drawn again."""
     first = do(folder)

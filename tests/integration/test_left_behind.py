@@ -133,6 +133,7 @@ def test_the_driver_killed_leaves_nothing(slow: Path, before: Before, provider: 
     assert wait_until(lambda: not left(before), limit), left(before)
 
 
+@pytest.mark.faults
 def test_the_pilot_killed_leaves_nothing_of_its_server(slow: Path, before: Before) -> None:
     """SIGKILL of the pilot: its guardian ends the server's group and sweeps; without a budget the campaign fails."""
     driver = start("run", "c.yaml", "--run-dir", "r", "--set", "servers.restarts=0", cwd=slow)

@@ -254,6 +254,7 @@ def count(batch, ctx):
 """
 
 
+@pytest.mark.faults
 def test_a_read_that_hangs_ahead_of_its_stages_is_given_up(tmp_path: Path) -> None:
     """A range that is read in the background and never comes ends its task at the deadline; nothing is left of it."""
     (tmp_path / "h.py").write_text(HANGS)
