@@ -84,7 +84,7 @@ def test_a_model_that_is_well_stays_so_and_its_canaries_are_not_counted(long_liv
     assert made.counted["no_canary"][:2] == [0, 0]
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_busy_model_is_not_a_dead_one(long_lived_pool: ServerPool) -> None:
     """Its canary waits behind requests for longer than its deadline: what is answered meanwhile speaks for it."""
     made = health(long_lived_pool, "slow", deadline_s=1.5)

@@ -242,7 +242,7 @@ def to_its_end(folder: Path, lots: Lots) -> Report:
     raise AssertionError("it is interrupted for ever")
 
 
-@pytest.mark.parametrize("seed", [*range(2), *(pytest.param(i, marks=pytest.mark.faults) for i in range(2, 26))])
+@pytest.mark.parametrize("seed", [*range(2), *(pytest.param(i, marks=pytest.mark.slow) for i in range(2, 26))])
 def test_no_order_and_no_loss_shows(
     tmp_path: Path, undisturbed: dict[str, str], seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,8 +55,9 @@ def child(pid: int, module: str) -> list[int]:
     return [p.pid for p in alive if module in p.cmdline()]
 
 
-@pytest.mark.faults
-@pytest.mark.parametrize("listen", ["socket", "tls"])
+@pytest.mark.parametrize(
+    "listen", [pytest.param("socket", marks=pytest.mark.slow), pytest.param("tls", marks=pytest.mark.faults)]
+)
 def test_pilots_of_the_run_before_end_where_it_is_started_again(tmp_path: Path, listen: str) -> None:
     """Driver and keeper are dead, pilots of nobody's live on a long lease: they leave folder and records to the next.
 

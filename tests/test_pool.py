@@ -191,7 +191,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[ServerEr
 
 
 @pytest.mark.parametrize("model", BAD)
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_bad_model_is_named_and_its_server_is_stopped(model: str, failed: dict[str, Any]) -> None:
     """Wrong answer, crash, hang: never called ready; the error has the name and the log's end."""
     error, (record,) = failed[model]

@@ -185,7 +185,7 @@ class Served(Triton):
 """
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_models_that_take_long_to_be_looked_at_are_waited_for(tmp_path: Path) -> None:
     """A pilot that lays out gigabytes is not taken for lost; and it is stopped at once, leaving nothing, if asked."""
     (tmp_path / "own.py").write_text(SLOW_TO_LAY_OUT.replace("DELAY", "10"))

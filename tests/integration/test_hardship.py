@@ -23,7 +23,7 @@ from tests.integration.test_left_behind import (  # noqa: F401  two fixtures
     slow,
 )
 
-pytestmark = pytest.mark.faults
+FAULTS, SLOW = pytest.mark.faults, pytest.mark.slow
 RUN = [sys.executable, "-m", "campaign.cli", "run", "c.yaml", "--run-dir", "r"]
 
 
@@ -36,14 +36,15 @@ def apart(script: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
     )  # fmt: skip
 
 
-def test_a_full_disk_is_named_and_after_making_room_it_resumes(small: Path) -> None:
+@pytest.mark.parametrize("room", [pytest.param("0 60", marks=FAULTS), pytest.param("16 120", marks=SLOW)])
+def test_a_full_disk_is_named_and_after_making_room_it_resumes(small: Path, room: str) -> None:
     """Wherever in a run it becomes full: exit 1, the file system and what to do, nothing left; then the same bits."""
     assert command("run", "c.yaml", "--run-dir", "whole", cwd=small).returncode == 0
     (small / "r").mkdir()
     done = apart(
         """
         mount -t tmpfs -o size=4m tmpfs r
-        for left in 0 16 60 120; do
+        for left in $ROOM; do
             dd if=/dev/zero of=r/filler bs=1k count=$(($(df --output=avail -k r | tail -1) - left)) status=none
             $RUN >log 2>&1; echo "exit $?"
             grep -c 'make room on the file system at' log
@@ -55,12 +56,14 @@ def test_a_full_disk_is_named_and_after_making_room_it_resumes(small: Path) -> N
         cp r/report.json resumed.json
         """,
         small,
+        ROOM=room,
     )
-    assert done.stdout.split() == ["exit", "1", "1"] * 4 + ["exit", "0"], done.stdout + done.stderr
+    assert done.stdout.split() == ["exit", "1", "1"] * 2 + ["exit", "0"], done.stdout + done.stderr
     resumed = json.loads((small / "resumed.json").read_text())
     assert {name: o["sha256"] for name, o in resumed["outputs"].items()} == hashes(small / "whole")
 
 
+@FAULTS
 def test_a_small_dev_shm_is_named(small: Path, before: Before) -> None:  # noqa: F811
     """Where a server cannot have its shared memory the campaign says so, and leaves none; with its own, it can."""
     mount = "mount -t tmpfs -o size=64k tmpfs /dev/shm"
@@ -72,6 +75,7 @@ def test_a_small_dev_shm_is_named(small: Path, before: Before) -> None:  # noqa:
     assert wait_until(lambda: not left(before), 5), left(before)
 
 
+@FAULTS
 def test_a_home_that_cannot_be_written(small: Path) -> None:
     """The server environment that is there serves; where it has to be made, CAMPAIGN_CACHE is named."""
     script = "mkdir -p home && mount -t tmpfs -o ro tmpfs home; $RUN; echo exit $?"
@@ -87,6 +91,7 @@ def test_a_home_that_cannot_be_written(small: Path) -> None:
     assert "remedy: set CAMPAIGN_CACHE" in done.stdout + done.stderr
 
 
+@FAULTS
 def test_a_jump_of_the_clock_ends_nothing_and_leaves_nothing(slow: Path, before: Before) -> None:  # noqa: F811
     """A day on, then two days back, in the middle of a run: no lease, no deadline and no bit of the result minds."""
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
@@ -119,6 +124,7 @@ def test_a_jump_of_the_clock_ends_nothing_and_leaves_nothing(slow: Path, before:
     assert hashes(slow / "r") == hashes(slow / "whole")
 
 
+@FAULTS
 @pytest.mark.parametrize("nohup", [False, True])
 def test_the_terminal_is_closed(slow: Path, before: Before, nohup: bool) -> None:  # noqa: F811
     """A real one: the run ends in order and can be resumed; under nohup it goes on."""

@@ -77,7 +77,8 @@ LATE = "servers.models.slow.parameters.delay_s=0.5"  # so that it does not come 
 
 
 @pytest.mark.parametrize(
-    "signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=FAULTS), pytest.param(signal.SIGHUP, marks=FAULTS)]
+    "signum",
+    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), pytest.param(signal.SIGHUP, marks=FAULTS)],
 )
 def test_a_signal_in_the_middle_ends_it_in_order_and_it_resumes(slow: Path, before: Before, signum: int) -> None:
     """INT, TERM, HUP: exit 130 and nothing left within 5 s; run again, it completes as if nothing had been."""
@@ -151,7 +152,7 @@ def kill_server(record: dict[str, Any]) -> None:
     os.kill(record["server_pid"], signal.SIGKILL)
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_one_of_two_servers_killed_changes_no_bit(slow: Path) -> None:
     """Its requests move to the other server; the outputs are those of an undisturbed run."""
     driver = start("run", "c.yaml", "--run-dir", "r", "--servers", "2", cwd=slow)
@@ -166,7 +167,7 @@ def test_one_of_two_servers_killed_changes_no_bit(slow: Path) -> None:
     assert hashes(slow / "r") == hashes(slow / "whole")
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_every_server_killed_fails_the_campaign_and_says_so(slow: Path) -> None:
     """No twin and no restart: exit 1, the cause by name, what is done stays done, and a second run completes it."""
     driver = start("run", "c.yaml", "--run-dir", "r", "--servers", "2", "--set", "servers.restarts=0", cwd=slow)

@@ -86,7 +86,7 @@ def options(folder: Path, stage: str, **given: object) -> None:
     change(folder, stages=stages)
 
 
-@pytest.mark.parametrize("provider", ["local", pytest.param("parsl", marks=pytest.mark.faults)])
+@pytest.mark.parametrize("provider", ["local", pytest.param("parsl", marks=pytest.mark.slow)])
 def test_a_worker_killed_once_changes_no_byte(plain: Path, provider: str) -> None:
     """What was under way with it, merges and reduce stages too, is done again, though no retry is allowed at all."""
     change(plain, retries=0)
@@ -112,7 +112,7 @@ def test_a_file_that_kills_its_workers_is_named_and_no_other(plain: Path) -> Non
     assert "fill/b/nominal" in report["outputs"]
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_frozen_value_cannot_be_changed_by_a_stage(plain: Path) -> None:
     """Its arrays are read-only, and what a stage does to a mapping or list no other task sees."""
     options(plain, "second", in_place=True)
@@ -127,7 +127,7 @@ def test_a_frozen_value_cannot_be_changed_by_a_stage(plain: Path) -> None:
     assert counts["1"] == counts["2"]
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_change_that_is_taken_back_is_no_tampering(plain: Path) -> None:
     """Other bins, and back again: derived anew each time, the first outputs again at the end."""
     text = (plain / "s.py").read_text()
@@ -154,7 +154,7 @@ def test_a_task_beyond_its_deadline_is_given_up_by_name(plain: Path) -> None:
     assert "ran longer than 1 s" in report_of(plain / "r")["errors"][0]
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_an_artefact_that_was_touched_is_not_read_as_if_it_were_whole(small: Path) -> None:
     """Bits of a kept column flipped: the pass that reads it has it made anew, and all is as if it were whole."""
     change(small, variations={})

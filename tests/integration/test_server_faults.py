@@ -38,7 +38,7 @@ from tests.memory import limited
 
 Record = dict[str, Any]
 Run = Callable[..., subprocess.Popen[str]]
-FAULTS = pytest.mark.faults
+FAULTS, SLOW = pytest.mark.faults, pytest.mark.slow
 
 
 def prepare(folder: Path, delay_s: float = 0.4, **servers: Any) -> Path:
@@ -186,7 +186,7 @@ def test_all_servers_killed_at_half_time(small: Path, run: Run, undisturbed: dic
     assert hashes(small / "r") == undisturbed
 
 
-@FAULTS
+@pytest.mark.slow
 def test_a_slow_server_is_not_a_dead_one(small: Path, run: Run) -> None:
     """A model slower than its canaries are frequent, with requests queueing before each of them, is left alone."""
     prepare(small, delay_s=2.5, request_deadline_s=30, window=4)
@@ -229,9 +229,13 @@ def test_a_server_killed_while_it_starts_is_started_again(small: Path, run: Run,
     assert hashes(small / "r") == undisturbed
 
 
-@FAULTS
 @pytest.mark.parametrize(
-    ("provider", "signum"), [("local", signal.SIGKILL), ("local", signal.SIGTERM), ("parsl", signal.SIGKILL)]
+    ("provider", "signum"),
+    [
+        pytest.param("local", signal.SIGKILL, marks=SLOW),
+        pytest.param("local", signal.SIGTERM, marks=SLOW),
+        pytest.param("parsl", signal.SIGKILL, marks=FAULTS),
+    ],
 )
 def test_a_pilot_that_is_lost_is_sent_again(
     small: Path, run: Run, undisturbed: dict[str, str], provider: str, signum: int
@@ -253,8 +257,7 @@ def test_a_pilot_that_is_lost_is_sent_again(
     assert hashes(small / "r") == undisturbed
 
 
-@FAULTS
-@pytest.mark.parametrize("wakes", [True, False])
+@pytest.mark.parametrize("wakes", [pytest.param(True, marks=FAULTS), pytest.param(False, marks=SLOW)])
 def test_a_pilot_that_is_not_heard_of_is_given_up(
     small: Path, run: Run, undisturbed: dict[str, str], wakes: bool
 ) -> None:
@@ -310,8 +313,7 @@ def asking(folder: Path, model: str, deadly: int = 0, **servers: Any) -> Path:
     return folder
 
 
-@FAULTS
-@pytest.mark.parametrize("deadly", [1, 2])
+@pytest.mark.parametrize("deadly", [pytest.param(1, marks=FAULTS), pytest.param(2, marks=SLOW)])
 def test_files_that_kill_servers_are_named_and_no_other(tmp_path: Path, deadly: int) -> None:
     """One server, three restarts: the budget outlives them, of all that was lost with them nothing else fails."""
     asking(tmp_path, "stub_dies", deadly, count=1, canary_s=1, window=4)
@@ -342,7 +344,7 @@ class Faltering(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(hand_on)
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_rows_of_a_task_that_is_done_in_the_end_are_not_parked(tmp_path: Path) -> None:
     """A balancer without servers for a while: tasks fail and are tried again; nothing is lost, so says the report."""
     with ServerPool(PROJECT / "tests" / "models", models={"slow": {"batch": 64}}) as pool:
