@@ -18,6 +18,7 @@ from typing import Any
 Record = Mapping[str, Any]
 BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 STATES = ("starting", "ready", "stopping", "ended")
+GOING = STATES[2:]  # it serves no more
 
 
 def name_of(slot: int, generation: int) -> str:

@@ -120,7 +120,8 @@ class Pilot:
         if heals:
             self.wait_for_excuse()
         self.heir = self.berth.followed and (heals or (told and not self.berth.stopped))
-        self.record("stopping")  # clients send it nothing more
+        # Clients send it nothing more; and where it was the last, it is no file's fault that nobody is left.
+        self.record("stopping", why=why, told=told, remedy=remedy, tail=log or ("" if told else self.tail()))
         self.stop()
         again = self.heir and not told and self.next_published()
         self.record("ended", why=why, told=told, remedy=remedy, tail=log or ("" if told else self.tail()))

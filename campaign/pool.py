@@ -19,7 +19,7 @@ from campaign.address import PoolAddress, Secret
 from campaign.errors import ServerError, SpecError
 from campaign.guardian import own
 from campaign.identity import OWNER, mark
-from campaign.incarnation import causes, found, newest, on_the_way
+from campaign.incarnation import GOING, causes, found, newest, on_the_way
 from campaign.private import make_private
 from campaign.processes import ask_child, fork_server_runs, stop_fork_server
 from campaign.protocols import Carried, Provider, ServerKind
@@ -274,7 +274,7 @@ class ServerPool:
         """
         records = self.current()
         alive = [r for r in records if r["state"] in ("starting", "ready") or on_the_way(r)]
-        ended = [r for r in records if r["state"] == "ended" and not on_the_way(r)]
+        ended = [r for r in records if r["state"] in GOING and not on_the_way(r)]
         never = [r for r in ended if r["ready_s"] is None and not r["told"] and not r["generation"]]
         if not self.kind.managed or (alive and not never):
             return None
@@ -288,7 +288,7 @@ class ServerPool:
     def _none_left(self, last: Mapping[str, Any]) -> ServerError:
         why = str(last["why"])
         if last["generation"]:
-            told = causes(r for r in self.records() if r["state"] == "ended")
+            told = causes(r for r in self.records() if r["state"] in GOING)
             spent = last["generation"] >= self.spec.restarts
             why = (
                 f"no server is left, each was replaced {max(self.spec.restarts, last['generation'])} times: {told}"

@@ -177,7 +177,8 @@ class Roster:
         said = "; ".join(f"{name}: {why}" for name, why in sorted(self.gone.items()))
         logs = [str(r.get("log", "")) for r in self.address.servers() if r.get("log")]
         late = f"no server was ready within {self.address.start_deadline_s:g} s"
-        waiting = any(r["state"] != "ended" and r["name"] not in self.gone for r in self.address.servers())
+        servers = [r for r in self.address.servers() if r["name"] not in self.gone]
+        waiting = any(r["state"] == "ready" or on_the_way(r) for r in servers)
         what = late if waiting else "no server is left"
         return ServerError(
             what + (f" ({said})" if said else ""),

@@ -20,6 +20,8 @@ import pytest
 
 from campaign import ServerPool, connect
 from campaign.errors import ServerError
+from campaign.incarnation import blank
+from campaign.rundir import write_json
 from tests.conftest import PROJECT, left, lying_about, ours, regions_of, wait_until
 
 REPOSITORY = PROJECT / "tests" / "models"
@@ -105,6 +107,17 @@ def test_each_end_has_its_reason(tmp_path: Path) -> None:
         ("server-1: the server ended by signal 9", False),
         ("asked to stop", True),
     ]
+
+
+@pytest.mark.parametrize("state", ["stopping", "ended"])
+def test_the_pool_has_failed_as_soon_as_clients_find_nobody(tmp_path: Path, state: str) -> None:
+    """While the last server is still being swept, too: what a client says then would be held against its file."""
+    pool = ServerPool(REPOSITORY, models=MODELS, folder=tmp_path)
+    record = {**blank(0, 0, tmp_path, 3, pool._nonce), "state": state, "heir": False, "why": "a wrong answer"}
+    write_json(tmp_path / "server-0.json", record)
+    with pytest.raises(ServerError, match="no server is left"):
+        connect(pool.address).infer("slow", {"X": X})
+    assert "a wrong answer" in str(pool.failure())
 
 
 def test_a_killed_server_is_replaced_in_its_place(tmp_path: Path) -> None:
