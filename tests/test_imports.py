@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -56,6 +57,11 @@ def modules() -> dict[str, Path]:
             parts = path.relative_to(ROOT / folder).with_suffix("").parts
             found[".".join([package, *(p for p in parts if p != "__init__")])] = path
     return found
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def python(code: str, *args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -163,7 +169,7 @@ def test_every_public_name_is_there():
 
 def imports(path: Path, *, lazy: bool) -> Iterator[str]:
     """Rooms of ``campaign`` that a file imports: when it is imported itself, or inside functions (``lazy``)."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     inside = {
         id(n) for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)) for n in ast.walk(f)
     }
@@ -211,6 +217,6 @@ def test_the_core_names_no_implementation():
                 assert name.startswith(("campaign.providers", "campaign.stages")), f"{name} imports {imported}"
                 assert room(imported) == room(name), f"{name} imports {imported}"
         if path.is_relative_to(ROOT / "campaign"):
-            texts = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)]
+            texts = [n.value for n in ast.walk(parsed(path)) if isinstance(n, ast.Constant)]
             named = [t for t in texts if str(t).startswith(("campaign.providers.", "campaign.stages."))]
             assert not named, f"{name} names {named}"

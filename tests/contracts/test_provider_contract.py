@@ -94,6 +94,7 @@ def test_making_one_starts_nothing(tmp_path: Path) -> None:
     assert children() == before
 
 
+@pytest.mark.slow
 def test_tasks_run_in_as_many_other_processes(provider: Provider) -> None:
     """Two workers are two processes, neither of them this one."""
     executor = provider.tasks(2)
@@ -110,6 +111,7 @@ def test_what_a_task_raises_arrives(provider: Provider) -> None:
     assert executor.submit(abs, -3).result(timeout=60) == 3
 
 
+@pytest.mark.slow
 def test_a_dead_worker_ends_its_task_and_another_executor_can_be_had(provider: Provider) -> None:
     """A killed worker is an exception of the future, never a hang; then `tasks` gives one that works."""
     executor = provider.tasks(1)

@@ -114,6 +114,7 @@ def test_two_applications_share_one_pool(shared_data: Path, long_lived_pool: Ser
     )
 
 
+@pytest.mark.slow
 def test_the_z_mass_is_met(shared_data: Path, tmp_path: Path) -> None:
     """The example on real di-muon events: served mass equals the stored one to 3e-8 GeV; the fit meets its numbers."""
     data = shared_data / "root" / "uproot-Zmumu.root"

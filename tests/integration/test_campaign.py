@@ -89,6 +89,7 @@ def test_what_a_variation_does_not_touch_is_not_repeated(finished: Path) -> None
     assert len({undisturbed[f"first/mc/{v}"] for v in ("nominal", "tree_up", "branch_up", "weight_up")}) == 4
 
 
+@pytest.mark.slow
 def test_yaml_script_and_overrides_give_the_same_plan_and_bytes(small: Path, undisturbed: dict[str, str]) -> None:
     """A Python script without a __main__ guard, run as a script, gives the outputs of the YAML file."""
     data = yaml.safe_load((small / "c.yaml").read_text())

@@ -106,7 +106,8 @@ def test_plots_are_there_after_a_reduce_stage_failed_with_other_options(folder: 
     assert command("verify", "r", cwd=folder).returncode == 0
 
 
-@pytest.mark.parametrize("how", ["gone", pytest.param("altered", marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("how", ["gone", "altered"])
 def test_a_plot_that_is_not_what_was_drawn_is_drawn_again(folder: Path, how: str) -> None:
     """By the next run, and no task is done for it."""
     first = do(folder)

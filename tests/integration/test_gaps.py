@@ -167,6 +167,7 @@ def test_a_gap_is_named_and_all_else_is_as_without_the_file(six: Path) -> None:
     assert sums(report) == without(six, "a1")
 
 
+@pytest.mark.faults
 def test_a_gap_that_is_healed_leaves_no_trace(six: Path) -> None:
     """The file again as it was, not even its date changed: the next run gives the hashes of a run that never broke."""
     whole = run(six, "whole")
