@@ -133,14 +133,14 @@ class Pilot:
     def heals(self) -> bool:
         """Whether another server may do what this one did not.
 
-        Not where nothing could be started, nor where the first one of a slot has said, by an exit code or by a wrong
-        answer, that it does not work: the next would say the same. A signal (out of memory, somebody's kill) is not
-        its own word, and where one has worked another can.
+        Not where nothing could be started, nor where the first one of a slot has said, by an exit code, by a wrong
+        answer or in its log (Triton may abort on its way out), that it does not work: the next would say the same. A
+        signal (out of memory, somebody's kill) is not its own word, and where one has worked another can.
         """
         if self.server is None:
             return False
         worked = self.ready_s is not None or self.berth.has_worked
-        return worked or (self.server.poll() or 0) < 0
+        return worked or ((self.server.poll() or 0) < 0 and not serverlog.cause(self.berth.log))
 
     def next_published(self) -> bool:
         """Whether the next generation is published, and told to the guardian."""

@@ -147,3 +147,19 @@ def test_a_pilot_believes_no_order_that_somebody_else_may_have_written(tmp_path:
         assert not (tmp_path / "ran").exists()
         assert not list(folder.glob("claim-*"))
         assert pool or "cannot be believed" in ended.stderr, ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("log", "heals"), [("Started GRPCInferenceService\n", True), ("failed to load 'm' version 1: no weights\n", False)]
+)
+def test_a_first_server_that_has_said_why_is_not_tried_again_for_aborting_then(
+    tmp_path: Path, log: str, heals: bool
+) -> None:
+    """Triton aborts on its way out at times: what it had said of a model before is its own word."""
+    order(tmp_path)
+    pilot = Pilot(tmp_path, slot=0)
+    pilot.berth.log.write_text(log)
+    pilot.server = subprocess.Popen(["sleep", "60"])
+    pilot.server.send_signal(signal.SIGABRT)
+    pilot.server.wait()
+    assert pilot.heals() is heals
