@@ -205,9 +205,8 @@ def test_what_cannot_be_removed_keeps_nobody_from_the_rest(tmp_path: Path) -> No
         stranger.unlink()
 
 
-@pytest.mark.parametrize(
-    "provider", [pytest.param("local", marks=pytest.mark.slow), pytest.param("parsl", marks=pytest.mark.faults)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("provider", ["local", "parsl"])
 def test_reap_ends_what_nothing_else_can(slow: Path, before: Before, provider: str) -> None:  # noqa: F811
     """Driver, keeper, guardian killed at once, a lease of an hour: reap ends it all, and a live campaign stays."""
     late = ("--set", "servers.models.slow.parameters.delay_s=4")

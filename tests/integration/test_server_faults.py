@@ -151,8 +151,7 @@ FOUND: dict[str, tuple[Callable[[Record, Path], None], str]] = {
 }
 
 
-@FAULTS
-@pytest.mark.parametrize("fault", FOUND)
+@pytest.mark.parametrize("fault", [pytest.param(f, marks=SLOW if f == "stub stopped" else FAULTS) for f in FOUND])
 def test_a_server_that_fails_is_replaced(small: Path, run: Run, undisturbed: dict[str, str], fault: str) -> None:
     """Whatever befalls the only server, the report says what; another takes its place, and no bit changes."""
     act, why = FOUND[fault]
@@ -197,7 +196,7 @@ def test_a_slow_server_is_not_a_dead_one(small: Path, run: Run) -> None:
     assert report_of(small / "r")["rows"]["first"] == sum(report_of(small / "r")["rows"].values())
 
 
-@FAULTS
+@pytest.mark.slow
 def test_a_budget_that_is_spent_ends_the_campaign_with_its_causes(
     small: Path, run: Run, undisturbed: dict[str, str]
 ) -> None:
@@ -257,7 +256,8 @@ def test_a_pilot_that_is_lost_is_sent_again(
     assert hashes(small / "r") == undisturbed
 
 
-@pytest.mark.parametrize("wakes", [pytest.param(True, marks=FAULTS), pytest.param(False, marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("wakes", [True, False])
 def test_a_pilot_that_is_not_heard_of_is_given_up(
     small: Path, run: Run, undisturbed: dict[str, str], wakes: bool
 ) -> None:
