@@ -244,8 +244,9 @@ def _versions(checked: Checked, told: Mapping[str, Any], made: Verification) -> 
     for name, was in told["versions"].items():
         if name == "reproducible":
             continue
-        if now.get(name) != was and name != "executable":
-            made.notes.append(f"{name} is {now.get(name, 'not there')}, and was {was}: a likely cause of what differs")
+        here = now.get(name, "not there")
+        if here and here != was and name != "executable":  # empty: a server environment that is yet to be made
+            made.notes.append(f"{name} is {here}, and was {was}: a likely cause, should anything differ")
     if checked.kind is not None and not checked.kind.managed:
         made.notes.append("the models of servers that already run cannot be looked at; only their answers are")
 

@@ -22,6 +22,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from tritonclient.utils import InferenceServerException
 
+from campaign import enclose
 from campaign.address import PoolAddress, Secret
 from campaign.engine import check
 from campaign.errors import PartialError, ServerError, SpecError
@@ -462,3 +463,17 @@ def test_a_handshake_that_fails_refuses_only_servers_of_ours(ours: CampaignCA, s
     assert identity_refused(error, {"secret": mine})
     assert not identity_refused(error, {"secret": dataclasses.replace(mine, domain="")})
     assert not permanent(error)
+
+
+@pytest.mark.parametrize("ca", ["", "a certificate"])
+def test_a_key_that_lies_on_the_node_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca: str) -> None:
+    """Where the kernel refuses a place of one's own, whoever starts the server learns it: of a key, if there is one."""
+
+    def refuse(_places: list[str]) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(enclose, "own_mounts", refuse)
+    monkeypatch.setattr(enclose, "_watch", lambda _prefix: None)
+    places = ["/dev/shm", *([str(tmp_path / "tls")] if ca else [])]
+    enclose._enclose({"shm": "auto", "prefix": "p", "place": str(tmp_path), "ca": ca}, places)
+    assert enclose.unmounted(tmp_path) is bool(ca)
