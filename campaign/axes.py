@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -36,6 +37,10 @@ def describe(number: int, axis: Axis) -> Header:
     if axis.traits.circular and kind == "Variable":
         # boost-histogram 1.8 fills Variable([1, 2, 5, 9], circular=True) by these edges and reports 1, 2, 3, 9.
         raise OutputError(f"{what} is a circular Variable axis, whose edges hist does not report as it fills them")
+    if isinstance(axis, CATEGORIES):
+        _check_categories(what, list(axis))
+    if axis.size < 0 or not 0 < axis.extent < 2**31:  # boost-histogram counts in 32 bits, and wraps around
+        raise OutputError(f"{what} is an axis ({kind}) of no bins, or of more than hist can count (2**31)")
     fields: Header = {"type": kind, "name": axis.name, "label": axis.__dict__.get("label", "")}
     fields |= {trait: bool(getattr(axis.traits, trait)) for trait in ("underflow", "overflow", "circular")}
     for specific in _specific(axis):
@@ -43,6 +48,19 @@ def describe(number: int, axis: Axis) -> Header:
         if _same(described, axis):
             return described
     raise OutputError(f"{what} cannot be written down exactly: {axis!r}", remedy="use hist.axis.Variable")
+
+
+def _check_categories(what: str, categories: Sequence[Any]) -> None:
+    repeated = [category for category, times in Counter(categories).items() if times > 1]
+    if repeated:
+        raise OutputError(
+            f"{what} has the category {repeated[0]!r} {categories.count(repeated[0])} times",
+            remedy="list each category once",
+        )
+    for category in categories:
+        if isinstance(category, str) and "\0" in category:
+            # boost-histogram ends text at a NUL in lists and str arrays, and does not in object arrays.
+            raise OutputError(f"{what} has the category {category!r}, which holds a NUL: hist cuts text there")
 
 
 def _specific(axis: Axis) -> Iterator[Header]:

@@ -240,4 +240,5 @@ def _check_options(thing: Any, spec: StageSpec, name: str, where: str) -> None:
     try:
         thing(**spec.given)
     except Exception as error:  # the user's class may raise anything
-        raise SpecError(f"{where} refuses its options: {error or type(error).__name__}", key=key) from error
+        inside = getattr(error, "key", ())  # ours say where among the options
+        raise SpecError(f"{where} refuses its options: {error or type(error).__name__}", key=(*key, *inside)) from error

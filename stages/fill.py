@@ -20,6 +20,20 @@ from campaign.protocols import Context
 _RESERVED = ("weight", "sample", "threads")  # hist takes these for fill's own arguments: no axis is named so
 
 
+class _Wrong(ValueError):
+    """A histogram that cannot be made; ``key`` leads to it among the stage's options."""
+
+    def __init__(self, message: str, *key: str) -> None:
+        super().__init__(message)
+        self.key = ("histograms", *key)
+
+
+def _sentence(error: Exception) -> str:
+    if not isinstance(error, OutputError):
+        return str(error)
+    return f"{error.message}; {error.remedy}" if error.remedy else error.message
+
+
 @dataclass(frozen=True)
 class Fill:
     """Fill histograms of flat columns, exactly.
@@ -34,14 +48,16 @@ class Fill:
     weight: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.histograms, Mapping):
+            raise _Wrong(f"'histograms' is {self.histograms!r}; write {{name: {{column: axis}}}}")
         for name, axes in self.histograms.items():
+            if not axes or not isinstance(axes, Mapping):
+                raise _Wrong(f"histogram {name} has no axis; write {{column: axis}}", name)
             for column, given in axes.items():
                 try:
-                    axis(column, given)
-                except (ValueError, TypeError, KeyError) as error:
-                    raise ValueError(f"histogram {name}, axis {column}: {error}") from error
-            if not axes:
-                raise ValueError(f"histogram {name} has no axis")
+                    Histogram(axis(column, given))
+                except (ValueError, TypeError, KeyError, OutputError) as error:
+                    raise _Wrong(f"histogram {name}, axis {column}: {_sentence(error)}", name, column) from error
 
     def __call__(self, batch: Any, ctx: Context) -> Histograms:
         """Fill one range."""
@@ -95,16 +111,38 @@ def axis(name: str, given: Mapping[str, Any]) -> Any:
     """A hist axis from its description.
 
     Raises:
-        ValueError: It is none of the three forms.
+        ValueError: It is none of the three forms, or hist has no such axis.
     """
     named = {"label": name} if name in _RESERVED else {"name": name}
     if set(given) == {"bins", "range"}:
-        low, high = given["range"]
-        return hist.axis.Regular(int(given["bins"]), float(low), float(high), **named)
+        bins, (low, high) = given["bins"], given["range"]
+        if isinstance(bins, bool) or int(bins) != float(bins):
+            raise ValueError(f"{bins!r} is no number of bins")
+        return hist.axis.Regular(int(bins), float(low), float(high), **named)
     if set(given) == {"edges"}:
-        return hist.axis.Variable([float(e) for e in given["edges"]], **named)
-    if set(given) == {"categories"} and given["categories"]:
-        values: Sequence[Any] = given["categories"]
-        text = all(isinstance(v, str) for v in values)
+        return hist.axis.Variable([float(e) for e in _listed("edges", given["edges"])], **named)
+    if set(given) == {"categories"} and len(_listed("categories", given["categories"])):
+        values = [v.item() if isinstance(v, np.generic) else v for v in given["categories"]]
+        text = isinstance(values[0], str)
+        for number, value in enumerate(values):
+            _check_category(value, text, values[:number])
         return hist.axis.StrCategory(values, **named) if text else hist.axis.IntCategory(values, **named)
     raise ValueError(f"found the keys {sorted(given)}; give bins and range, or edges, or categories")
+
+
+def _listed(key: str, value: Any) -> Any:
+    if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__len__"):
+        raise ValueError(f"'{key}' is {value!r}, not a list")
+    return value
+
+
+def _check_category(value: Any, text: bool, before: Sequence[Any]) -> None:
+    """Refuse what hist refuses without saying why, and what it takes for another category."""
+    if not isinstance(value, (int, str)) or isinstance(value, bool):
+        raise ValueError(f"the category {value!r} is neither an integer nor text; in YAML, text stands in quotes")
+    if isinstance(value, str) is not text:
+        raise ValueError(f"the categories {before[0]!r} and {value!r} are text and a number; put quotes around all")
+    if value in before:
+        raise ValueError(f"the category {value!r} stands there twice; list each category once")
+    if isinstance(value, int) and not -(2**31) <= value < 2**31:
+        raise ValueError(f"the category {value} is beyond 32 bits, which is what an axis holds; use text")

@@ -11,6 +11,7 @@ from campaign.stages.fill import Fill
 from campaign.stages.read import RootSource
 from campaign.stages.reweight import Reweight
 
+from campaign.cli import main
 from campaign.errors import InputError, OutputError
 from campaign.protocols import Context
 
@@ -324,7 +325,8 @@ def test_fill_refuses_what_is_not_one_value_per_row(column):
     "axis",
     [{}, {"bins": 2}, {"bins": 2, "range": [0]}, {"bins": 0, "range": [0, 1]}, {"bins": 2, "range": [1, 1]},
      {"edges": [0]}, {"edges": [1, 0]}, {"categories": []}, {"categories": ["a", 1]},
-     {"bins": 2, "range": [0, 1], "log": True}, 3],
+     {"bins": 2, "range": [0, 1], "log": True}, 3, {"bins": 2.5, "range": [0, 1]}, {"bins": True, "range": [0, 1]},
+     {"edges": "123"}, {"categories": "ab"}, {"categories": {"a": 1}}],
 )  # fmt: skip
 def test_fill_refuses_an_axis_that_is_none(axis):
     """An axis with too few, too many or senseless keys is refused before anything runs, with histogram and column."""
@@ -332,6 +334,36 @@ def test_fill_refuses_an_axis_that_is_none(axis):
         Fill({"h": {"x": axis}})
     with pytest.raises(ValueError, match="histogram h has no axis"):
         Fill({"h": {}})
+
+
+@pytest.mark.parametrize(
+    ("categories", "said"),
+    [
+        (["a", "b", "a"], "the category 'a' stands there twice"), ([4, 5, 4], "the category 4 stands there twice"),
+        ([1, True], "the category True is neither"), ([1, 1.0], "the category 1.0 is neither"),
+        (["a", None], "the category None is neither"), ([np.float32(1)], "the category 1.0 is neither"),
+        (["1", 1], "'1' and 1 are text and a number"), ([1, "1"], "1 and '1' are text and a number"),
+        ([2**31], "the category 2147483648 is beyond 32 bits"), ([np.str_("a"), "a"], "'a' stands there twice"),
+        (np.array([3, 3], np.int8), "the category 3 stands there twice"), (["a\0b"], "holds a NUL"),
+    ],
+)  # fmt: skip
+def test_fill_refuses_categories_that_are_none(categories, said):
+    """Categories are integers or text, each once: any other is named, with histogram and column."""
+    with pytest.raises(ValueError, match=f"histogram h, axis c: .*{said}") as caught:
+        Fill({"h": {"c": {"categories": categories}}})
+    assert caught.value.key == ("histograms", "h", "c")
+
+
+def test_a_category_that_stands_twice_is_refused_at_its_line(tmp_path, capsys):
+    """``campaign check`` names the line, the key and the category."""
+    (tmp_path / "d.root").touch()
+    (tmp_path / "c.yaml").write_text(
+        "campaign: c\ndatasets: {d: {files: d.root, tree: t}}\nstages:\n  fill:\n    use: fill\n    histograms:\n"
+        "      h:\n        c: {categories: [1, 2, 1]}\n"
+    )
+    assert main(["check", str(tmp_path / "c.yaml")]) == 2
+    told = capsys.readouterr().err
+    assert "c.yaml:8: stages.fill.histograms.h.c: fill refuses its options: histogram h, axis c: the category 1" in told
 
 
 # Reweighting ----------------------------------------------------------------------------------------------------------
