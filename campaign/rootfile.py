@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import hist
 import numpy as np
 import uproot
 
+from campaign.roothist import refusal, root_histogram
+
+_LONGEST = 16_000  # bytes of a name: a key of a ROOT file counts its own length in 16 bits
 _CATEGORY = (hist.axis.StrCategory, hist.axis.IntCategory, hist.axis.Boolean)
 
 
@@ -27,29 +31,18 @@ def write_root(histograms: Mapping[str, hist.Hist], path: Path) -> tuple[Path | 
         The ROOT file (None where nothing can be held), and what was left out and why.
     """
     left_out: list[str] = []
-    keys: set[str] = set()
+    taken: set[str] = set()
     folders: set[str] = set()
     held: list[tuple[str, hist.Hist]] = []
     for name, h in histograms.items():
-        numbers = [a for a in h.axes if not isinstance(a, _CATEGORY)]
-        if not 1 <= len(numbers) <= 3:
-            left_out.append(f"histogram {name}: {len(numbers)} numeric axes; ROOT holds 1 to 3, see the lossless file")
+        why = _refusal(h) or _in_the_way([key for key, _ in _places(name, h)], taken, folders)
+        if why:
+            left_out.append(f"histogram {name}: {why}, see the lossless file")
             continue
-        if any(a.traits.circular for a in numbers):
-            left_out.append(f"histogram {name}: ROOT has no circular axes, see the lossless file")
-            continue
+        held.append((name, h))
         lost = _uncategorised(h)
         if lost:
             left_out.append(f"histogram {name}: sum of weights {lost:g} outside the categories is not in the ROOT file")
-        mine = [key for key, _ in _places(name, h)]
-        # A name is either a histogram or a directory.
-        taken = sorted(k for k in mine if k in keys or k in folders or not keys.isdisjoint(_above(k)))
-        if taken:
-            left_out.append(f"histogram {name}: ROOT already has {taken[0]} or what it lies in, see the lossless file")
-            continue
-        keys.update(mine)
-        folders.update(*map(_above, mine))
-        held.append((name, h))
     if not held:
         return None, left_out
     target = path.with_name(path.name.removesuffix(".hists.npz") + ".root")
@@ -71,33 +64,70 @@ def _above(key: str) -> list[str]:
     return ["/".join(parts[:n]) for n in range(1, len(parts))]
 
 
+def _in_the_way(keys: list[str], taken: set[str], folders: set[str]) -> str:
+    """Why these keys cannot be written beside those taken; if they can, they are taken now."""
+    for key in keys:  # a name is either a histogram or a directory
+        if key in taken or key in folders or not taken.isdisjoint(_above(key)):
+            return f"ROOT already has {key} or what it lies in"
+        if len(key.encode()) > _LONGEST:
+            return f"its name has {len(key.encode())} bytes, ROOT holds {_LONGEST}"
+    taken.update(keys)
+    folders.update(*map(_above, keys))
+    return ""
+
+
+def _refusal(h: hist.Hist) -> str:
+    for axis in h.axes:
+        if isinstance(axis, _CATEGORY) and not len(axis):
+            return f"its axis {axis.name!r} has no categories to be directories"
+    return refusal(_numbers(h))
+
+
+def _numbers(h: hist.Hist) -> list[Any]:
+    return [axis for axis in h.axes if not isinstance(axis, _CATEGORY)]
+
+
 def _uncategorised(h: hist.Hist) -> float:
-    outside = np.abs(h.values(flow=True))
-    outside[tuple(slice(None, len(a)) if isinstance(a, _CATEGORY) else slice(None) for a in h.axes)] = 0
+    """The magnitudes of all weights outside the categories, added up; 0 only if there is nothing at all."""
+    inside = tuple(slice(None, len(a)) if isinstance(a, _CATEGORY) else slice(None) for a in h.axes)
+    outside, squares = np.abs(h.values(flow=True)), h.variances(flow=True)
+    assert squares is not None
+    outside = np.where((outside == 0) & (squares != 0), np.sqrt(np.abs(squares)), outside)  # +1 and -1 were there
+    outside[inside] = 0
     return float(outside.sum())
 
 
 def _places(name: str, h: hist.Hist) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Where each combination of categories is written, and where it lies in the histogram's values."""
     folders = [_folders(axis) if isinstance(axis, _CATEGORY) else [None] for axis in h.axes]
+    parts = [_clean(part) for part in name.split("/") if part] or [_clean("")]  # readers pass over empty parts
     for chosen in itertools.product(*(list(enumerate(names)) for names in folders)):
-        path = [name.replace(";", "_"), *(folder for _, folder in chosen if folder is not None)]
+        path = [*parts, *(folder for _, folder in chosen if folder is not None)]
         # Categories have no underflow: their first one is the first in the values too.
         yield "/".join(path), tuple(slice(None) if folder is None else bin_ for bin_, folder in chosen)
 
 
-def _slices(name: str, h: hist.Hist) -> Iterator[tuple[str, hist.Hist]]:
-    """One after the other the same histogram with other contents: it is written before the next one is asked for."""
-    numbers = [axis for axis in h.axes if not isinstance(axis, _CATEGORY)]
-    part = hist.Hist(*numbers, storage=hist.storage.Weight())
-    values, contents = h.view(flow=True), part.view(flow=True)
+def _slices(name: str, h: hist.Hist) -> Iterator[tuple[str, Any]]:
+    """One after the other what is written: made when it is asked for."""
+    numbers, values, variances = _numbers(h), h.values(flow=True), h.variances(flow=True)
+    assert variances is not None
     for key, at in _places(name, h):
-        contents[...] = values[at]
-        yield key, part
+        yield key, root_histogram(numbers, values[at], variances[at])
+
+
+def _clean(part: str) -> str:
+    """A part of a path that no reader takes for several parts, for a cycle, or for nothing."""
+    text = re.sub("[/;]", "_", part.encode(errors="replace").decode())
+    return text if text.strip(" .") else f"{text}_"
 
 
 def _folders(axis: Any) -> list[str]:
     values = [bool(v) if isinstance(axis, hist.axis.Boolean) else axis.value(v) for v in range(len(axis))]
-    labels = [re.sub("[/;]", "_", str(v)) for v in values]
-    labels = [label if labels.count(label) == 1 else f"{label}_{bin_}" for bin_, label in enumerate(labels)]
-    return [f"{axis.name}={label}" if axis.name else label for label in labels]
+    labels = [_clean(f"{axis.name}={value}" if axis.name else str(value)) for value in values]
+    alike = {label for label, times in Counter(labels).items() if times > 1}
+    for bin_, label in enumerate(labels):
+        if label in alike:  # its number tells it from its like, unless that is what another one is called
+            while (label := f"{label}_{bin_}") in labels:
+                pass
+            labels[bin_] = label
+    return labels

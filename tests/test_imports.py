@@ -39,7 +39,7 @@ FLOORS = [
     ["outputs", "datasets", "task"],
     ["kserve", "canary", "wire", "window", "roster", "request", "suspects", "flight"],
     ["ragged", "twin", "client", "stepservers"],
-    ["health", "rootfile"],
+    ["health", "roothist", "rootfile"],
     ["servers", "plan", "planner"],
     ["ledger", "intent", "merge", "gaps", "state", "reasons", "manifest", "integrity", "profile", "report", "progress"],
     ["apart", "guardian", "runs", "jobs", "reap", "keeper"],
