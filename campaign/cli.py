@@ -188,6 +188,7 @@ def _plan(args: argparse.Namespace) -> int:
     from campaign.receipts import Receipts
     from campaign.rundir import RunDir
     from campaign.state import State
+    from campaign.values import as_taken
 
     campaign = _load(args)
     plan = engine.check(campaign).plan
@@ -210,6 +211,8 @@ def _plan(args: argparse.Namespace) -> int:
         why = "; ".join(reasons.reduce(reduce))
         said = f"to do: {why}" if why else "done"
         print(f"  {reduce.stage}/{reduce.variation}: {said}, from {', '.join(o.name for o in reduce.inputs.values())}")
+    taken = as_taken(campaign, plan)
+    print("\n".join(["values as they were read (text stands in quotes):", *taken] if taken else []))
     return 0
 
 

@@ -196,6 +196,9 @@ def _globbed(path: Path) -> list[str]:
         return [e.path for e in entries if matches(e.name) and (hidden or e.name[0] != ".") and e.is_file()]
 
 
+_COMMENT = re.compile(r"(?:^|\s)#.*")
+
+
 def _listed(c: Campaign, path: Path, key: tuple[str, ...]) -> list[str]:
     there = c.at(path.parent)
     names: list[str] = []
@@ -204,14 +207,14 @@ def _listed(c: Campaign, path: Path, key: tuple[str, ...]) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} cannot be read as a list of names: {error}", key=key) from None
     for number, line in enumerate(text.splitlines(), 1):
-        name = line.split("#", 1)[0].strip()
+        name = _COMMENT.sub("", line).strip()  # run#1.root is a name
         if name:
             try:
                 names += _names(there, name, key)
             except SpecError as error:
                 raise SpecError(f"{path}:{number}: {error.message}", key=key, remedy=error.remedy) from None
     if not names:
-        raise SpecError(f"{path} names no file", key=key, remedy="write one name per line; '#' begins a comment")
+        raise SpecError(f"{path} names no file", key=key, remedy="write one name per line; ' #' begins a comment")
     return names
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from campaign import yamlscalars
 from campaign.errors import SpecError
 from campaign.spec import Campaign, Key, Origin
 
@@ -54,7 +55,8 @@ def dump(campaign: Campaign) -> str:
             raise SpecError("is a Python object", key=("stages", name, "use"), remedy="write it as 'file.py:Name'")
     data = _unshared(campaign.model_dump(by_alias=True, exclude_defaults=True))
     try:
-        return str(yaml.safe_dump({"campaign": data.pop("campaign"), **data}, sort_keys=False, allow_unicode=True))
+        whole = {"campaign": data.pop("campaign"), **data}
+        return str(yaml.dump(whole, Dumper=yamlscalars.Dumper, sort_keys=False, allow_unicode=True))
     except yaml.YAMLError as error:
         raise SpecError(f"holds what YAML cannot: {error}", remedy="use plain data in options") from None
 
@@ -71,7 +73,7 @@ def loads(text: str, base: Path, where: str) -> Campaign:
         SpecError: It is no campaign.
     """
     try:
-        return Campaign.model_validate(yaml.safe_load(text)).at(base)
+        return Campaign.model_validate(yamlscalars.load(text)).at(base)
     except (*_BAD_YAML, ValidationError) as error:
         raise SpecError(f"holds no campaign: {error}", where=where) from None
 
@@ -120,7 +122,7 @@ def parse(path: Path) -> tuple[Any, dict[Key, int]]:
         if path.stat().st_size > MAX_BYTES:
             raise SpecError(f"is larger than {MAX_BYTES} bytes", where=str(path), remedy="list files in a .txt file")
         text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=yamlscalars.Loader)
     except OSError as error:
         raise SpecError(
             f"cannot be read: {error.strerror or error}", where=str(path), remedy="check the path"
@@ -128,12 +130,22 @@ def parse(path: Path) -> tuple[Any, dict[Key, int]]:
     except _BAD_YAML as error:
         raise _not_yaml("is not valid YAML", path, error, "check indentation and quotes") from None
     lines: dict[Key, int] = {}
+    doubts: list[str] = []
     if root is not None:
-        _walk(root, (), lines, path, [0])
+        _walk(root, (), lines, path, [0], doubts)
+    if doubts:
+        raise _doubtful(doubts)
     try:
-        return _unshared(yaml.safe_load(text)), lines
+        return _unshared(yaml.load(text, Loader=yamlscalars.Loader)), lines  # noqa: S506  a SafeLoader
     except _BAD_YAML as error:
         raise _not_yaml("is not plain YAML data", path, error, "write plain text, numbers, lists and keys") from None
+
+
+def _doubtful(doubts: list[str]) -> SpecError:
+    if len(doubts) == 1:
+        where, _, said = doubts[0].partition(": ")
+        return SpecError(said, where=where)
+    return SpecError("".join(f"\n{doubt}" for doubt in doubts), where="values that may mean two things")
 
 
 def _not_yaml(what: str, path: Path, error: Exception, remedy: str) -> SpecError:
@@ -150,22 +162,42 @@ def _unshared(value: Any) -> Any:
     return [_unshared(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _walk(node: yaml.Node, key: Key, lines: dict[Key, int], path: Path, seen: list[int]) -> None:
+def _walk(node: yaml.Node, key: Key, lines: dict[Key, int], path: Path, seen: list[int], doubts: list[str]) -> None:
     seen[0] += 1
     # Aliases are walked once per use, so that a few lines that unfold into millions of nodes are counted as such.
     if seen[0] > MAX_NODES or len(key) > MAX_DEPTH:
         raise SpecError("is too large or too deep for a campaign", where=f"{path}:{node.start_mark.line + 1}")
     lines.setdefault(key, node.start_mark.line + 1)
+    _note(node, key, path, doubts)
     if isinstance(node, yaml.MappingNode):
+        _no_equal_keys(node, key, path)
         for name, value in node.value:
             child = (*key, str(name.value))
+            _note(name, child, path, doubts)
             if child in lines and name.value != "<<":
                 raise SpecError("stands twice", where=f"{path}:{name.start_mark.line + 1}: {'.'.join(child)}")
             lines[child] = name.start_mark.line + 1
-            _walk(value, child, lines, path, seen)
+            _walk(value, child, lines, path, seen, doubts)
     elif isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):
-            _walk(value, (*key, str(i)), lines, path, seen)
+            _walk(value, (*key, str(i)), lines, path, seen, doubts)
+
+
+def _no_equal_keys(node: yaml.MappingNode, key: Key, path: Path) -> None:
+    # 1 and 1.0 are written differently and are one key of a dict: the later one would replace the other.
+    seen: dict[Any, str] = {}
+    for name, _ in node.value:
+        if isinstance(name, yaml.ScalarNode) and name.value != "<<" and not yamlscalars.doubt(name):
+            other = seen.setdefault(yamlscalars.value(name), name.value)
+            if other != name.value:
+                where = f"{path}:{name.start_mark.line + 1}: {'.'.join((*key, name.value))}"
+                raise SpecError(f"is the same key as {other}", where=where, remedy="write quotes around text")
+
+
+def _note(node: yaml.Node, key: Key, path: Path, doubts: list[str]) -> None:
+    found = yamlscalars.doubt(node)
+    if found:
+        doubts.append(f"{path}:{node.start_mark.line + 1}: {'.'.join(key)}: {found}")
 
 
 def apply(data: dict[str, Any], override: str) -> Key:
@@ -180,7 +212,9 @@ def apply(data: dict[str, Any], override: str) -> Key:
     if not equals or not all(key):
         raise SpecError("is not KEY=VALUE", where=where, remedy="for example --set servers.count=2")
     try:
-        value = yaml.safe_load(text)
+        value = yamlscalars.load(text)
+    except yamlscalars.Doubtful as error:
+        raise SpecError(str(error), where=where) from None
     except _BAD_YAML:
         raise SpecError("the value is no YAML", where=where, remedy="quote it") from None
     here: Any = data

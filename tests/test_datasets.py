@@ -195,7 +195,7 @@ def test_a_pattern_without_values_is_a_pattern(tree):
         ('"a_*": {xs: 1}\n', "has no pattern for .*b_1.root"),
         ('"*": {xs: 1}\n"b_*": {xs: 2}\n', "two patterns give .*b_1.root another 'xs'"),
         ("- a\n", "not a mapping"), ('"*": 3\n', "not a mapping"), ("1: {xs: 1}\n", "not a mapping"),
-        ('"*": {xs: .nan}\n', "Out of range|nan"), ('"*": {day: 2020-01-01}\n', "not JSON serializable"),
+        ('"*": {xs: .nan}\n', "Out of range|nan"), ('"*": {day: 2020-01-01}\n', "may be a date or text"),
         ('"*": {xs: 1\n', "s.yaml:2"), ('"*": {xs: 1, xs: 2}\n', "stands twice"),
     ],
 )  # fmt: skip
@@ -298,3 +298,11 @@ def test_an_xrootd_url_is_taken_as_it_is(tree):
     """``root://`` files are not looked at one by one: uproot opens them when they are read."""
     url = "root://host.invalid//store/a.root"
     assert [(f.url, f.size, f.stamp) for f in found(tree, url)] == [(url, 0, "")]
+
+
+def test_a_hash_inside_a_name_is_part_of_it(tmp_path):
+    """In a list of names only a ``#`` at the start of a line or after a space begins a comment."""
+    for name in ("run#1.root", "run#2.root"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_text("# all\nrun#1.root\n  run#2.root  # the second\n\t# none\n")
+    assert names(tmp_path, "list.txt") == ["run#1.root", "run#2.root"]

@@ -33,7 +33,7 @@ HEAVY = (
 FLOORS = [
     ["errors", "later", "aside", "private", "identity", "incarnation", "lease", "serverlog", "family", "address"],
     ["hardship", "limbs", "slices", "exact", "spent", "userfile", "watch"],
-    ["registry", "axes", "binning", "histogram", "spec", "rundir"],
+    ["registry", "axes", "binning", "histogram", "spec", "rundir", "yamlscalars"],
     ["tls", "enclose"],
     ["frame", "counts", "receipts", "pack", "frozenvalue", "protocols", "codehash", "stagecode", "checks", "specfile"],
     ["outputs", "datasets", "task"],
@@ -45,7 +45,7 @@ FLOORS = [
     ["apart", "guardian", "runs", "jobs", "reap", "keeper"],
     ["berth", "pilot", "processes", "blame", "chain", "work", "facts", "preflight"],
     ["replacer", "pool", "batches", "lost", "trees", "failures", "merges", "scheduler"],
-    ["account", "engine", "tune", "verification"],
+    ["account", "engine", "tune", "verification", "values"],
     ["cli"],
 ]
 

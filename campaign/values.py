@@ -1,0 +1,51 @@
+"""The free-form values of a campaign as they were read, for ``campaign plan``: text stands in quotes, numbers do not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from campaign.plan import Plan
+from campaign.spec import Campaign
+
+WIDTH, KINDS = 300, 5  # characters of one value; different metadata of one dataset
+
+
+def as_taken(campaign: Campaign, plan: Plan) -> list[str]:
+    """One line per place where a file may say anything: metadata, options of stages, servers and provider.
+
+    Args:
+        campaign: The campaign.
+        plan: Its plan, whose files have the metadata.
+    """
+    return [f"  {key}: {_short(value)}" for key, value in _values(campaign, plan)]
+
+
+def _values(campaign: Campaign, plan: Plan) -> Iterator[tuple[str, Any]]:
+    for name, files in plan.files.items():
+        counted: dict[str, int] = {}
+        for file in files:
+            counted[file.metadata_json] = counted.get(file.metadata_json, 0) + 1
+        kinds = [(text, n) for text, n in counted.items() if text != "{}"]
+        for text, n in kinds[:KINDS]:
+            yield f"datasets.{name}.metadata of {n} file{'s' * (n != 1)}", json.loads(text)
+        if len(kinds) > KINDS:
+            yield f"datasets.{name}.metadata", f"{len(kinds) - KINDS} more"
+    for name, stage in campaign.stages.items():
+        if stage.given:
+            yield f"stages.{name}", stage.given
+    for name, variation in campaign.variations.items():
+        if isinstance(variation.metadata, Mapping):
+            yield f"variations.{name}.metadata", variation.metadata
+    if campaign.servers is not None:
+        for name, model in campaign.servers.models.items():
+            if model.parameters:
+                yield f"servers.models.{name}.parameters", model.parameters
+    if campaign.provider.given:
+        yield f"provider {campaign.provider.kind}", campaign.provider.given
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=repr, ensure_ascii=False)
+    return text if len(text) <= WIDTH else f"{text[:WIDTH]}... ({len(text)} characters)"
