@@ -77,8 +77,21 @@ class CountsPartial:
         """Nothing lies anywhere yet."""
 
     def rounded(self) -> dict[str, int | float]:
-        """The sums, each rounded once."""
-        return {n: float(f) if n in self.floats else int(f) for n, f in sorted(self.total.items())}
+        """The sums, each rounded once.
+
+        Raises:
+            OutputError: A sum of floats is beyond their range.
+        """
+        return {n: _float(n, f) if n in self.floats else int(f) for n, f in sorted(self.total.items())}
+
+
+def _float(name: str, number: Fraction | int) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        raise OutputError(
+            f"the sum of the count '{name}' is beyond the range of floats", remedy="count in another unit"
+        ) from None
 
 
 def read_counts(path: Path) -> CountsPartial:

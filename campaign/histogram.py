@@ -85,6 +85,14 @@ class Histogram:
         """How many weights were ``nan``, ``posinf`` or ``neginf``."""
         return {kind: int(counts.sum()) for kind, counts in self._sumw.nonfinite.items()}
 
+    @property
+    def overflown(self) -> int:
+        """How many bins hold an infinite sum although no weight was infinite: float64 does not reach so far."""
+        infinite = np.isinf(self._sumw.round()) | np.isinf(self._sumw2.round())
+        for counts in self._sumw.nonfinite.values():
+            infinite &= counts == 0
+        return int(np.count_nonzero(infinite))
+
     @_QUIET
     def fill(self, *values: ArrayLike, weight: ArrayLike | None = None, **by_name: ArrayLike) -> Histogram:
         """Adds entries, called exactly as ``hist.Hist.fill``.

@@ -215,6 +215,11 @@ class _Histograms(HistogramsPartial):
 
     def save(self, path: Path, _places: Sequence[int]) -> str:
         outputs.write_histograms(self.total, path)
+        self.notes += [
+            f"histogram {name}: {bins} bins hold sums beyond the range of floats, which stand as infinity"
+            for name, h in self.total.items()
+            if (bins := h.overflown)
+        ]
         return outputs.contents_digest((name, h.sha256()) for name, h in sorted(self.total.items()))
 
 

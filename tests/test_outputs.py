@@ -383,6 +383,19 @@ def test_weights_that_are_no_numbers_are_told(tmp_path):
     assert any("1 nan" in note and "1 posinf" in note for note in made.notes)
 
 
+def test_sums_beyond_the_range_of_floats_are_seen():
+    """Finite weights whose sum, or whose squares, leave the range of floats: such bins are counted, counts refused."""
+    axis = hist.axis.Integer(0, 4, name="x")
+    made = Histogram(axis).fill([0, 0, 1, 2, 3], weight=[1.7e308, 1.7e308, 1e200, np.inf, 1.0])
+    assert made.overflown == 2  # not the bin that was given an infinite weight
+    assert Histogram(axis).fill([0, 1, 2]).overflown == 0
+    counts = CountsPartial()
+    for _ in range(2):
+        counts.add({"w": 1.7e308})
+    with pytest.raises(OutputError, match="count 'w' is beyond the range of floats"):
+        counts.rounded()
+
+
 def test_a_torn_file_of_histograms_is_named(tmp_path):
     """A file truncated anywhere, with a flipped byte in its arrays, or foreign, is a PartialError that names it."""
     path = tmp_path / "h.hists.npz"
