@@ -14,6 +14,7 @@ from campaign.rundir import RunDir
 from campaign.spec import NOMINAL
 from campaign.state import State
 from campaign.twin import NOTE
+from campaign.unmoved import notes_of, unmoved
 
 
 def judge(made: Report, plan: Plan, state: State) -> None:
@@ -68,7 +69,7 @@ def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool
         made.datasets[name] = {"files": len(files), "events": int(state.ledger.events[name].sum())}
     _outputs(made, plan, state)
     made.lost = state.gaps.to_json(max(MOST, state.gaps.limit))
-    made.warnings += [*_uneven(plan, state), *state.gaps.unweighed()]
+    made.warnings += [*_uneven(plan, state), *state.gaps.unweighed(), *unmoved(plan, state.merged)]
     made.artefacts = _artefacts(plan, rundir)
     made.versions = report.versions()
     if hasattr(kind, "versions"):
@@ -87,8 +88,8 @@ def _outputs(made: Report, plan: Plan, state: State) -> None:
         made.outputs[output.name] = told = {"path": str(merged.path), "kind": merged.kind, "sha256": merged.sha256}
         if merged.root:
             told["root"] = str(merged.root)
-        if merged.notes:
-            told["notes"] = list(merged.notes)
+        if notes := notes_of(merged):
+            told["notes"] = notes
         if state.incomplete(output):
             told |= {"incomplete": True, "missing": state.lost(output), "because": state.because(output)}
     made_from = {(r.stage, r.variation): r for r in plan.reduces}

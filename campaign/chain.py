@@ -17,7 +17,7 @@ import numpy as np
 from campaign.aside import aside
 from campaign.blame import explain
 from campaign.client import Servers, Shared, Stream, connect
-from campaign.errors import CampaignError, OutputError, StageError
+from campaign.errors import CampaignError, InputError, OutputError, StageError
 from campaign.frozenvalue import fresh, thawed
 from campaign.outputs import Columns, ColumnsPartial, ColumnsReader, Output, Partial, as_output, start_partial
 from campaign.pack import PackWriter
@@ -28,6 +28,7 @@ from campaign.spent import AHEAD, RUN, WAIT, WRITE, Spent
 from campaign.stepservers import RangeServers
 from campaign.task import Step, Task
 from campaign.twin import NOTE
+from campaign.weighing import Weighings
 
 Frozen = Mapping[tuple[str, str], tuple[str, str]]
 """``(reduce stage, variation)`` -> ``(path, sha256)``."""
@@ -124,6 +125,7 @@ class Chain:
         self.spent = Spent()
         self.answered = 0.0  # when the first prediction was there, seconds since the epoch
         self.streams: dict[tuple[str, str], Stream] = {}
+        self.weighing = Weighings(task.steps, worker.job.stages)
         several = len({s.stage for s in task.steps}) < len(task.steps)
         self.shared: Shared | None = WeakValueDictionary() if several else None
         # A range's events are let go when the last step that takes them has them.
@@ -203,7 +205,7 @@ class Chain:
         """The batch once per weight expression of the task's first steps."""
         found: dict[str | None, Any] = {}
         for expression in {s.weight: None for s in self.task.steps if s.parent is None}:
-            weight = np.ones(len(batch)) if expression is None else source.weight(expression, batch)
+            weight = np.ones(len(batch)) if expression is None else self._evaluated(source, expression, batch)
             layout = batch.layout
             found[expression] = ak.Array(
                 ak.contents.RecordArray(
@@ -211,6 +213,16 @@ class Chain:
                 )
             )
         return found
+
+    def _evaluated(self, source: Any, expression: str, batch: Any) -> np.ndarray[Any, Any]:
+        given, where = source.weight(expression, batch), f"weight '{expression}' in {self.task.source.file.url}"
+        try:  # a reader of the user's own may give anything
+            weight = np.asarray(given, np.float64)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"gives {ak.type(given)}, one number per event is needed", where=where) from error
+        if weight.shape != (len(batch),):
+            raise InputError(f"gives shape {weight.shape}, one number per event is needed", where=where)
+        return weight
 
     # What is done with one.
     def steps(self, batch: Any, servers: RangeServers) -> Iterator[None]:
@@ -225,6 +237,7 @@ class Chain:
                     yield
                 self._finish(step.parent or "", waiting, values)
             given = batch if step.parent == self.task.artefact and step.parent else self.given(step, batch, values)
+            given = self.weighing.shown(step, given)
             batch = batch if i < self.last_reader else None
             stage, ctx = self.worker.stage(step.stage), self.context(step, servers)
             if isinstance(stage, TwoStepStage):
@@ -260,6 +273,7 @@ class Chain:
         output: Output = as_output(value, step.stage)
         values[step.key] = output
         self.rows[step.stage] += output.rows if isinstance(output, Columns) else 0
+        self.weighing.returned(step, output)
         if not step.emit:
             return
         if step.key not in self.partials:
@@ -289,7 +303,8 @@ class Chain:
         waited = self.worker.waited_s
         start = time.perf_counter()
         try:
-            return call(*args)
+            with self.weighing.looking(step):
+                return call(*args)
         except CampaignError as error:
             error.where = error.where or f"stage {step.stage}"
             raise
@@ -304,6 +319,7 @@ class Chain:
 
     def _receipt(self, step: Step, notes: tuple[str, ...]) -> Receipt:
         partial = self.partials[step.key]
+        notes = (*notes, *self.weighing.notes(step, partial))
         pack, offset, own = "", 0, ""
         with self.spent.on(step.stage, WRITE):
             if isinstance(partial, ColumnsPartial):

@@ -36,10 +36,12 @@ class CampaignError(Exception):
 
     Attributes:
         permanent: Trying again cannot help.
+        stage: The stage whose description in the campaign is at fault, so that its line can be named; empty: none.
     """
 
     exit_code = 1
     permanent = True
+    stage = ""
 
     def __init__(self, message: str, *, where: str = "", remedy: str = "", log: str = "") -> None:
         super().__init__(message)

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import hist
 import numpy as np
@@ -23,7 +23,7 @@ from campaign.errors import AxesMismatch, OutputError
 from campaign.exact import BLOCK, ExactSum, Target, add_block
 from campaign.slices import scratch
 
-__all__ = ["Bins", "Histogram", "fill_together"]
+__all__ = ["Bins", "Histogram", "Summary", "fill_together"]
 
 _SPARSE = 8  # this many times fewer entries than bins: no array of all bins is worth making
 _FORMAT = 1
@@ -44,6 +44,20 @@ class Bins:
     flat: NDArray[np.intp]
     kept: NDArray[np.bool_] | None
     entries: int
+
+
+class Summary(NamedTuple):
+    """What :meth:`Histogram.summary` says.
+
+    Args:
+        sha256: Digest of the content.
+        holds: Whether there is anything in it.
+        overflown: Bins that hold an infinite sum although no weight was infinite: float64 does not reach so far.
+    """
+
+    sha256: str
+    holds: bool
+    overflown: int
 
 
 class Histogram:
@@ -84,14 +98,6 @@ class Histogram:
     def nonfinite(self) -> dict[str, int]:
         """How many weights were ``nan``, ``posinf`` or ``neginf``."""
         return {kind: int(counts.sum()) for kind, counts in self._sumw.nonfinite.items()}
-
-    @property
-    def overflown(self) -> int:
-        """How many bins hold an infinite sum although no weight was infinite: float64 does not reach so far."""
-        infinite = np.isinf(self._sumw.round()) | np.isinf(self._sumw2.round())
-        for counts in self._sumw.nonfinite.values():
-            infinite &= counts == 0
-        return int(np.count_nonzero(infinite))
 
     @_QUIET
     def fill(self, *values: ArrayLike, weight: ArrayLike | None = None, **by_name: ArrayLike) -> Histogram:
@@ -278,12 +284,22 @@ class Histogram:
 
     def sha256(self) -> str:
         """Digest of the content: axes without labels, values, variances; not of the name or the way it was filled."""
+        return self.summary().sha256
+
+    def summary(self) -> Summary:
+        """What one look at all of its bins says."""
         digest = hashlib.sha256(self._layout.key.encode())
+        holds, infinite = False, np.zeros(self._layout.size, bool)
         for total in (self._sumw, self._sumw2):
             rounded = total.round()
+            holds = holds or bool(rounded.any())
+            infinite |= np.isinf(rounded)
             rounded[np.isnan(rounded)] = math.nan  # one bit pattern for all NaN
             digest.update(rounded.astype("<f8").tobytes())
-        return digest.hexdigest()
+        if infinite.any():
+            for counts in self._sumw.nonfinite.values():
+                infinite &= counts == 0
+        return Summary(digest.hexdigest(), holds, int(np.count_nonzero(infinite)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Histogram.from_state, self.state()

@@ -33,6 +33,7 @@ class Merged:
         root: The same as a ROOT file (histograms), or None.
         notes: What ROOT cannot hold, weights that are no numbers.
         files: Digest of its files (`fingerprint`), once all of them are written.
+        parts: Short digests of the histograms that hold something, by name.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Merged:
     root: Path | None = None
     notes: tuple[str, ...] = ()
     files: str = ""
+    parts: Mapping[str, str] = field(default_factory=dict)
 
     def remove(self) -> None:
         """Take its files away."""
@@ -210,17 +212,21 @@ def spoilt(rundir: RunDir, got: Sequence[Receipt]) -> list[int]:
 
 
 class _Histograms(HistogramsPartial):
+    parts: Mapping[str, str]
+
     def take(self, content: bytes, where: str) -> None:
         self.add(outputs.unpack_histograms(content, where))
 
     def save(self, path: Path, _places: Sequence[int]) -> str:
         outputs.write_histograms(self.total, path)
+        found = {name: h.summary() for name, h in sorted(self.total.items())}
         self.notes += [
-            f"histogram {name}: {bins} bins hold sums beyond the range of floats, which stand as infinity"
-            for name, h in self.total.items()
-            if (bins := h.overflown)
+            f"histogram {name}: {s.overflown} bins hold sums beyond the range of floats, which stand as infinity"
+            for name, s in found.items()
+            if s.overflown
         ]
-        return outputs.contents_digest((name, h.sha256()) for name, h in sorted(self.total.items()))
+        self.parts = {name: s.sha256[:16] for name, s in found.items() if s.holds}
+        return outputs.contents_digest((name, s.sha256) for name, s in found.items())
 
 
 class _Counts(CountsPartial):
@@ -315,7 +321,8 @@ def _finish(rundir: RunDir, target: Target, total: _Total, places: Sequence[int]
     if total.kind == COLUMNS:
         sync_all(rundir.root)  # when they are restored only their sizes and dates are looked at
     sha256 = total.save(path, places)
-    made = Merged(target.name, total.kind, path, sha256, None, _once(total.notes))
+    parts = total.parts if isinstance(total, _Histograms) else {}
+    made = Merged(target.name, total.kind, path, sha256, None, _once(total.notes), parts=parts)
     return made if made.kind == HISTOGRAMS else replace(made, files=fingerprint(made))  # those have a file to come
 
 
@@ -353,7 +360,7 @@ def receipt_of(
 ) -> Receipt:
     """What is remembered of a merged output, which files it lacks, and if frozen values it depends on lack some."""
     root = str(merged.root.relative_to(rundir.root)) if merged.root else ""
-    about = {"kind": merged.kind, "root": root, "files": merged.files, "gaps": list(gaps)}
+    about = {"kind": merged.kind, "root": root, "files": merged.files, "gaps": list(gaps), "parts": dict(merged.parts)}
     more = canonical_json({**about, "shaky": True} if shaky else about)
     return Receipt(
         merge_key(output), output.stage, output.dataset, output.variation, "", MERGED, merged.sha256, 0,
@@ -366,7 +373,8 @@ def of_receipt(rundir: RunDir, output: Output, receipt: Receipt) -> Merged:
     kind = receipt.about["kind"]
     path = rundir.output(output.stage, output.dataset, output.variation, kind)
     root = rundir.root / str(receipt.about["root"]) if receipt.about["root"] else None
-    return Merged(output.name, kind, path, receipt.sha256, root, receipt.notes, str(receipt.about["files"]))
+    files, parts = str(receipt.about["files"]), dict(receipt.about.get("parts", {}))
+    return Merged(output.name, kind, path, receipt.sha256, root, receipt.notes, files, parts)
 
 
 def restored(rundir: RunDir, output: Output, receipt: Receipt) -> Merged | None:

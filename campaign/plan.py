@@ -44,7 +44,7 @@ class Line:
         events: What it is made from, through its parents.
         parent: The line whose results it takes; None: the events themselves.
         keys: Of its steps, one per file.
-        stage, variation, weight, frozen, emit, level: See `campaign.task.Step`.
+        stage, variation, weight, frozen, emit, level, weighs, followed: See `campaign.task.Step`.
     """
 
     number: int
@@ -57,6 +57,8 @@ class Line:
     emit: bool
     level: int
     keys: Keys
+    weighs: bool = False
+    followed: bool = False
 
     @property
     def name(self) -> str:
@@ -77,7 +79,10 @@ class Line:
         """What its steps have in common, as one of ``lines``."""
         here = [i for i, other in enumerate(lines) if other is self.parent]
         parent = None if self.parent is None else here[0] if here else -1
-        return Common(self.stage, self.variation, parent, self.weight, self.frozen, self.emit, self.level)
+        return Common(
+            self.stage, self.variation, parent, self.weight, self.frozen, self.emit, self.level, self.weighs,
+            self.followed,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

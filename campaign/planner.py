@@ -98,9 +98,11 @@ class _Planner:
         return max([self.level(spec.from_) if spec.from_ else 0, *(self.level(w) + 1 for w in spec.with_)])
 
     def emits(self, stage: str) -> bool:
-        followed = any(s.from_ == stage for s in self.c.stages.values())
         merged = any(s.reduce == stage for s in self.c.stages.values())
-        return self.c.stages[stage].keep or merged or not followed
+        return self.c.stages[stage].keep or merged or not self.followed(stage)
+
+    def followed(self, stage: str) -> bool:
+        return any(s.from_ == stage for s in self.c.stages.values())
 
     def check_keep(self, stage: str) -> None:
         before = self.c.stages[stage].from_
@@ -193,8 +195,14 @@ class _Planner:
             keys += one.digest()
         return Line(
             len(self.lines), stage, variation, events, parent, weight, frozen, self.emits(stage), self.level(stage),
-            Keys(bytes(keys)),
+            Keys(bytes(keys)), self.weighs(stage, dataset, variation), self.followed(stage),
         )  # fmt: skip
+
+    def weighs(self, stage: str, dataset: str, variation: str) -> bool:
+        """Whether a stage has to use a variation's weight, or to hand it on."""
+        v = self.variations[variation]
+        has_one = v is not None and v.weight is not None and self.affects(variation, dataset)
+        return has_one and self.c.stages[stage].weighted
 
     def reduce_varied_at(self, stage: str, variation: str) -> bool:
         return variation != NOMINAL and self.reduce_varied(stage, variation)
@@ -211,6 +219,8 @@ class _Planner:
         if code.uses_servers:
             used = sorted(self.models)
         options = {k: self.option_key(stage, k, v) for k, v in code.options.items()}
+        if not self.c.stages[stage].weighted:
+            options["weighted" if "weighted" not in options else "weighted of the stage"] = False
         return {"code": code.digest, "options": options, "models": {m: self.models[m] for m in used}}
 
     def option_key(self, stage: str, name: str, value: Any) -> Any:

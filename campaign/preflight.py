@@ -70,5 +70,7 @@ def _as_spec_error(plan: Plan, error: CampaignError, task: Task) -> SpecError:
     if error.where.startswith("weight "):
         weighted = next((s.variation for s in task.steps if s.weight), varied)
         key = ("variations", str(weighted), "weight")
+    if error.stage:
+        key = ("stages", error.stage)
     told = SpecError(f"{error.message} (in {error.where})", key=key, remedy=error.remedy, log=error.log)
     return plan.campaign.locate(told)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from campaign.batches import Queue
-from campaign.errors import ArtefactError, CampaignError, FrozenChanged, ServerError
+from campaign.errors import ArtefactError, CampaignError, FrozenChanged, ServerError, SpecError
 from campaign.failures import Failures
 from campaign.later import Later
 from campaign.ledger import Places
@@ -211,11 +211,18 @@ class Scheduler:
         self.tries[at] += 1
         if not error.permanent and self.tries[at] <= self.retries:
             return True
+        self._locate(error)
         self.state.note(error)
         self.state.counts["failed"] += 1
         self._drop(shape, np.array([place]))
         self.failures.failed(shape, place, error)
         return False
+
+    def _locate(self, error: CampaignError) -> None:
+        """Name the line of the stage whose description is at fault: a worker does not know it."""
+        place = self.plan.campaign.locate(SpecError("", key=("stages", error.stage))).where if error.stage else ""
+        if place and place not in error.where:
+            error.where = f"{place}: {error.where}"
 
     def _lost(self, shape: Shape, place: int, error: CampaignError) -> None:
         if self._task_failed(shape, place, error):

@@ -203,6 +203,8 @@ class StageSpec(_Open):
         with_: Reduce stages whose frozen values it needs (in YAML: ``with``).
         datasets: Datasets it applies to; None: those of the stage before it.
         keep: Leave its output per file as an artefact that later passes read.
+        weighted: Whether it uses the weight of a variation (``ctx.weight``), or hands it on; a stage that neither does
+            makes nominal's output in every variation of the weight, and is refused. False: it means to.
     """
 
     use: str | Callable[..., Any]
@@ -211,6 +213,7 @@ class StageSpec(_Open):
     with_: Names = Field(default=(), alias="with")
     datasets: Datasets | None = None
     keep: bool = False
+    weighted: bool = True
 
 
 class Variation(_Frozen):
@@ -382,7 +385,10 @@ def check_references(c: Campaign) -> None:
         at = ("stages", name)
         if stage.reduce is not None:
             _known(stage.reduce, per_file, (*at, "reduce"), "per-file stages")
-            for key, given in (("from", stage.from_), ("keep", stage.keep), ("datasets", stage.datasets)):
+            unweighted = not stage.weighted
+            for key, given in (
+                ("from", stage.from_), ("keep", stage.keep), ("datasets", stage.datasets), ("weighted", unweighted),
+            ):  # fmt: skip
                 if given:
                     raise SpecError(f"a reduce stage takes no '{key}'", key=(*at, key), remedy="take it out")
         elif stage.from_ is not None:

@@ -230,6 +230,11 @@ def _check_options(thing: Any, spec: StageSpec, name: str, where: str) -> None:
         return
     parameters = inspect.signature(thing).parameters
     known = [n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    if "weighted" in known and "weighted" in spec.model_fields_set:
+        raise SpecError(
+            f"'weighted' is a key of every stage, and one of {where}", key=(*key, "weighted"),
+            remedy="write that of the class under 'options: {weighted: ...}'",
+        )  # fmt: skip
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for option in spec.given:
         if option not in known and not open_ended:

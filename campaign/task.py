@@ -51,6 +51,8 @@ class Step:
         emit: Whether it leaves a partial.
         level: How many barriers lie before it.
         source: The events it is made from, through its parents.
+        weighs: Whether its variation has a weight, which the stage must use or hand on.
+        followed: Whether other stages take what it returns.
     """
 
     stage: str
@@ -62,6 +64,8 @@ class Step:
     emit: bool
     level: int
     source: SourceSpec
+    weighs: bool = False
+    followed: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,8 @@ class Common:
     frozen: tuple[tuple[str, str], ...]
     emit: bool
     level: int
+    weighs: bool
+    followed: bool
 
 
 @dataclass(frozen=True)
@@ -168,5 +174,9 @@ class Batch:
         steps = []
         for c, key in zip(self.steps, keys, strict=True):
             parent = None if c.parent is None else artefact if c.parent < 0 else keys[c.parent]
-            steps.append(Step(c.stage, c.variation, key, parent, c.weight, c.frozen, c.emit, c.level, source))
+            steps.append(
+                Step(
+                    c.stage, c.variation, key, parent, c.weight, c.frozen, c.emit, c.level, source, c.weighs, c.followed
+                )
+            )  # fmt: skip
         return Task(tuple(steps), artefact)

@@ -389,13 +389,15 @@ def _try_steps(chain: Chain, batch: Any) -> CampaignError | None:
             or chain.worker.job.stages[step.stage].uses_servers
         ):
             continue
-        given, ctx = chain.given(step, batch, values), chain.context(step, None)
+        given, ctx = chain.weighing.shown(step, chain.given(step, batch, values)), chain.context(step, None)
         value = as_output(chain.guard(step, stage, given, ctx), step.stage)
         values[step.key] = value
-        if step.weight is not None and isinstance(value, Columns) and WEIGHT not in value:
+        chain.weighing.returned(step, value)
+        if step.weight is not None and step.weighs and isinstance(value, Columns) and WEIGHT not in value:
             return OutputError(
                 f"drops the column ctx.weight, so variation '{step.variation}' could not differ from nominal",
                 where=f"stage {step.stage}",
                 remedy="carry batch[ctx.weight] on to what it returns, row by row",
             )
+        chain.weighing.notes(step, value)
     return None

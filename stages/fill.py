@@ -15,7 +15,7 @@ import numpy as np
 from campaign.errors import OutputError
 from campaign.histogram import Histogram, fill_together
 from campaign.outputs import Histograms
-from campaign.protocols import Context
+from campaign.protocols import WEIGHT, Context
 
 _RESERVED = ("weight", "sample", "threads")  # hist takes these for fill's own arguments: no axis is named so
 
@@ -48,6 +48,12 @@ class Fill:
     weight: str | None = None
 
     def __post_init__(self) -> None:
+        if self.weight is not None and not isinstance(self.weight, str):
+            raise ValueError(f"'weight' is {self.weight!r}, not the name of a column")
+        if self.weight == WEIGHT:
+            raise ValueError(
+                f"'weight: {WEIGHT}' would multiply by ctx.weight twice: fill does it by itself; take it out"
+            )
         if not isinstance(self.histograms, Mapping):
             raise _Wrong(f"'histograms' is {self.histograms!r}; write {{name: {{column: axis}}}}")
         for name, axes in self.histograms.items():

@@ -43,9 +43,9 @@ FLOORS = [
     ["servers", "plan", "planner"],
     ["ledger", "intent", "merge", "gaps", "state", "reasons", "manifest", "integrity", "profile", "report", "progress"],
     ["apart", "guardian", "runs", "jobs", "reap", "keeper"],
-    ["berth", "pilot", "processes", "blame", "chain", "work", "facts", "preflight"],
+    ["berth", "pilot", "processes", "blame", "weighing", "chain", "work", "facts", "preflight"],
     ["replacer", "pool", "batches", "lost", "trees", "failures", "merges", "scheduler"],
-    ["account", "engine", "tune", "verification", "values"],
+    ["unmoved", "account", "engine", "tune", "verification", "values"],
     ["cli"],
 ]
 
