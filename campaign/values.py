@@ -1,4 +1,4 @@
-"""The free-form values of a campaign as they were read, for ``campaign plan``: text stands in quotes, numbers do not."""
+"""The free-form values of a campaign as they were read, for ``campaign plan``: text in quotes, numbers without."""
 
 from __future__ import annotations
 
