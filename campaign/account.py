@@ -42,6 +42,7 @@ def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool
     """Fill in everything but status, errors and time."""
     if pool is not None:
         made.servers = pool.report()
+        made.models = {name: {"version": version} for name, version in sorted(pool.versions.items())}
         for server in made.servers:
             made.warnings += [w for w in server.get("warnings", ()) if w not in made.warnings]
     dynamic = _dynamic(plan, kind)

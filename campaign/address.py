@@ -59,6 +59,7 @@ class PoolAddress:
         records: Servers that already run.
         secret: What lets clients in: certificates, headers.
         twins: Models that a process may ask in its own memory when no server is left (`campaign.twin.Twin`).
+        versions: The version of each model that answers; a model that is not there: the newest its server has.
         pool: The nonce of the pool: records of another are passed over; empty: of none.
     """
 
@@ -72,6 +73,7 @@ class PoolAddress:
     records: tuple[Mapping[str, Any], ...] = ()
     secret: Secret | None = field(default=None, repr=False, compare=False)
     twins: tuple[Any, ...] = ()
+    versions: Mapping[str, int] = field(default_factory=dict)
     pool: str = ""
 
     def servers(self) -> list[Mapping[str, Any]]:

@@ -52,7 +52,9 @@ def prove(client: grpcclient.InferenceServerClient, model: str, canary: str | No
         info = model_info(client, model, None)
         if canary is None:
             _check_shapes(info, _ask(client, info, _zeros(info), deadline_s))
-            return f"model {model} has no canary.npz: only the shapes of its answer were checked"
+            return (
+                f"model {model} has no canary.npz (version {info.version}): only the shapes of its answer were checked"
+            )
         known = known_answer(Path(canary))
         answer = _ask(client, info, known.inputs, deadline_s)
     except InferenceServerException as error:

@@ -191,7 +191,8 @@ def _plan(args: argparse.Namespace) -> int:
     from campaign.values import as_taken
 
     campaign = _load(args)
-    plan = engine.check(campaign).plan
+    checked = engine.check(campaign)
+    plan = checked.plan
     rundir = RunDir(args.run_dir.resolve() if args.run_dir else engine.default_run_dir(campaign))
     ledger = Ledger(plan, Receipts(rundir.receipts))
     ledger.read(rundir)
@@ -211,7 +212,7 @@ def _plan(args: argparse.Namespace) -> int:
         why = "; ".join(reasons.reduce(reduce))
         said = f"to do: {why}" if why else "done"
         print(f"  {reduce.stage}/{reduce.variation}: {said}, from {', '.join(o.name for o in reduce.inputs.values())}")
-    taken = as_taken(campaign, plan)
+    taken = as_taken(campaign, plan, checked.models)
     print("\n".join(["values as they were read (text stands in quotes):", *taken] if taken else []))
     return 0
 

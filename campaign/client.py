@@ -261,7 +261,9 @@ class Servers:
 
     def _ask_one(self, link: Link, name: str) -> ModelInfo:
         with closing(open_client(link.record)) as client:
-            info = model_info(client, name, self.address.batches.get(name), link.headers)
+            info = model_info(
+                client, name, self.address.batches.get(name), link.headers, self.address.versions.get(name)
+            )
             return replace(info, tails=tuple(t for t in self.address.tails.get(name, ()) if t < info.batch))
 
 

@@ -58,6 +58,7 @@ class ModelInfo:
         batch: Rows of one request, 0 for a model that does not batch.
         tails: Sizes that the last request may have instead, ascending.
         max_batch: The model's ``max_batch_size``.
+        version: The version that answers; empty: the server names none.
         dynamic: Whether the server may mix requests of several callers into one execution.
     """
 
@@ -68,6 +69,7 @@ class ModelInfo:
     max_batch: int
     dynamic: bool
     tails: tuple[int, ...] = ()
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,27 @@ def open_client(record: Mapping[str, Any]) -> grpcclient.InferenceServerClient:
 
 
 def model_info(
-    client: grpcclient.InferenceServerClient, name: str, batch: int | None, headers: Mapping[str, str] | None = None
+    client: grpcclient.InferenceServerClient,
+    name: str,
+    batch: int | None,
+    headers: Mapping[str, str] | None = None,
+    version: int | None = None,
 ) -> ModelInfo:
-    """Ask a server for a model's metadata and configuration."""
-    metadata = client.get_model_metadata(name, headers=dict(headers or {}), client_timeout=30)
-    config = client.get_model_config(name, headers=dict(headers or {}), client_timeout=30).config
+    """Ask a server for a model's metadata and configuration.
+
+    Args:
+        client: Of the server.
+        name: The model.
+        batch: Rows of one request; None: the model's ``max_batch_size``.
+        headers: Sent with the question.
+        version: The version to ask for; None: the newest that the server has.
+    """
+    asked = "" if version is None else str(version)
+    sent = dict(headers or {})
+    metadata = client.get_model_metadata(name, model_version=asked, headers=sent, client_timeout=30)
+    there = [int(v) for v in metadata.versions if v.isdigit()]
+    asked = asked or (str(max(there)) if there else "")
+    config = client.get_model_config(name, model_version=asked, headers=sent, client_timeout=30).config
     most = int(config.max_batch_size)
 
     def tensors(given: Any) -> tuple[Tensor, ...]:
@@ -126,8 +144,9 @@ def model_info(
 
     size = min(batch or most, most)
     return ModelInfo(
-        name, tensors(metadata.inputs), tensors(metadata.outputs), size, most, config.HasField("dynamic_batching")
-    )
+        name, tensors(metadata.inputs), tensors(metadata.outputs), size, most, config.HasField("dynamic_batching"),
+        version=asked,
+    )  # fmt: skip
 
 
 def check_names(info: ModelInfo, inputs: Arrays) -> None:

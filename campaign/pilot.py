@@ -302,6 +302,11 @@ class Pilot:
         client = canary.client_of(self.berth.name, self.url, self._let_in(end))
         self.health = Health(client, models, **self.berth.order["health"])
         while not self.aside(canary.ready, client):
+            failed, said = serverlog.load_failure(self.berth.log, str(self.place))
+            if failed:
+                raise ModelError(
+                    f"does not load: {said}", where=f"model {failed} on {self.berth.name}", log=self.tail()
+                )
             if time.monotonic() > end:
                 raise ServerError(
                     f"not ready within {self.berth.order['start_deadline_s']:g} s",

@@ -10,13 +10,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from campaign import keeper, registry
 from campaign.address import PoolAddress, Secret
-from campaign.errors import ServerError, SpecError
+from campaign.errors import CampaignError, ServerError, SpecError
 from campaign.guardian import own
 from campaign.identity import OWNER, mark
 from campaign.incarnation import GOING, causes, found, newest, on_the_way
@@ -38,6 +39,7 @@ _OWN_FILES = (
     *("claim-*", "closed-*", "trial-*", "excused-*", "server-*.json", "*-*.log", "*.csr", "*.crt"),
 )
 WEEK_S = 7 * 86400.0
+ASK_S = 10.0  # for an attached server to say which versions it has
 LOOK_S = 0.5  # between two looks for pilots that were lost
 STOP_S = 12.0  # a busy server has 6 s of grace; after that and some more the machine's owner is asked
 CANCELLED_S = 9.0  # a provider that can ends by force, after 8 s, what does not obey
@@ -118,6 +120,7 @@ class ServerPool:
         self._over, self._leaving = threading.Event(), threading.Event()
         self._live: Servers | None = None
         self._secret: Secret | None = None
+        self._versions: dict[str, int] = {}
         self._nonce = secrets.token_hex(8)  # pilots of an earlier pool in the same folder may still run
         self.folder = folder or Path()
 
@@ -139,6 +142,7 @@ class ServerPool:
         recipe = dict(self.kind.prepare(self.say))
         if not self.kind.managed:
             self._secret = self.kind.secret()
+            self._versions = self._versions_there()
             return
         if self._folder_given is None:
             self.folder = Path(tempfile.mkdtemp(prefix="campaign-pool-"))
@@ -188,6 +192,30 @@ class ServerPool:
         replacer = Replacer(self.folder, self.spec.restarts, self.spec.lease_s, slow_s, carry, self.say, self._nonce)
         self._replacing = threading.Thread(target=self._replace, args=(replacer,), name="campaign-pilots", daemon=True)
         self._replacing.start()
+
+    def _versions_there(self) -> dict[str, int]:
+        """The versions that attached servers answer with now: asked for by number from now on, in every process."""
+        given = {name: v for name in self.spec.models if (v := self.kind.version(name)) is not None}
+        found: dict[str, int] = {}
+        if given.keys() == self.spec.models.keys():
+            return found
+        from campaign.client import connect
+
+        servers = connect(replace(self.address, start_deadline_s=ASK_S))
+        try:
+            for name in self.spec.models.keys() - given.keys():
+                with suppress(CampaignError):  # the tasks that need it name a server that cannot be asked
+                    version = servers.model(name).version
+                    found |= {name: int(version)} if version else {}
+        finally:
+            servers.close()
+        return found
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """The version of each model that answers, where it is known."""
+        known = {name: v for name in self.spec.models if (v := self.kind.version(name)) is not None}
+        return {**self._versions, **known}
 
     def _ask_twins(self) -> None:
         there = fork_server_runs()
@@ -253,6 +281,7 @@ class ServerPool:
             records=tuple(self.kind.addresses()),
             secret=self._secret,
             twins=self.twins,
+            versions=self.versions,
             pool=self._nonce if self.kind.managed else "",
         )
 

@@ -159,6 +159,9 @@ class ServerKind(Protocol):
     def identity(self, model: str) -> Mapping[str, Any]:
         """What the model's answers depend on (file hashes, configuration, server build); JSON-able."""
 
+    def version(self, model: str) -> int | None:
+        """The version of the model that answers; None: the newest that the servers have."""
+
     def prepare(self, say: Callable[[str], None]) -> Mapping[str, Any]:
         """Make ready what servers need (an environment, say), telling the user through ``say``.
 

@@ -36,6 +36,7 @@ class Report:
         lost: Files that failed for good: ``{file, dataset, error, entries, sum_of_weights}`` (null: unknown).
         tasks: Counts: total, done (in this run), reused (from earlier ones), failed.
         servers: What each server was and did.
+        models: ``{name: {version}}`` of the models that were asked: the version that answered.
         artefacts: ``{name: path}`` of plots and tables.
         rows: Inferred rows by how they were answered.
         errors: What failed, one text each.
@@ -53,6 +54,7 @@ class Report:
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     tasks: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("total", "done", "reused", "failed"), 0))
     servers: list[dict[str, Any]] = field(default_factory=list)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
     lost: list[dict[str, Any]] = field(default_factory=list)
     artefacts: dict[str, str] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RUNGS, 0))

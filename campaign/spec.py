@@ -121,7 +121,8 @@ class ModelSpec(_Frozen):
         tails: Sizes the last request of a file may have in place of ``batch``: the smallest that holds its rows. Where
             files are short, fewer rows are padding. Part of the results' identity, as ``batch`` is: each size is a
             shape of its own to the model. Empty: the last request is padded to ``batch``.
-        version: Version folder in the repository.
+        version: The version that answers. None: what the configuration's ``version_policy`` says; of several versions
+            that it serves, the newest.
         parameters: Entries put into the model configuration's ``parameters``.
         files: Files placed into the version folder, ``{name there: path here}`` (weights, for example).
         canary: An ``.npz`` known answer, in place of the model folder's ``canary.npz``.
@@ -133,7 +134,7 @@ class ModelSpec(_Frozen):
 
     batch: int | None = Field(default=None, ge=1)
     tails: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    version: int = Field(default=1, ge=1)
+    version: int | None = Field(default=None, ge=1)
     parameters: dict[str, str | int | float | bool] = Field(default_factory=dict)
     files: dict[Name, str] = Field(default_factory=dict)
     canary: str | None = None

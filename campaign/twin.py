@@ -108,12 +108,12 @@ def twin_of(kind: Any, base: Path, model: str, spec: ModelSpec) -> Twin | None:
         return (base / Path(name).expanduser()).resolve()
 
     folder = kind.folder(model)
-    version = folder / str(spec.version)
+    version = folder / str(kind.version(model))
     usual = path(spec.files["model.onnx"]) if "model.onnx" in spec.files else version / "model.onnx"
     if given.use != "onnx" and given.file is None:
         usual = version
     file = path(given.file) if given.file else usual
-    canary = path(spec.canary) if spec.canary else folder / "canary.npz"
+    canary = kind.canary(model)
     if not file.exists():
         raise SpecError(f"there is no {file}", key=key, remedy="name the model's file: local_twin: {file: ...}")
     if not canary.is_file():

@@ -1,4 +1,4 @@
-"""The free-form values of a campaign as they were read, for ``campaign plan``: text in quotes, numbers without."""
+"""The free-form values of a campaign as they were read, for ``campaign plan``: only text stands in quotes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from campaign.spec import Campaign
 WIDTH, KINDS = 300, 5  # characters of one value; different metadata of one dataset
 
 
-def as_taken(campaign: Campaign, plan: Plan) -> list[str]:
+Models = Mapping[str, Mapping[str, Any]]
+
+
+def as_taken(campaign: Campaign, plan: Plan, models: Models) -> list[str]:
     """One line per place where a file may say anything: metadata, options of stages, servers and provider.
 
     Args:
         campaign: The campaign.
         plan: Its plan, whose files have the metadata.
+        models: What each model's answers depend on (`campaign.protocols.ServerKind.identity`).
     """
-    return [f"  {key}: {_short(value)}" for key, value in _values(campaign, plan)]
+    return [f"  {key}: {_short(value)}" for key, value in _values(campaign, plan, models)]
 
 
-def _values(campaign: Campaign, plan: Plan) -> Iterator[tuple[str, Any]]:
+def _values(campaign: Campaign, plan: Plan, models: Models) -> Iterator[tuple[str, Any]]:
     for name, files in plan.files.items():
         counted: dict[str, int] = {}
         for file in files:
@@ -38,10 +42,11 @@ def _values(campaign: Campaign, plan: Plan) -> Iterator[tuple[str, Any]]:
     for name, variation in campaign.variations.items():
         if isinstance(variation.metadata, Mapping):
             yield f"variations.{name}.metadata", variation.metadata
-    if campaign.servers is not None:
-        for name, model in campaign.servers.models.items():
-            if model.parameters:
-                yield f"servers.models.{name}.parameters", model.parameters
+    for name, model in campaign.servers.models.items() if campaign.servers is not None else ():
+        version = models[name].get("version")
+        yield f"servers.models.{name}", f"version {version}" if version else "the newest version the servers have"
+        if model.parameters:
+            yield f"servers.models.{name}.parameters", model.parameters
     if campaign.provider.given:
         yield f"provider {campaign.provider.kind}", campaign.provider.given
 

@@ -116,7 +116,7 @@ class Codec:
 
     def _head(self, shapes: tuple[Shape, ...]) -> bytes:
         if shapes not in self._heads:
-            request = service_pb2.ModelInferRequest(model_name=self.info.name)
+            request = service_pb2.ModelInferRequest(model_name=self.info.name, model_version=self.info.version)
             for tensor, shape in zip(self.info.inputs, shapes, strict=True):
                 request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=shape)
             for tensor in self.info.outputs:
@@ -156,6 +156,9 @@ class Codec:
         if head in self._answers:
             return self._answers[head], None
         message = service_pb2.ModelInferResponse.FromString(head)
+        if message.model_version and self.info.version not in ("", message.model_version):
+            asked, given = self.info.version, message.model_version
+            raise self._wrong("", f"version {given} answered, and version {asked} was asked")
         found = [(o.name, o.datatype, tuple(int(n) for n in o.shape)) for o in message.outputs]
         if not any(o.HasField("contents") for o in message.outputs):
             _make_room(self._answers)

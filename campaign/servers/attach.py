@@ -84,7 +84,11 @@ class Attach:
         """What is known without asking: where it is served. A changed model there cannot be seen."""
         spec = self.spec.models[model]
         urls = sorted(self.options.urls)
-        return {"model": model, "batch": spec.batch, "tails": sorted(spec.tails), "urls": urls}
+        return {"model": model, "batch": spec.batch, "tails": sorted(spec.tails), "urls": urls, "version": spec.version}
+
+    def version(self, model: str) -> int | None:
+        """The campaign's; None: the newest that the servers have, which the pool asks for."""
+        return self.spec.models[model].version
 
     def prepare(self, say: Callable[[str], None]) -> Mapping[str, Any]:
         """Nothing to make."""

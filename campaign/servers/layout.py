@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from campaign.errors import ModelError
 from campaign.rundir import file_digest
 
+_NUMBER = re.compile(r"\s*[-+]?[0-9]")  # how C++'s stoll begins
 COPIED = 64 << 20  # bytes; a larger file is linked to
 
 
@@ -37,7 +39,9 @@ def files_of(folder: Path, version: int, placed: Mapping[str, Path]) -> dict[str
     """
     found = {f"{version}/{name}": path for name, path in tree(folder / str(version))}
     for path in sorted(folder.iterdir()):  # labels, warm-up data, what a user's own backend looks for
-        if path.name in ("config.pbtxt", "configs", "canary.npz", "__pycache__") or path.name.isdigit():
+        if path.name in ("config.pbtxt", "configs", "canary.npz", "__pycache__"):
+            continue
+        if path.is_dir() and _NUMBER.match(path.name):  # a version to Triton, which reads 2.5 as 2
             continue
         if path.is_file():
             found[path.name] = path

@@ -20,7 +20,7 @@ from campaign.errors import SpecError
 from campaign.protocols import Launch
 from campaign.registry import unknown
 from campaign.rundir import file_digest
-from campaign.servers import environment
+from campaign.servers import environment, settings
 from campaign.servers.layout import files_of, hold, lay_out, tree
 from campaign.spec import ModelSpec, ServerSpec
 
@@ -129,7 +129,7 @@ class Triton:
     def _check_model(self, name: str, model: ModelSpec) -> None:
         key = ("servers", "models", name)
         folder, config = self.folder(name), self.config(name)
-        self._check_backend(folder, config, model, key)
+        self._check_backend(name, folder, config, key)
         for target, path in model.files.items():
             if not self._path(path).is_file():
                 raise SpecError(f"there is no file {self._path(path)}", key=(*key, "files", target))
@@ -153,16 +153,20 @@ class Triton:
                 remedy=f"use at most {config.max_batch_size}",
             )
 
-    def _check_backend(self, folder: Path, config: Any, model: ModelSpec, key: tuple[str, ...]) -> None:
-        for member in _members(config):
-            if member not in self.spec.models:
-                raise SpecError(
-                    f"the ensemble needs the model '{member}'", key=key, remedy="name it under servers.models too"
-                )
+        if model.instances and len(config.instance_group) > 1:
+            raise SpecError(
+                f"{self.config_file(name)} has {len(config.instance_group)} instance groups, and 'instances' sets one",
+                key=(*key, "instances"),
+                remedy="take 'instances' out, and set the counts in the configuration",
+            )
+
+    def _check_backend(self, name: str, folder: Path, config: Any, key: tuple[str, ...]) -> None:
+        self._check_members(name, config, key)
+        for wrong, remedy in settings.refused(config, name):
+            raise SpecError(f"{self.config_file(name)}: {wrong}", key=key, remedy=remedy)
         if _members(config):
             return
-        if not (folder / str(model.version)).is_dir():
-            raise SpecError(f"{folder} has no version folder {model.version}", key=(*key, "version"))
+        self.version(name)
         backends = {"python", *self._own_backends()}
         if config.backend not in backends:
             raise SpecError(
@@ -170,6 +174,45 @@ class Triton:
                 key=key,
                 remedy=f'give {folder} a configs/embedded.pbtxt with backend: "python", or name backend_directories',
             )
+
+    def _check_members(self, name: str, config: Any, key: tuple[str, ...]) -> None:
+        for step in config.ensemble_scheduling.step:
+            member, wanted = step.model_name, step.model_version
+            if member not in self.spec.models:
+                raise SpecError(
+                    f"the ensemble {name} needs the model '{member}', which servers.models does not list",
+                    key=key,
+                    remedy=f"write models: {{{name}: {{}}, {member}: {{}}}}",
+                )
+            if wanted > 0 and wanted != self.version(member):
+                raise SpecError(
+                    f"the ensemble {name} needs version {wanted} of '{member}'; version {self.version(member)} answers",
+                    key=key,
+                    remedy=f"set servers.models.{member}.version: {wanted}",
+                )
+
+    def version(self, model: str) -> int:
+        """The version that answers: the campaign's, else the newest that the model's version policy serves.
+
+        Raises:
+            SpecError: There is no such version; says which there are.
+        """
+        folder, wanted = self.folder(model), self.spec.models[model].version
+        there = settings.versions(folder)
+        key = ("servers", "models", model, "version")
+        have = f"it has: {', '.join(map(str, there))}" if there else "it has none"
+        if wanted is not None:
+            if wanted not in there:
+                raise SpecError(f"{folder} has no version {wanted} ({have})", key=key, remedy="name one that is there")
+            return wanted
+        answering = settings.served(self._read_config(model), there)
+        if not answering:
+            raise SpecError(
+                f"{self.config_file(model)}: its version_policy serves no version of {folder} ({have})",
+                key=key[:-1],
+                remedy="correct the policy, or set 'version'" if there else "a version is a folder such as 1",
+            )
+        return answering[-1]
 
     def _own_backends(self) -> dict[str, Path]:
         """Backends of ``backend_directories`` by name; a later directory wins, as the server sees it."""
@@ -183,19 +226,41 @@ class Triton:
         Raises:
             SpecError: There is none, or it does not parse.
         """
+        config = self._read_config(model)
+        config.name = config.name or model
+        config.ClearField("version_policy")  # only the version that answers is laid out
+        return render(config, self.spec.models[model])
+
+    def config_file(self, model: str) -> Path:
+        """The file that holds a model's configuration.
+
+        Raises:
+            SpecError: There is none.
+        """
         folder = self.folder(model)
         path = next((p for p in (folder / f"configs/{CONFIG}.pbtxt", folder / "config.pbtxt") if p.is_file()), None)
         if path is None:
             raise SpecError(
                 f"{folder} has neither configs/embedded.pbtxt nor config.pbtxt", key=("servers", "models", model)
             )
+        return path
+
+    def _read_config(self, model: str) -> Any:
+        path = self.config_file(model)
         config = _messages().ModelConfig()
         try:
             text_format.Parse(path.read_text(), config)
-        except text_format.ParseError as error:
+        except (text_format.ParseError, UnicodeDecodeError) as error:
             raise SpecError(f"{path}:{error}", key=("servers", "models", model)) from None
-        config.name = model
-        return render(config, self.spec.models[model])
+        return config
+
+    def canary(self, model: str) -> Path:
+        """Where a model's known answer is, or would be: the campaign's, else the version's own, else the model's."""
+        given = self.spec.models[model].canary
+        if given:
+            return self._path(given)
+        own = self.folder(model) / str(self.version(model)) / "canary.npz"
+        return own if own.is_file() else self.folder(model) / "canary.npz"
 
     def tensors(self, model: str) -> tuple[list[str], list[str]]:
         """Names of a model's inputs and outputs."""
@@ -208,8 +273,8 @@ class Triton:
         How many instances there are changes no answer, and is left out.
         """
         spec = self.spec.models[model]
-        version = self.folder(model) / str(spec.version)
-        files = self._digests(version)
+        version = self.version(model)
+        files = self._digests(self.folder(model) / str(version))
         files |= {name: self._digest(self._path(path)) for name, path in spec.files.items()}
         config = self.config(model)
         config.ClearField("instance_group")
@@ -219,6 +284,7 @@ class Triton:
         return {
             "batch": spec.batch or config.max_batch_size,
             "tails": sorted(spec.tails),
+            "version": version,
             "config": hashlib.sha256(config.SerializeToString(deterministic=True)).hexdigest(),
             "files": files,
             "backend": self._digests(own) if own else {},
@@ -232,11 +298,11 @@ class Triton:
         models = {}
         for name, spec in self.spec.models.items():
             folder = self.folder(name)
-            canary = self._path(spec.canary) if spec.canary else folder / "canary.npz"
+            canary, version = self.canary(name), self.version(name)
             placed = {target: self._path(path) for target, path in spec.files.items()}
-            files = files_of(folder, spec.version, placed)
+            files = files_of(folder, version, placed)
             models[name] = {
-                "version": spec.version,
+                "version": version,
                 "config": text_format.MessageToString(self.config(name)),
                 "files": {relative: [str(path), self._digest(path)] for relative, path in files.items()},
                 "canary": str(canary) if canary.is_file() else None,
@@ -249,6 +315,8 @@ class Triton:
             "backends": {name: [str(path), self._digests(path)] for name, path in backends.items()},
             "address": self.options.address,
             "private_shm": self.options.private_shm,
+            # Without the flag Triton reads rate_limiter and does not follow it.
+            "rate_limit": any(g.HasField("rate_limiter") for name in models for g in self.config(name).instance_group),
         }
 
     def versions(self) -> str:
@@ -291,6 +359,7 @@ class Triton:
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in recipe["models"]),
             *listen,
+            *(["--rate-limit=execution_count"] if recipe["rate_limit"] else []),
             # Nobody has any business with these, not even whom the socket or the certificate lets in. The word is said
             # to nobody; that every user of the node can read it here does not help those who are not let in.
             f"--grpc-restricted-protocol=shared-memory,model-repository,trace,logging:campaign={secrets.token_hex(16)}",
