@@ -18,7 +18,7 @@ from typing import Any
 
 import cloudpickle
 
-from campaign import __version__, codehash, registry
+from campaign import __version__, codehash, registry, weighwords
 from campaign.errors import SpecError
 from campaign.spec import Campaign, StageSpec
 from campaign.userfile import PREFIX, load_file, look_in
@@ -38,6 +38,7 @@ class StageCode:
         digest: SHA-256 of the code it can reach.
         uses_servers: Whether that code mentions ``servers``.
         folder: Where modules are looked for that are not installed.
+        may_weigh: Whether that code may ask for ``ctx.weight``; False: it does not.
     """
 
     name: str
@@ -49,6 +50,7 @@ class StageCode:
     digest: str
     uses_servers: bool
     folder: str = ""
+    may_weigh: bool = True
 
     def load(self) -> Callable[..., Any]:
         """The stage, ready to be called with ``(batch, ctx)`` or ``(merged, ctx)``."""
@@ -120,8 +122,12 @@ def _resolve(
         file, target = _importable(thing)
         if not target:
             pickled, folder = _packed(thing, where, key), _folder(thing)
-    code, uses = code_digest(thing, file, target)
-    return StageCode(name, where, file, target, pickled, options, code, uses, folder)
+    text = code_text(thing, file, target)
+    code, may_weigh = hashlib.sha256(text.encode()).hexdigest(), weighwords.may_weigh(thing, text)
+    own = target.split(".")[0] == "campaign"  # what comes with campaign says itself which model it asks
+    return StageCode(
+        name, where, file, target, pickled, options, code, "servers" in text and not own, folder, may_weigh or own
+    )
 
 
 def _check_callable(thing: Any, where: str, key: tuple[str, ...]) -> None:
@@ -135,8 +141,8 @@ def _has(cls: type, method: str) -> bool:
     return any(method in vars(c) for c in cls.__mro__)
 
 
-def code_digest(thing: Any, file: str, target: str) -> tuple[str, bool]:
-    """Hash of the code a stage can reach, and whether it mentions ``servers``.
+def code_text(thing: Any, file: str, target: str) -> str:
+    """The code a stage can reach, as syntax trees or byte code: what its results depend on.
 
     Args:
         thing: The function, class or object.
@@ -145,12 +151,11 @@ def code_digest(thing: Any, file: str, target: str) -> tuple[str, bool]:
     """
     module, _, name = target.rpartition(":")
     if module.split(".")[0] == "campaign":  # comes with campaign, whose version is in every key
-        return hashlib.sha256(f"{target} {__version__}".encode()).hexdigest(), False
+        return f"{target} {__version__}"
     place = file or getattr(sys.modules.get(module), "__file__", None)
     by_name = bool(target and place and place.endswith(".py"))
     parts = codehash.of_name(Path(str(place)), name.split(".")[0]) if by_name else codehash.of_object(thing)
-    text = "\n".join(parts)
-    return hashlib.sha256(text.encode()).hexdigest(), "servers" in text
+    return "\n".join(parts)
 
 
 def _named(campaign: Campaign, use: str, key: tuple[str, ...]) -> tuple[Any, str, str]:

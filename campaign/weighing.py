@@ -34,7 +34,7 @@ class Weighings:
     """
 
     def __init__(self, steps: Iterable[Step], code: Mapping[str, Any]) -> None:
-        self._of = {s.key: Weighing(s, code[s.stage].where) for s in steps if s.weighs}
+        self._of = {s.key: Weighing(s, code[s.stage].where, code[s.stage].may_weigh) for s in steps if s.weighs}
 
     def shown(self, step: Step, batch: Any) -> Any:
         """See `Weighing.shown`; as they are to a stage that need not look."""
@@ -62,12 +62,14 @@ class Weighing:
     Args:
         step: The step; its variation has a weight.
         where: Its code, for messages.
+        may: Whether that may ask for the weight, perhaps of other events than those of this task.
 
     Attributes:
         differs: Whether a weight other than 1 was among those of its rows.
     """
 
-    def __init__(self, step: Step, where: str) -> None:
+    def __init__(self, step: Step, where: str, may: bool) -> None:
+        self._may = may
         self._where = f"stage {step.stage} ({where})"
         self._stage, self._variation, self._followed = step.stage, step.variation, step.followed
         self.differs = self._used = self._filled = self._rounded = self._looking = False
@@ -141,18 +143,18 @@ class Weighing:
             made: What the stage has returned, or all of it together.
 
         Raises:
-            OutputError: Histograms were filled, and nobody has looked at the weight.
+            OutputError: Histograms were filled by code that does not look at the weight.
         """
         if not self.differs:
             return ()
         unused = self._filled and not self._used
-        if unused and isinstance(made, (Histograms, HistogramsPartial)):
+        if unused and not self._may and isinstance(made, (Histograms, HistogramsPartial)):
             raise self._error(
                 f"fills histograms without ctx.weight, so those of variation '{self._variation}' are nominal's",
                 f"multiply the event's weight by batch[ctx.weight]; or, if it counts entries on purpose, write "
                 f"'weighted: false' under stages.{self._stage}",
             )
-        found = {WEIGHED: True, UNUSED: unused, ROUNDED: self._rounded}
+        found = {WEIGHED: True, UNUSED: unused and not self._may, ROUNDED: self._rounded}
         return tuple(note for note, true in found.items() if true)
 
     def _error(self, message: str, remedy: str) -> OutputError:

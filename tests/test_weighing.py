@@ -17,6 +17,7 @@ import campaign
 from campaign import Histogram
 from campaign.outputs import read_histograms
 from campaign.planner import plan
+from campaign.stagecode import resolve
 from tests.conftest import command, report_of
 
 STAGES = '''
@@ -63,6 +64,15 @@ def fill_w(batch, ctx):
 
 def fill_none(batch, ctx):
     return {"h": hist.Hist(AXIS, storage=hist.storage.Weight()).fill(ak.to_numpy(batch.x), weight=None)}
+
+
+def sometimes(batch, ctx):
+    """Entries on purpose, and the weight only where there is a tail: in the second file."""
+    tail = batch[batch.x > 3.08]
+    histogram = Histogram(AXIS)
+    if len(tail):
+        histogram.fill(tail.x, weight=tail[ctx.weight])
+    return Histograms(control=Histogram(AXIS).fill(batch.x), tail=histogram)
 
 
 def fill_empty(batch, ctx):
@@ -148,6 +158,7 @@ ALL = {
     "own": {"use": "s.py:Own", "from": "select", "options": {"weighted": False}},
     "touch": {"use": "s.py:touch", "from": "select"},
     "one_of_two": {"use": "s.py:one_of_two", "from": "select"},
+    "sometimes": {"use": "s.py:sometimes", "from": "select"},
     "empty": {"use": "s.py:fill_empty", "from": "select"},
     "count": {"use": "s.py:count", "from": "select"},
     "entries": {"use": "s.py:count", "from": "select", "weighted": False},
@@ -170,6 +181,7 @@ def test_what_a_stage_does_with_the_weight_is_told_once(folder: Path) -> None:
         "forgotten": f"{same}does it use ctx.weight? write 'weighted: false' there if it is meant to",
         "one_of_two": "of its histograms, forgotten are nominal's, bit for bit, in variations down, up, though",
         "short": "hands ctx.weight on with fewer digits than float64 has, in variations down, up",
+        "sometimes": "of its histograms, control are nominal's, bit for bit, in variations down, up, though",
         "touch": f"{same}does it use ctx.weight?",
     }
     assert len(report.warnings) == len(expected)
@@ -257,3 +269,32 @@ def test_a_class_with_an_option_of_that_name_is_told_where_to_write_it(folder: P
     write(folder, {"own": {"use": "s.py:Own", "weighted": False}}, up="k")
     with pytest.raises(campaign.SpecError, match=r"'weighted' is a key of every stage, and one of s\.py:Own"):
         plan(campaign.load(folder / "c.yaml"), {})
+
+
+WORDS = {
+    "return batch.w * batch[ctx.weight]": True,
+    "w = ctx.weight; return batch[w]": True,
+    "return helper(batch, ctx)": True,
+    "return batch['variation_weight']": True,
+    "return getattr(ctx, 'weight') if batch.x else helper2(ctx)": True,
+    "return batch.weight": False,
+    "return batch['weight'], ctx.options": False,
+    "jets = batch.jets; return jets.weight * len(ctx.dataset)": False,
+    "return helper2(ctx)": False,
+    "return batch.weight, helper2(ctx)": False,
+}
+HELPERS = "def helper(b, c):\n    return b[c.weight]\n\n\ndef helper2(c):\n    return c.dataset\n\n\n"
+
+
+@pytest.mark.parametrize("body", WORDS)
+def test_whether_code_may_ask_for_the_weight(folder: Path, body: str) -> None:
+    """It may if it says ``ctx.weight``, whatever that is called, or hands ctx to code that says ``.weight``."""
+    for batch, ctx in (("batch", "ctx"), ("events", "c")):
+        text = body.replace("batch", batch).replace("ctx", ctx)
+        (folder / "s.py").write_text(
+            f"{HELPERS}def f({batch}, {ctx}):\n    {text}\n\n\nclass C:\n    def __call__(self, {batch}, {ctx}):\n"
+            f"        {text}\n"
+        )
+        for name in "fC":
+            write(folder, {name: {"use": f"s.py:{name}"}})
+            assert resolve(campaign.load(folder / "c.yaml"), name).may_weigh == WORDS[body], (name, batch)
