@@ -67,9 +67,9 @@ class Fill:
 
     def __call__(self, batch: Any, ctx: Context) -> Histograms:
         """Fill one range."""
-        weight = np.ones(len(batch)) if self.weight is None else flat(batch, self.weight).astype(float)
+        weight = np.ones(len(batch)) if self.weight is None else numbers(batch, self.weight)
         if ctx.weight in ak.fields(batch):
-            weight = weight * flat(batch, ctx.weight)
+            weight = weight * numbers(batch, ctx.weight)
         filled = Histograms({name: empty(axes) for name, axes in self.histograms.items()})
         wanted = {column for axes in self.histograms.values() for column in axes}
         columns = {column: flat(batch, column) for column in wanted}
@@ -95,6 +95,17 @@ def flat(batch: Any, column: str) -> np.ndarray[Any, Any]:
             remedy="flatten or fill it in the stage before",
         ) from error
     return np.asarray(array)
+
+
+def numbers(batch: Any, column: str) -> np.ndarray[Any, Any]:
+    """A column of one number per row, float64, shape (rows,); text that looks like numbers is none."""
+    array = flat(batch, column)
+    if array.dtype.kind not in "biuf" or array.ndim != 1:
+        raise OutputError(
+            f"the weight '{column}' is of type {ak.type(batch[column])}, one number per row is needed",
+            remedy="make it a number in the stage before",
+        )
+    return array.astype(np.float64, copy=False)
 
 
 def empty(axes: Mapping[str, Mapping[str, Any]]) -> Histogram:

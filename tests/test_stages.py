@@ -321,6 +321,15 @@ def test_fill_refuses_what_is_not_one_value_per_row(column):
             stage(batch_of(), context())
 
 
+@pytest.mark.parametrize("weight", ["c", "pair"])
+def test_fill_takes_numbers_for_weights(weight):
+    """A weight of text, or of several numbers per row, is refused by its name and type."""
+    batch = ak.with_field(batch_of(), np.zeros((500, 2)), "pair")
+    batch = ak.with_field(batch, ["1.5"] * 500, "c")
+    with pytest.raises(OutputError, match=f"the weight '{weight}' is of type 500"):
+        Fill({"h": {"x": {"edges": [0, 1]}}}, weight)(batch, context())
+
+
 @pytest.mark.parametrize(
     "axis",
     [{}, {"bins": 2}, {"bins": 2, "range": [0]}, {"bins": 0, "range": [0, 1]}, {"bins": 2, "range": [1, 1]},

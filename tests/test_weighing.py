@@ -17,6 +17,7 @@ import campaign
 from campaign import Histogram
 from campaign.outputs import read_histograms
 from campaign.planner import plan
+from campaign.protocols import WEIGHT
 from campaign.stagecode import resolve
 from tests.conftest import command, report_of
 
@@ -261,7 +262,7 @@ def test_a_stage_that_loses_the_weight_on_the_way_is_refused(folder: Path, how: 
 def test_the_built_in_fill_multiplies_once() -> None:
     """``weight`` that names the variation's own column is refused: fill multiplies by it anyhow."""
     with pytest.raises(ValueError, match=r"would multiply by ctx\.weight twice"):
-        Fill(BUILT_IN["histograms"], weight="variation_weight")
+        Fill(BUILT_IN["histograms"], weight=WEIGHT)
 
 
 def test_a_class_with_an_option_of_that_name_is_told_where_to_write_it(folder: Path) -> None:
@@ -275,7 +276,7 @@ WORDS = {
     "return batch.w * batch[ctx.weight]": True,
     "w = ctx.weight; return batch[w]": True,
     "return helper(batch, ctx)": True,
-    "return batch['variation_weight']": True,
+    f"return batch['{WEIGHT}']": True,
     "return getattr(ctx, 'weight') if batch.x else helper2(ctx)": True,
     "return batch.weight": False,
     "return batch['weight'], ctx.options": False,
