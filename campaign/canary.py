@@ -15,8 +15,10 @@ import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from campaign.address import Secret
+from campaign.casting import DoesNotFit, as_dtype
 from campaign.errors import ModelError
 from campaign.kserve import ModelInfo, as_input, model_info, open_client
+from campaign.text import as_bytes_objects
 
 
 def client_of(name: str, url: str, secret: Secret | None = None) -> grpcclient.InferenceServerClient:
@@ -106,7 +108,11 @@ def known_answer(path: Path) -> Known:
 
 
 def _zeros(info: ModelInfo) -> dict[str, Any]:
-    return {t.name: np.zeros([max(n, 1) for n in t.shape], t.dtype) for t in info.inputs}
+    made = {t.name: np.zeros([max(n, 1) for n in t.shape], t.dtype) for t in info.inputs}
+    for tensor in info.inputs:
+        if tensor.datatype == "BYTES":
+            made[tensor.name][...] = b""
+    return made
 
 
 def _ask(
@@ -114,13 +120,24 @@ def _ask(
 ) -> dict[str, Any]:
     given = []
     for tensor in info.inputs:
+        if tensor.name in info.optional and tensor.name not in inputs:
+            continue
         if tensor.name not in inputs:
             raise ModelError(f"its canary has no input.{tensor.name}", where=f"model {info.name}")
-        array = np.ascontiguousarray(inputs[tensor.name], dtype=tensor.dtype)
-        given.append(as_input(tensor, array))
+        try:
+            array = inputs[tensor.name]
+            array = as_bytes_objects(array) if tensor.datatype == "BYTES" else as_dtype(array, tensor.dtype)
+        except DoesNotFit as error:
+            where = f"model {info.name}"
+            raise ModelError(f"its canary's input.{tensor.name}, row {error.row}: {error}", where=where) from None
+        given.append(as_input(tensor, np.ascontiguousarray(array)))
     # A Python model may answer late right after loading; the deadline is the server's start deadline.
     result = client.infer(info.name, given, client_timeout=deadline_s)
-    return {t.name: result.as_numpy(t.name) for t in info.outputs}
+    found = {t.name: result.as_numpy(t.name) for t in info.outputs}
+    return {
+        t.name: found[t.name] if found[t.name] is None else found[t.name].astype(t.answer_dtype, copy=False)
+        for t in info.outputs
+    }
 
 
 def _check_shapes(info: ModelInfo, answer: dict[str, Any]) -> None:
@@ -140,7 +157,9 @@ def _compare(model: str, name: str, answer: dict[str, Any], want: Any, rtol: flo
         raise ModelError(f"gives no output {name}, its known answer has one", where=where)
     if got.shape != want.shape:
         raise ModelError(f"wrong answer: {name} has shape {got.shape}, known is {want.shape}", where=where)
-    if want.dtype.kind in "fc":
+    if want.dtype.kind in "SUO" or got.dtype.kind == "O":
+        same = bool(np.array_equal(_text(got), _text(want)))
+    elif want.dtype.kind in "fc":
         same = np.allclose(got, want, rtol=rtol, atol=atol, equal_nan=True)
     else:
         same = bool(np.array_equal(got, want))
@@ -150,6 +169,13 @@ def _compare(model: str, name: str, answer: dict[str, Any], want: Any, rtol: flo
             where=where,
             remedy="the server's environment (numpy 2?) or the model differs from what made canary.npz",
         )
+
+
+def _text(array: Any) -> Any:
+    try:
+        return as_bytes_objects(np.asarray(array))
+    except DoesNotFit:
+        return array
 
 
 def _few(array: Any) -> str:

@@ -84,11 +84,15 @@ class Pending:
             elif not self._model.batch:
                 whole[tensor.name] = np.array(found[0])  # aligned, and without the rest of the answer
             elif found:
-                whole[tensor.name] = np.concatenate(
-                    [a[span.start : span.stop] for a, span in zip(found, self._spans, strict=True)]
-                )
+                try:
+                    whole[tensor.name] = ragged.rows_of(
+                        tensor, [a[span.start : span.stop] for a, span in zip(found, self._spans, strict=True)]
+                    )
+                except InferenceError as error:
+                    error.where = f"model {self._model.name}, {error.where}"
+                    raise
             else:
-                whole[tensor.name] = np.empty([0, *tensor.shape[1:]], tensor.dtype)
+                whole[tensor.name] = np.empty([0, *(max(0, n) for n in tensor.shape[1:])], tensor.answer_dtype)
         for array in whole.values():
             # Several variations may be given the same answer.
             (array.flat if isinstance(array, Ragged) else array).setflags(write=False)
@@ -133,13 +137,15 @@ class Servers:
 
         Args:
             model: Name of the model.
-            inputs: Arrays by input name, of the model's dtypes. For a model that batches: shape (rows, ...), any
+            inputs: Arrays by input name, of the model's dtypes (text of any kind for BYTES, floats for BF16; optional
+                inputs may be left out). For a model that batches: shape (rows, ...), any
                 number of rows, cut into requests of the campaign's ``batch`` rows, the last one padded. For one that
                 does not (``max_batch_size: 0``): one request with the arrays as they are; or, where an array is
                 `Ragged`, one request per event.
 
         Returns:
-            Arrays by output name, shape (rows, ...); for events see `infer_ragged`.
+            Arrays by output name, shape (rows, ...); `Ragged` where answers differ in the length of one axis. Text
+            comes as objects of type bytes, BF16 as float32. For events see `infer_ragged`.
 
         Raises:
             InferenceError: Wrong name, shape or dtype (said before anything is sent), or nobody answered.
@@ -272,7 +278,7 @@ Shared: TypeAlias = WeakValueDictionary[bytes, Request]
 
 
 def _content(model: str, part: Part) -> bytes:
-    content = hashlib.sha256(f"{model} {part.shapes}".encode())
+    content = hashlib.sha256(f"{model} {part.names} {part.shapes}".encode())
     for tensor in part.pieces:
         for piece in tensor:
             content.update(piece)
@@ -319,7 +325,9 @@ class Stream:
             pending._spans = [Span(r, 0, 1) for r in requests]
             self._flight.submit(requests)
             return pending
-        rows = len(arrays[info.inputs[0].name])
+        rows = len(next(iter(arrays.values())))
+        if self._rest and self._rest[0][0].keys() != arrays.keys():
+            self.flush()  # a request gives the same inputs for each of its rows
         if rows:
             self._rest.append((arrays, pending))
             self._rows += rows
@@ -343,7 +351,7 @@ class Stream:
 
     def _next_batch(self) -> tuple[Request, bool]:
         """Take up to a batch of rows off the front; the request, and whether it is to be sent."""
-        info, first = self._codec.info, self._codec.info.inputs[0].name
+        info, first = self._codec.info, next(iter(self._rest[0][0]))
         chunks: list[dict[str, Array]] = []
         owners: list[tuple[StreamPending, int, int]] = []
         filled = 0

@@ -14,8 +14,10 @@ import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from campaign.address import Secret
+from campaign.casting import DoesNotFit, as_dtype
 from campaign.errors import InferenceError
 from campaign.private import door
+from campaign.text import as_bytes_objects
 
 Arrays = Mapping[str, Any]
 
@@ -38,16 +40,26 @@ class Tensor:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The numpy type (object for BYTES).
+        """The numpy type (object for BYTES, ``ml_dtypes.bfloat16`` for BF16).
 
         Raises:
             InferenceError: It has none.
         """
+        if self.datatype == "BF16":
+            import ml_dtypes  # numpy has no such type
+
+            bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+            return bfloat16
         known = triton_to_np_dtype(self.datatype)
-        if known is None or self.datatype == "BF16":
+        if known is None:
             raise InferenceError(f"the datatype {self.datatype} of {self.name} has no numpy type", permanent=True)
         dtype: np.dtype[Any] = np.dtype(known)
         return dtype
+
+    @property
+    def answer_dtype(self) -> np.dtype[Any]:
+        """The numpy type of an answer: BF16 comes as float32, which holds each of its numbers."""
+        return np.dtype(np.float32) if self.datatype == "BF16" else self.dtype
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,7 @@ class ModelInfo:
         batch: Rows of one request, 0 for a model that does not batch.
         tails: Sizes that the last request may have instead, ascending.
         max_batch: The model's ``max_batch_size``.
+        optional: Inputs that may be left out.
         version: The version that answers; empty: the server names none.
         dynamic: Whether the server may mix requests of several callers into one execution.
     """
@@ -70,6 +83,7 @@ class ModelInfo:
     dynamic: bool
     tails: tuple[int, ...] = ()
     version: str = ""
+    optional: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -145,20 +159,21 @@ def model_info(
     size = min(batch or most, most)
     return ModelInfo(
         name, tensors(metadata.inputs), tensors(metadata.outputs), size, most, config.HasField("dynamic_batching"),
-        version=asked,
+        version=asked, optional=frozenset(t.name for t in config.input if t.optional),
     )  # fmt: skip
 
 
 def check_names(info: ModelInfo, inputs: Arrays) -> None:
-    """Every input is given, and nothing else.
+    """Every input that is not optional is given, and nothing else.
 
     Raises:
         InferenceError: Says what the model takes and what was given.
     """
     known = [t.name for t in info.inputs]
-    if set(inputs) != set(known):
+    if not set(known) - info.optional <= set(inputs) <= set(known) or not inputs:
+        shown = ", ".join(f"{name} (optional)" if name in info.optional else name for name in known)
         raise InferenceError(
-            f"takes the inputs {', '.join(known)}; given: {', '.join(inputs)}",
+            f"takes the inputs {shown}; given: {', '.join(inputs) or 'none'}",
             where=f"model {info.name}",
             permanent=True,
         )
@@ -174,8 +189,10 @@ def check_inputs(info: ModelInfo, inputs: Arrays) -> dict[str, np.ndarray[Any, A
     known = {t.name: t for t in info.inputs}
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     for name, tensor in known.items():
-        array = np.asarray(inputs[name])
+        if name not in inputs:
+            continue
         where = f"model {info.name}, input {name}"
+        array = _as_sent(np.asarray(inputs[name]), tensor, where)
         if array.dtype != tensor.dtype:
             raise InferenceError(
                 f"expected {tensor.dtype}, got {array.dtype}",
@@ -197,6 +214,19 @@ def check_inputs(info: ModelInfo, inputs: Arrays) -> dict[str, np.ndarray[Any, A
         if len(set(lengths.values())) > 1:
             raise InferenceError(f"inputs differ in rows: {lengths}", where=f"model {info.name}", permanent=True)
     return arrays
+
+
+def _as_sent(array: np.ndarray[Any, Any], tensor: Tensor, where: str) -> np.ndarray[Any, Any]:
+    """Text as bytes, and floats as BF16 where the model takes that; everything else must be of the dtype already."""
+    try:
+        if tensor.datatype == "BYTES":
+            return as_bytes_objects(array)
+        if tensor.datatype == "BF16" and array.dtype.kind == "f":
+            return as_dtype(array, tensor.dtype)
+    except DoesNotFit as error:
+        text = f"row {error.row}: {error}"
+        raise InferenceError(text, where=where, permanent=True, remedy="correct the value") from None
+    return array
 
 
 def as_input(tensor: Tensor, array: np.ndarray[Any, Any]) -> grpcclient.InferInput:

@@ -19,11 +19,13 @@ import numpy as np
 import pyarrow as pa
 
 from campaign import frame
+from campaign.casting import DoesNotFit
 from campaign.counts import CountsPartial, what
 from campaign.errors import ArtefactError, OutputError, PartialError
 from campaign.histogram import Histogram
 from campaign.later import Later
 from campaign.rundir import canonical_json, write_aside, writing
+from campaign.text import decoded
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -59,6 +61,8 @@ class Columns(dict[str, Any]):
 def _layout(name: str, column: Any) -> Any:
     if isinstance(column, np.ma.MaskedArray) and not np.ma.is_masked(column):
         column = column.data
+    if isinstance(column, np.ndarray) and column.dtype.kind == "O":
+        column = _text(name, column)
     if isinstance(column, np.ndarray) and 0 in column.shape[1:]:
         raise OutputError(f"the column {name!r} has shape {column.shape}: its entries are empty")
     try:
@@ -67,6 +71,19 @@ def _layout(name: str, column: Any) -> Any:
     except (TypeError, ValueError) as error:
         text = str(error).strip().splitlines()[0]
         raise OutputError(f"the column {name!r} cannot be kept: {text}", remedy="use numbers, text or lists") from error
+
+
+def _text(name: str, column: np.ndarray[Any, Any]) -> Any:
+    """Objects that are text, or bytes in UTF-8, as awkward's text."""
+    try:
+        values = decoded(column)
+    except DoesNotFit as error:
+        raise OutputError(
+            f"the column {name!r} cannot be kept: row {error.row}: {error}", remedy="use numbers, text or lists"
+        ) from None
+    if not column.size:
+        return ak.from_iter([""])[:0] if column.ndim == 1 else column.astype("U1")
+    return ak.to_regular(ak.from_iter(values), axis=1) if column.ndim > 1 else ak.from_iter(values)
 
 
 def _is_array(value: Any) -> bool:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from campaign.casting import DoesNotFit, as_dtype
 from campaign.errors import InferenceError
 from campaign.kserve import ModelInfo, Tensor, check_names
+from campaign.text import is_text
 from campaign.wire import Array, Part, as_bytes
 
 if TYPE_CHECKING:
@@ -88,18 +90,20 @@ class Ragged:
         return ak.Array(layout)
 
     @classmethod
-    def stack(cls, columns: Sequence[Any], dtype: np.dtype[Any], shape: Shape) -> Ragged:
+    def stack(cls, columns: Sequence[Any], dtype: np.dtype[Any], shape: Shape, *, unsafe: bool = False) -> Ragged:
         """Jagged columns, ``events * var`` each and of equal lengths, as the last or the first axis of ``shape``.
 
         Args:
             columns: Awkward arrays.
             dtype: Of the result.
             shape: (-1, columns) or (columns, -1).
+            unsafe: See `campaign.casting.as_dtype`.
 
         Raises:
+            DoesNotFit: A value does not fit the dtype.
             InferenceError: They differ in lengths, or are not the shape's number.
         """
-        parts = [cls.of(c, Tensor("", "FP64", (-1,)), dtype) for c in columns]
+        parts = [cls.of(c, Tensor("", "FP64", (-1,)), dtype, unsafe=unsafe) for c in columns]
         counts = parts[0].counts
         if any(not np.array_equal(p.counts, counts) for p in parts[1:]):
             raise InferenceError("the columns differ in their entries' lengths", permanent=True)
@@ -116,7 +120,7 @@ class Ragged:
         return cls(flat, counts, shape)
 
     @classmethod
-    def of(cls, given: Any, tensor: Tensor, dtype: np.dtype[Any] | None = None) -> Ragged:
+    def of(cls, given: Any, tensor: Tensor, dtype: np.dtype[Any] | None = None, *, unsafe: bool = False) -> Ragged:
         """What a caller gives for one input.
 
         Args:
@@ -124,8 +128,10 @@ class Ragged:
                 arrays one behind the other; or a numpy array of shape (events, ...), all events of one shape.
             tensor: The input, of which at most one axis is variable.
             dtype: To convert to; None: it must be the tensor's.
+            unsafe: See `campaign.casting.as_dtype`.
 
         Raises:
+            DoesNotFit: A value does not fit the dtype; the row is the event's.
             InferenceError: It does not fit the input.
         """
         if isinstance(given, Ragged):
@@ -136,8 +142,15 @@ class Ragged:
         else:
             found = cls(*_of_awkward(given, tensor), tensor.shape)
         if dtype is not None and found.flat.dtype != dtype:
-            found = cls(found.flat.astype(dtype), found.counts, found.shape)
+            found = cls(found._converted(dtype, unsafe), found.counts, found.shape)
         return found
+
+    def _converted(self, dtype: np.dtype[Any], unsafe: bool) -> Array:
+        try:
+            return as_dtype(self.flat, dtype, unsafe=unsafe)
+        except DoesNotFit as error:
+            event = int(np.searchsorted(self.offsets, error.row, side="right")) - 1
+            raise DoesNotFit(str(error), event) from None
 
 
 def _of_awkward(given: Any, tensor: Tensor) -> tuple[Array, Array]:
@@ -148,6 +161,8 @@ def _of_awkward(given: Any, tensor: Tensor) -> tuple[Array, Array]:
     layout, counts = array.layout, np.ones(len(array), np.int64)
     for i, want in enumerate(tensor.shape):
         layout = _present(layout, array.type, tensor)
+        if is_text(layout):
+            raise _misfit(tensor, str(array.type))  # its characters are no numbers
         layout = layout.to_RegularArray() if layout.is_numpy and layout.data.ndim > 1 else layout
         if layout.is_unknown:  # nothing in it, so nobody could say of what type
             lengths = np.empty(0, np.int64)
@@ -198,7 +213,7 @@ def events(info: ModelInfo, inputs: Mapping[str, Any]) -> dict[str, Ragged]:
             text = f"{tensor.name} has more than one variable axis, {tensor.shape}"
             raise InferenceError(text, where=f"model {info.name}", permanent=True, remedy="use infer_events")
     try:
-        return {t.name: Ragged.of(inputs[t.name], t) for t in info.inputs}
+        return {t.name: Ragged.of(inputs[t.name], t) for t in info.inputs if t.name in inputs}
     except InferenceError as error:
         error.where = f"model {info.name}, {error.where}".rstrip(", ")
         raise
@@ -211,7 +226,8 @@ def parts(info: ModelInfo, events: Mapping[str, Ragged]) -> list[Part]:
         InferenceError: The inputs are not of the model's dtypes and shapes, or not of one number of events.
     """
     shapes, pieces = [], []
-    for tensor in info.inputs:
+    given = [t for t in info.inputs if t.name in events]
+    for tensor in given:
         ragged = events[tensor.name]
         _check(info, tensor, ragged)
         data = as_bytes(tensor, ragged.flat)
@@ -219,9 +235,12 @@ def parts(info: ModelInfo, events: Mapping[str, Ragged]) -> list[Part]:
         shapes.append([ragged.shape_of(n) for n in ragged.counts.tolist()])
         pieces.append([(data[start:stop],) for start, stop in pairwise(ends)])
     if len({len(s) for s in shapes}) > 1:
-        counts = {t.name: len(s) for t, s in zip(info.inputs, shapes, strict=True)}
+        counts = {t.name: len(s) for t, s in zip(given, shapes, strict=True)}
         raise InferenceError(f"inputs differ in events: {counts}", where=f"model {info.name}", permanent=True)
-    return [Part(s, p, 1) for s, p in zip(zip(*shapes, strict=True), zip(*pieces, strict=True), strict=True)]
+    names = tuple(t.name for t in given)
+    return [
+        Part(s, p, 1, names=names) for s, p in zip(zip(*shapes, strict=True), zip(*pieces, strict=True), strict=True)
+    ]
 
 
 def _check(info: ModelInfo, tensor: Tensor, ragged: Ragged) -> None:
@@ -241,9 +260,36 @@ def _check(info: ModelInfo, tensor: Tensor, ragged: Ragged) -> None:
 def joined(tensor: Tensor, answers: Sequence[Array]) -> Ragged | Array:
     """One output of all events: `Ragged` where an axis is variable, else an array of shape (events, ...)."""
     if -1 not in tensor.shape:
-        return np.stack(answers) if answers else np.empty((0, *tensor.shape), tensor.dtype)
+        return np.stack(answers) if answers else np.empty((0, *tensor.shape), tensor.answer_dtype)
     axis = tensor.shape.index(-1)
     counts = np.fromiter((a.shape[axis] for a in answers), np.int64, len(answers))
-    flat = np.concatenate([a.reshape(-1) for a in answers]) if answers else np.empty(0, tensor.dtype)
+    flat = np.concatenate([a.reshape(-1) for a in answers]) if answers else np.empty(0, tensor.answer_dtype)
     shape = tuple(-1 if i == axis else n for i, n in enumerate(tensor.shape))
     return Ragged(flat, counts, shape)
+
+
+def rows_of(tensor: Tensor, chunks: Sequence[Array]) -> Ragged | Array:
+    """Consecutive answers of rows put together: `Ragged` where one axis differs in length between them.
+
+    Args:
+        tensor: The output; its first axis counts rows.
+        chunks: Arrays of shape (rows, ...), of one answer each.
+
+    Raises:
+        InferenceError: They differ in more than one axis.
+    """
+    if len({chunk.shape[1:] for chunk in chunks}) == 1:
+        return np.concatenate(chunks)
+    differ = [i for i in range(1, chunks[0].ndim) if len({chunk.shape[i] for chunk in chunks}) > 1]
+    if len(differ) > 1 or tensor.datatype == "BYTES":
+        shapes = sorted({chunk.shape[1:] for chunk in chunks})
+        raise InferenceError(
+            f"answers rows of shape {shapes[0]} and of shape {shapes[-1]} in one file; its dims are {tensor.shape[1:]}",
+            where=f"output {tensor.name}",
+            permanent=True,
+            remedy="let the model give every row one shape: pad in the model",
+        )
+    (axis,) = differ
+    counts = np.concatenate([np.full(len(chunk), chunk.shape[axis], np.int64) for chunk in chunks])
+    shape = tuple(-1 if i == axis else n for i, n in enumerate(chunks[0].shape[1:], 1))
+    return Ragged(np.concatenate([chunk.reshape(-1) for chunk in chunks]), counts, shape)

@@ -18,10 +18,11 @@ import numpy as np
 
 from campaign.errors import CampaignError, InferenceError, SpecError
 from campaign.spec import ModelSpec
+from campaign.text import as_bytes_objects
 from campaign.userfile import named
 
 if TYPE_CHECKING:
-    from campaign.kserve import ModelInfo
+    from campaign.kserve import ModelInfo, Tensor
     from campaign.request import Request
 
 NOTE = "rows were answered by the model's local twin"
@@ -142,6 +143,15 @@ def _datatype(name: str) -> str:
     return "BYTES" if name == "TYPE_STRING" else name.removeprefix("TYPE_")
 
 
+def _array(tensor: Tensor, content: bytes, shape: tuple[int, ...]) -> Any:
+    if tensor.datatype != "BYTES":
+        return np.frombuffer(content, tensor.dtype).reshape(shape)
+    from tritonclient.utils import deserialize_bytes_tensor
+
+    array = deserialize_bytes_tensor(content)
+    return np.array([value.decode() for value in array.tolist()], object).reshape(shape)  # as onnxruntime takes text
+
+
 # In the task's process.
 class Twins:
     """The twins of a process, each loaded when it is first asked.
@@ -169,10 +179,8 @@ class Twins:
         if info.name not in self._twins:
             return None
         inputs = {}
-        for tensor, shape, pieces in zip(info.inputs, part.shapes, part.pieces, strict=True):
-            if tensor.datatype == "BYTES":
-                return None
-            inputs[tensor.name] = np.frombuffer(b"".join(pieces), tensor.dtype).reshape(shape)
+        for tensor, shape, pieces in zip(request.codec.given(part), part.shapes, part.pieces, strict=True):
+            inputs[tensor.name] = _array(tensor, b"".join(pieces), shape)
         with self._lock:
             if info.name not in self._loaded:
                 self._loaded[info.name] = self._guarded(info.name, self._twins[info.name].load)
@@ -180,9 +188,11 @@ class Twins:
         found = {}
         for tensor in info.outputs:
             array = np.asarray(given.get(tensor.name))
+            array = as_bytes_objects(array) if tensor.datatype == "BYTES" and array.dtype.kind in "OSU" else array
+            array = array.astype(np.float32) if array.dtype == tensor.dtype != tensor.answer_dtype else array
             want = (part.rows + part.pad, *tensor.shape[1:]) if info.batch else tensor.shape
             fits = array.ndim == len(want) and all(w in (-1, n) for w, n in zip(want, array.shape, strict=True))
-            if array.dtype != tensor.dtype or not fits:
+            if array.dtype != tensor.answer_dtype or not fits:
                 raise self._failed(info.name, f"gave {tensor.name} as {array.dtype} {array.shape}")
             found[tensor.name] = array[: part.rows] if part.pad else array
         return found

@@ -43,12 +43,14 @@ class Part:
         pieces: Each input's bytes, in pieces that are joined when the request is sent.
         rows: Rows that were asked for; the others are padding.
         pad: How many those are.
+        names: Of the inputs it gives, in the model's order; empty: all of them.
     """
 
     shapes: tuple[Shape, ...]
     pieces: tuple[tuple[Piece, ...], ...]
     rows: int
     pad: int = 0
+    names: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -69,15 +71,20 @@ def cut(info: ModelInfo, arrays: Mapping[str, Array]) -> Iterator[Part]:
     if not info.batch:
         yield whole(info, arrays)
         return
-    total = len(arrays[info.inputs[0].name])
+    total = len(next(iter(arrays.values())))
     for start in range(0, total, info.batch):
         yield batch_of(info, [{n: a[start : start + info.batch] for n, a in arrays.items()}])
 
 
 def whole(info: ModelInfo, arrays: Mapping[str, Array]) -> Part:
     """One request with the arrays as they are."""
-    given = [arrays[t.name] for t in info.inputs]
-    return Part(tuple(a.shape for a in given), tuple((as_bytes(t, arrays[t.name]),) for t in info.inputs), 1)
+    given = [t for t in info.inputs if t.name in arrays]
+    return Part(
+        tuple(arrays[t.name].shape for t in given),
+        tuple((as_bytes(t, arrays[t.name]),) for t in given),
+        1,
+        names=tuple(t.name for t in given),
+    )
 
 
 def batch_of(info: ModelInfo, chunks: Sequence[Mapping[str, Array]]) -> Part:
@@ -85,17 +92,18 @@ def batch_of(info: ModelInfo, chunks: Sequence[Mapping[str, Array]]) -> Part:
 
     It is filled up, by repeating its last row, to the smallest of ``info.tails`` that holds it, or to ``info.batch``.
     """
-    rows = sum(len(chunk[info.inputs[0].name]) for chunk in chunks)
+    given = [t for t in info.inputs if t.name in chunks[0]]
+    rows = sum(len(chunk[given[0].name]) for chunk in chunks)
     size = next((tail for tail in info.tails if tail >= rows), info.batch)
     pad = size - rows
     shapes, pieces = [], []
-    for tensor in info.inputs:
+    for tensor in given:
         found = [as_bytes(tensor, chunk[tensor.name]) for chunk in chunks]
         if pad:
             found.append(bytes(as_bytes(tensor, chunks[-1][tensor.name][-1:])) * pad)
         shapes.append((size, *chunks[0][tensor.name].shape[1:]))
         pieces.append(tuple(found))
-    return Part(tuple(shapes), tuple(pieces), rows, pad)
+    return Part(tuple(shapes), tuple(pieces), rows, pad, tuple(t.name for t in given))
 
 
 class Codec:
@@ -103,27 +111,32 @@ class Codec:
 
     def __init__(self, info: ModelInfo) -> None:
         self.info = info
-        self._heads: dict[tuple[Shape, ...], bytes] = {}
+        self._heads: dict[tuple[tuple[str, ...], tuple[Shape, ...]], bytes] = {}
         self._answers: dict[bytes, list[tuple[str, str, Shape]]] = {}
 
     def encode(self, part: Part) -> bytes:
         """The request, every tensor copied once."""
-        joined: list[Piece] = [self._head(part.shapes)]
+        joined: list[Piece] = [self._head(part)]
         for tensor in part.pieces:
             joined.append(_tag(_RAW_INPUT, sum(len(piece) for piece in tensor)))
             joined += tensor
         return b"".join(joined)
 
-    def _head(self, shapes: tuple[Shape, ...]) -> bytes:
-        if shapes not in self._heads:
+    def given(self, part: Part) -> list[Tensor]:
+        """The inputs that a request gives."""
+        return [t for t in self.info.inputs if not part.names or t.name in part.names]
+
+    def _head(self, part: Part) -> bytes:
+        key = (part.names, part.shapes)
+        if key not in self._heads:
             request = service_pb2.ModelInferRequest(model_name=self.info.name, model_version=self.info.version)
-            for tensor, shape in zip(self.info.inputs, shapes, strict=True):
+            for tensor, shape in zip(self.given(part), part.shapes, strict=True):
                 request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=shape)
             for tensor in self.info.outputs:
                 request.outputs.add(name=tensor.name)
             _make_room(self._heads)
-            self._heads[shapes] = request.SerializeToString()
-        return self._heads[shapes]
+            self._heads[key] = request.SerializeToString()
+        return self._heads[key]
 
     def decode(self, answer: bytes, part: Part) -> dict[str, Array]:
         """The outputs without the padding, as views of the answer (perhaps not aligned) where it allows that.
@@ -178,7 +191,7 @@ class Codec:
             if tensor.datatype == "BYTES":
                 array = deserialize_bytes_tensor(bytes(raw))
             else:
-                array = np.frombuffer(raw, tensor.dtype)
+                array = np.frombuffer(raw, tensor.dtype).astype(tensor.answer_dtype, copy=False)
             return array.reshape(shape)  # type: ignore[no-any-return]
         except (ValueError, struct.error) as error:
             raise self._wrong(tensor.name, f"has {len(raw)} bytes, which are no {tensor.datatype} {shape}") from error

@@ -31,7 +31,20 @@ HEAVY = (
 
 # Each room imports only from rooms on floors below its own, or a neighbour that comes before it on its line.
 FLOORS = [
-    ["errors", "later", "aside", "private", "identity", "incarnation", "lease", "serverlog", "family", "address"],
+    [
+        "errors",
+        "later",
+        "aside",
+        "casting",
+        "text",
+        "private",
+        "identity",
+        "incarnation",
+        "lease",
+        "serverlog",
+        "family",
+        "address",
+    ],
     ["hardship", "limbs", "slices", "exact", "spent", "userfile", "watch"],
     ["registry", "axes", "binning", "histogram", "spec", "rundir", "yamlscalars"],
     ["tls", "enclose"],
