@@ -32,7 +32,7 @@ def as_dtype(array: Array, dtype: np.dtype[Any], *, unsafe: bool = False, out: A
     Args:
         array: Numbers or booleans, any shape.
         dtype: What the model takes.
-        unsafe: Convert as numpy's ``astype`` does: integers wrap around, fractions are cut, too large floats become inf.
+        unsafe: Convert as ``astype`` of numpy does: integers wrap around, fractions are cut, too large floats are inf.
         out: Where to put the result, of ``array``'s shape and of ``dtype``; None: a new array, or ``array`` itself
             where it is of that dtype already.
 
