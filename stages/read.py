@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import shutil
 import tempfile
-from collections import deque
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -14,6 +13,7 @@ import awkward as ak
 import fsspec
 import numpy as np
 import uproot
+from campaign.stages.branches import branches_of
 
 from campaign.errors import InputError
 from campaign.registry import unknown
@@ -37,8 +37,6 @@ class RootSource:
     def __init__(self, url: str, tree: str, branches: Mapping[str, str]) -> None:
         self.url, self.branches = url, dict(branches)
         self._touched: set[str] = set()
-        # Of the last ranges, because a range may still be worked on while the next ones are read.
-        self._logs: deque[list[Any]] = deque(maxlen=8)
         try:
             self._file = _open(url)
         except Exception as error:
@@ -49,7 +47,6 @@ class RootSource:
             self._file.close()
             raise
         self.entries = int(self._tree.num_entries)
-        self.names: list[str] = list(self._tree.keys(recursive=False))
 
     def _find(self, name: str) -> Any:
         try:
@@ -63,12 +60,18 @@ class RootSource:
             raise InputError.unreadable(self.url, error) from error
         if not hasattr(tree, "num_entries"):
             raise InputError(f"'{name}' is a {type(tree).__name__}, not a tree", where=self.url)
-        have = list(tree.keys(recursive=False))
-        for branch in self.branches.values():
-            if branch not in have:
+        try:
+            self._branches = branches_of(tree, self.url)
+        except Exception as error:
+            raise InputError.unreadable(self.url, error) from error
+        self.names = self._branches.names
+        for use, branch in self.branches.items():
+            found = self._branches.find(branch)
+            if found is None:
                 raise InputError(
-                    unknown(branch, have, f"branches of {name}"), where=self.url, remedy="correct 'branches'"
+                    unknown(branch, self.names, f"branches of {name}"), where=self.url, remedy="correct 'branches'"
                 )
+            self.branches[use] = found
         return tree
 
     @property
@@ -78,44 +81,33 @@ class RootSource:
             if isinstance(self._tree, uproot.TTree):
                 return [int(entry) for entry in self._tree.common_entry_offsets()]
             return [int(c.num_first_entry) for c in self._tree.cluster_summaries]
-        except Exception as error:
-            raise InputError.unreadable(self.url, error) from error
+        except Exception:  # noqa: BLE001  library boundary: branches that no stage may use; ranges may begin anywhere
+            return []
 
     def read(self, start: int, stop: int) -> Any:
         """Rows ``start <= i < stop`` as an awkward record array."""
         known = sorted({self.branches.get(n, n) for n in self.touched} & set(self.names))
         rest = [n for n in self.names if n not in set(known)]
-        log: list[Any] = []
+        back = {branch: use for use, branch in self.branches.items()}
+
+        def touch(name: str) -> None:
+            self._touched.add(back.get(name, name))
+
         try:
             # What was touched before is read in one go, its baskets together; the rest stays virtual.
-            columns = self._layouts(self._tree.arrays(known, entry_start=start, entry_stop=stop)) if known else {}
-            lazy = self._virtual(set(rest), start, stop, log) if rest else None
+            columns = self._branches.eager(known, start, stop) if known else {}
+            columns |= self._branches.lazy(rest, start, stop, touch)
+        except InputError:
+            raise
         except Exception as error:
             raise InputError.unreadable(self.url, error) from error
-        columns |= self._layouts(lazy) if lazy is not None else {}
-        self._logs.append(log)
         named = {n: c for n, c in columns.items() if n not in self.branches}
         named |= {use: columns[branch] for use, branch in self.branches.items()}
         return ak.Array(ak.contents.RecordArray(list(named.values()), list(named), length=stop - start))
 
-    def _virtual(self, names: set[str], start: int, stop: int, log: list[Any]) -> Any:
-        return self._tree.arrays(
-            filter_name=lambda name: name in names, entry_start=start, entry_stop=stop, virtual=True, access_log=log
-        )
-
-    @staticmethod
-    def _layouts(array: Any) -> dict[str, Any]:
-        return dict(zip(array.layout.fields, array.layout.contents, strict=True))
-
     @property
     def touched(self) -> set[str]:
         """Branches (by the name the stages use) that were read until now, all or lazily; more may be put in."""
-        back = {branch: use for use, branch in self.branches.items()}
-        for log in self._logs:
-            for access in list(log):
-                name = access.branch if hasattr(access, "branch") else access.field_name  # TTree, RNTuple
-                if name in self.names:  # parts of jagged and nested fields have names of their own
-                    self._touched.add(back.get(name, name))
         return self._touched
 
     def weight(self, expression: str, batch: Any) -> Any:
