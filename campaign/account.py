@@ -11,6 +11,7 @@ from campaign.pool import ServerPool
 from campaign.profile import Profile, by_stage
 from campaign.report import Report
 from campaign.rundir import RunDir
+from campaign.schemas import differences
 from campaign.spec import NOMINAL
 from campaign.state import State
 from campaign.twin import NOTE
@@ -70,7 +71,12 @@ def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool
         made.datasets[name] = {"files": len(files), "events": int(state.ledger.events[name].sum())}
     _outputs(made, plan, state)
     made.lost = state.gaps.to_json(max(MOST, state.gaps.limit))
-    made.warnings += [*_uneven(plan, state), *state.gaps.unweighed(), *unmoved(plan, state.merged)]
+    made.warnings += [
+        *_uneven(plan, state),
+        *differences(state.merged),
+        *state.gaps.unweighed(),
+        *unmoved(plan, state.merged),
+    ]
     made.artefacts = _artefacts(plan, rundir)
     made.versions = report.versions()
     if hasattr(kind, "versions"):

@@ -24,6 +24,7 @@ from campaign.pack import PackWriter
 from campaign.protocols import WEIGHT, Context, Job, Source, TwoStepStage
 from campaign.receipts import Receipt
 from campaign.rundir import RunDir, file_digest, writing
+from campaign.schemas import remark
 from campaign.spent import AHEAD, RUN, WAIT, WRITE, Spent
 from campaign.stepservers import RangeServers
 from campaign.task import Step, Task
@@ -204,6 +205,13 @@ class Chain:
     def weighted(self, source: Any, batch: Any) -> dict[str | None, Any]:
         """The batch once per weight expression of the task's first steps."""
         found: dict[str | None, Any] = {}
+        if WEIGHT in batch.layout.fields:
+            raise InputError(
+                f"has a branch '{WEIGHT}', the name of the column ctx.weight",
+                where=self.task.source.file.url,
+                remedy=f"correct 'branches', which can give it another name: datasets.{self.task.source.dataset}.branches: "
+                f"{{file_weight: {WEIGHT}}}",
+            )
         for expression in {s.weight: None for s in self.task.steps if s.parent is None}:
             weight = np.ones(len(batch)) if expression is None else self._evaluated(source, expression, batch)
             layout = batch.layout
@@ -326,6 +334,7 @@ class Chain:
                 path = self.rundir.columns(step.key)
                 with writing(path):
                     sha256, size = partial.write(path), path.stat().st_size
+                    notes = (*notes, *filter(None, [remark(partial.schema)]))
                     own = file_digest(path)  # still in memory: a small part of what writing it took
             else:
                 assert self.pack is not None

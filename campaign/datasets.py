@@ -282,6 +282,12 @@ class _Metadata:
         self.path = c.path(given) if isinstance(given, str) else None
         self.key = key
         self.table = _side_file(self.path, key) if self.path else {}
+        for values in [given if isinstance(given, dict) else {}, *self.table.values()]:
+            if "is_mc" in values:
+                raise SpecError(
+                    f"{self.path or 'metadata'} has the key 'is_mc', which the dataset itself gives to the stages",
+                    key=key, remedy=f"take it out, and write it beside 'files': {'.'.join(key[:-1])}.is_mc",
+                )  # fmt: skip
 
     def of(self, name: str) -> str:
         """Canonical JSON."""

@@ -312,6 +312,11 @@ class ColumnsPartial:
         _add_range(self._content, array)
         self.rows += len(array)
 
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the file, once there is a range."""
+        return self._schema
+
     def _started(self, schema: pa.Schema) -> pq.ParquetWriter:
         if self._writer is None:
             self.aside.parent.mkdir(parents=True, exist_ok=True)

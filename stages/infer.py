@@ -13,7 +13,7 @@ import numpy as np
 from campaign.casting import DoesNotFit, as_dtype
 from campaign.errors import CampaignError, InferenceError, OutputError
 from campaign.outputs import Columns
-from campaign.protocols import Context
+from campaign.protocols import WEIGHT, Context
 from campaign.registry import unknown
 from campaign.text import decoded, is_text, of_awkward
 
@@ -52,6 +52,8 @@ class Infer:
     def __post_init__(self) -> None:
         if self.cast not in (SAFE, UNSAFE):
             raise ValueError(f"cast is {self.cast!r}; give safe or unsafe")
+        if WEIGHT in self.outputs:
+            raise ValueError(f"the column '{WEIGHT}' is ctx.weight's; give the output another name")
 
     def start(self, batch: Any, ctx: Context) -> Any:
         """Send the batch's rows."""

@@ -16,6 +16,7 @@ import uproot
 from campaign.stages.branches import branches_of
 
 from campaign.errors import InputError
+from campaign.protocols import WEIGHT
 from campaign.registry import unknown
 
 
@@ -101,7 +102,9 @@ class RootSource:
             raise
         except Exception as error:
             raise InputError.unreadable(self.url, error) from error
-        named = {n: c for n, c in columns.items() if n not in self.branches}
+        # A branch whose name is taken by ctx.weight is known by the other name alone.
+        hidden = {WEIGHT} & set(self.branches.values())
+        named = {n: c for n, c in columns.items() if n not in self.branches and n not in hidden}
         named |= {use: columns[branch] for use, branch in self.branches.items()}
         return ak.Array(ak.contents.RecordArray(list(named.values()), list(named), length=stop - start))
 
