@@ -209,8 +209,8 @@ class Chain:
             raise InputError(
                 f"has a branch '{WEIGHT}', the name of the column ctx.weight",
                 where=self.task.source.file.url,
-                remedy=f"correct 'branches', which can give it another name: datasets.{self.task.source.dataset}.branches: "
-                f"{{file_weight: {WEIGHT}}}",
+                remedy="correct 'branches', which can give it another name: "
+                f"datasets.{self.task.source.dataset}.branches: {{file_weight: {WEIGHT}}}",
             )
         for expression in {s.weight: None for s in self.task.steps if s.parent is None}:
             weight = np.ones(len(batch)) if expression is None else self._evaluated(source, expression, batch)

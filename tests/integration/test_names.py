@@ -50,9 +50,9 @@ FILL = {"f": {"use": "s.py:fill"}}
 def test_a_branch_called_as_the_weight_column_is_refused_with_the_way_through(tmp_path):
     """``variation_weight`` in a file would triple the nominal histogram; read under another name, it does not."""
     done = run(tmp_path, FILL)
-    assert done.returncode != 0
-    assert "has a branch 'variation_weight', the name of the column ctx.weight" in done.stderr
-    assert "datasets.d.branches: {file_weight: variation_weight}" in done.stderr
+    assert done.returncode == 1
+    assert "has a branch 'variation_weight', the name of the column ctx.weight" in done.stdout
+    assert "datasets.d.branches: {file_weight: variation_weight}" in done.stdout
     done = run(tmp_path, FILL, branches={"file_weight": "variation_weight"})
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "runs/case/report.json").read_text())
