@@ -125,6 +125,8 @@ class ModelSpec(_Frozen):
             that it serves, the newest.
         parameters: Entries put into the model configuration's ``parameters``.
         files: Files placed into the version folder, ``{name there: path here}`` (weights, for example).
+        onnx: An ONNX file, in place of a folder in a model repository. Its inputs and outputs are read from it; the
+            configuration and the ``model.py`` are made.
         canary: An ``.npz`` known answer, in place of the model folder's ``canary.npz``.
         instances: Copies of the model per server (Triton's instance group count); None: as its configuration says.
         local_twin: The same model in the task's own process, the last rung of the ladder: ``true`` or ``onnx``, a class
@@ -137,6 +139,7 @@ class ModelSpec(_Frozen):
     version: int | None = Field(default=None, ge=1)
     parameters: dict[str, str | int | float | bool] = Field(default_factory=dict)
     files: dict[Name, str] = Field(default_factory=dict)
+    onnx: str | None = None
     canary: str | None = None
     instances: int | None = Field(default=None, ge=1, le=1024)
     local_twin: Annotated[TwinSpec | None, BeforeValidator(_twin)] = None

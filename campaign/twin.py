@@ -110,7 +110,8 @@ def twin_of(kind: Any, base: Path, model: str, spec: ModelSpec) -> Twin | None:
 
     folder = kind.folder(model)
     version = folder / str(kind.version(model))
-    usual = path(spec.files["model.onnx"]) if "model.onnx" in spec.files else version / "model.onnx"
+    own = kind.onnx(model) if hasattr(kind, "onnx") else None
+    usual = path(spec.files["model.onnx"]) if "model.onnx" in spec.files else own or version / "model.onnx"
     if given.use != "onnx" and given.file is None:
         usual = version
     file = path(given.file) if given.file else usual

@@ -20,8 +20,10 @@ from campaign.errors import SpecError
 from campaign.protocols import Launch
 from campaign.registry import unknown
 from campaign.rundir import file_digest
-from campaign.servers import environment, settings
+from campaign.servers import environment, onnx_backend, settings
 from campaign.servers.layout import files_of, hold, lay_out, tree
+from campaign.servers.onnx_file import NotOnnx, complete
+from campaign.servers.onnx_file import read as read_onnx
 from campaign.spec import ModelSpec, ServerSpec
 
 CONFIG = "embedded"  # name of the configuration for this server, beside the one for a stock container
@@ -40,7 +42,7 @@ class Options(BaseModel):
 
     Args:
         launcher: ``embedded``: the server of the nvidia-pytriton wheel, in an environment of its own.
-        model_repository: Folder of models, or a list of them.
+        model_repository: Folder of models, or a list of them. Not needed where each model is an ONNX file (``onnx:``).
         requirements: Python packages that models of the Python backend import, beside numpy and onnxruntime.
         backend_directories: Folders of further backends (C++ or Python), served as they are.
         python: The Python of the server environment; None: this one, or the first fit one on PATH.
@@ -54,7 +56,7 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     launcher: Literal["embedded"] = "embedded"
-    model_repository: Strings = Field(min_length=1)
+    model_repository: Strings = ()
     requirements: Strings = ()
     backend_directories: Strings = ()
     python: str | None = None
@@ -104,6 +106,14 @@ class Triton:
         Raises:
             SpecError: No repository has it; lists the models there are.
         """
+        given = self.spec.models[model].onnx if model in self.spec.models else None
+        if given is not None:
+            return self._path(given).parent
+        if not self.repositories:
+            raise SpecError(
+                f"where is the model '{model}'?", key=("servers", "model_repository"),
+                remedy=f"write model_repository: FOLDER, or models: {{{model}: {{onnx: FILE}}}}",
+            )  # fmt: skip
         have: set[str] = set()
         for i, repository in enumerate(self.repositories):
             if not repository.is_dir():
@@ -198,6 +208,8 @@ class Triton:
             SpecError: There is no such version; says which there are.
         """
         folder, wanted = self.folder(model), self.spec.models[model].version
+        if self.spec.models[model].onnx is not None:
+            return wanted or 1
         there = settings.versions(folder)
         key = ("servers", "models", model, "version")
         have = f"it has: {', '.join(map(str, there))}" if there else "it has none"
@@ -205,7 +217,7 @@ class Triton:
             if wanted not in there:
                 raise SpecError(f"{folder} has no version {wanted} ({have})", key=key, remedy="name one that is there")
             return wanted
-        answering = settings.served(self._read_config(model), there)
+        answering = settings.served(self._read_config(model, there), there)
         if not answering:
             raise SpecError(
                 f"{self.config_file(model)}: its version_policy serves no version of {folder} ({have})",
@@ -227,27 +239,55 @@ class Triton:
             SpecError: There is none, or it does not parse.
         """
         config = self._read_config(model)
+        onnx = self.onnx(model)
+        if onnx is not None:
+            try:
+                complete(config, read_onnx(onnx), onnx.name, self.spec.models[model].batch)
+            except (OSError, NotOnnx) as error:
+                text = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+                raise SpecError(f"{onnx}: {text}", key=("servers", "models", model)) from None
         config.name = config.name or model
         config.ClearField("version_policy")  # only the version that answers is laid out
         return render(config, self.spec.models[model])
 
-    def config_file(self, model: str) -> Path:
-        """The file that holds a model's configuration.
+    def onnx(self, model: str) -> Path | None:
+        """The ONNX file that the product itself serves; None where a configuration or a ``model.py`` says how.
 
-        Raises:
-            SpecError: There is none.
+        The campaign's ``onnx:``; or ``model.onnx`` (``default_model_filename``) of a folder whose configuration is for
+        the onnxruntime backend, or that has none.
         """
-        folder = self.folder(model)
-        path = next((p for p in (folder / f"configs/{CONFIG}.pbtxt", folder / "config.pbtxt") if p.is_file()), None)
-        if path is None:
-            raise SpecError(
-                f"{folder} has neither configs/embedded.pbtxt nor config.pbtxt", key=("servers", "models", model)
-            )
-        return path
+        given = self.spec.models[model].onnx
+        if given is not None:
+            return self._path(given)
+        folder, config = self.folder(model), self._read_config(model)
+        kind = config.backend or config.platform.partition("_")[0]
+        if kind not in ("", "onnxruntime") or kind in self._own_backends() or config.ensemble_scheduling.step:
+            return None
+        path = folder / str(self.version(model)) / (config.default_model_filename or "model.onnx")
+        return path if path.is_file() and not path.with_name("model.py").is_file() else None
 
-    def _read_config(self, model: str) -> Any:
+    def config_file(self, model: str) -> Path:
+        """The file that holds a model's configuration; the model itself where there is none."""
+        given = self.spec.models[model].onnx
+        if given is not None:
+            return self._path(given)
+        folder = self.folder(model)
+        names = (folder / f"configs/{CONFIG}.pbtxt", folder / "config.pbtxt")
+        return next((path for path in names if path.is_file()), folder)
+
+    def _read_config(self, model: str, there: list[int] | None = None) -> Any:
         path = self.config_file(model)
         config = _messages().ModelConfig()
+        if self.spec.models[model].onnx is not None:
+            return config
+        if path.is_dir():
+            newest = (settings.versions(path) if there is None else there)[-1:]
+            if not newest or not (path / str(newest[0]) / "model.onnx").is_file():
+                raise SpecError(
+                    f"{path} has neither configs/embedded.pbtxt nor config.pbtxt, and no model.onnx to make one from",
+                    key=("servers", "models", model),
+                )
+            return config
         try:
             text_format.Parse(path.read_text(), config)
         except (text_format.ParseError, UnicodeDecodeError) as error:
@@ -259,8 +299,20 @@ class Triton:
         given = self.spec.models[model].canary
         if given:
             return self._path(given)
+        onnx = self.spec.models[model].onnx
+        if onnx is not None:
+            return self._path(onnx).with_suffix(".canary.npz")
         own = self.folder(model) / str(self.version(model)) / "canary.npz"
         return own if own.is_file() else self.folder(model) / "canary.npz"
+
+    def _files(self, model: str) -> dict[str, Path]:
+        """Files of the version folder, by their names there."""
+        spec, onnx = self.spec.models[model], self.onnx(model)
+        found = dict(tree(self.folder(model) / str(self.version(model)))) if spec.onnx is None else {}
+        if onnx is not None:
+            found |= {onnx.name: onnx, "model.py": Path(onnx_backend.__file__)}
+            found |= {name: onnx.with_name(name) for name in read_onnx(onnx).external}
+        return found | {target: self._path(path) for target, path in spec.files.items()}
 
     def tensors(self, model: str) -> tuple[list[str], list[str]]:
         """Names of a model's inputs and outputs."""
@@ -274,8 +326,7 @@ class Triton:
         """
         spec = self.spec.models[model]
         version = self.version(model)
-        files = self._digests(self.folder(model) / str(version))
-        files |= {name: self._digest(self._path(path)) for name, path in spec.files.items()}
+        files = {name: self._digest(path) for name, path in self._files(model).items()}
         config = self.config(model)
         config.ClearField("instance_group")
         labels = [self.folder(model) / o.label_filename for o in config.output if o.label_filename]
@@ -299,8 +350,8 @@ class Triton:
         for name, spec in self.spec.models.items():
             folder = self.folder(name)
             canary, version = self.canary(name), self.version(name)
-            placed = {target: self._path(path) for target, path in spec.files.items()}
-            files = files_of(folder, version, placed)
+            files = files_of(folder, version, {}) if spec.onnx is None else {}
+            files |= {f"{version}/{target}": path for target, path in self._files(name).items()}
             models[name] = {
                 "version": version,
                 "config": text_format.MessageToString(self.config(name)),

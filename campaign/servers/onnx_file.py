@@ -1,0 +1,215 @@
+"""What an ONNX file takes and gives, read from the file itself: no runtime is needed for that, and none is loaded.
+
+Source: onnx.proto of ONNX (ModelProto, GraphProto, ValueInfoProto, TypeProto, TensorProto); its numbers are stable.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Value = int | memoryview
+
+# TensorProto.DataType -> Triton's TYPE_
+DATATYPES = {
+    1: "FP32", 2: "UINT8", 3: "INT8", 4: "UINT16", 5: "INT16", 6: "INT32", 7: "INT64", 8: "STRING", 9: "BOOL",
+    10: "FP16", 11: "FP64", 12: "UINT32", 13: "UINT64", 16: "BF16",
+}  # fmt: skip
+_OTHER = {4: "sequence", 5: "map", 8: "sparse tensor", 9: "optional"}
+
+
+class NotOnnx(ValueError):
+    """The file is no ONNX file, or a model of a kind that cannot be served; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class OnnxTensor:
+    """One input or output of the graph.
+
+    Attributes:
+        name: Its name.
+        datatype: Triton's name of its type, without ``TYPE_``.
+        dims: Its dimensions; -1 where the graph leaves one open.
+    """
+
+    name: str
+    datatype: str
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """The signature of an ONNX file.
+
+    Attributes:
+        inputs, outputs: Without the inputs that the file itself gives a value.
+        external: Files beside it that hold weights, by relative name.
+    """
+
+    inputs: tuple[OnnxTensor, ...]
+    outputs: tuple[OnnxTensor, ...]
+    external: tuple[str, ...]
+
+    @property
+    def rows(self) -> int | None:
+        """Rows that one call takes: -1 for any number, a number where it is fixed, None where there is no such axis."""
+        first = {t.dims[0] if t.dims else None for t in (*self.inputs, *self.outputs)}
+        return first.pop() if len(first) == 1 else None
+
+
+def read(path: Path) -> OnnxFile:
+    """Read the signature of a file.
+
+    Raises:
+        NotOnnx: It is no ONNX file; or an input or output is no tensor, or of a type that Triton does not have.
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as stream:
+        if not stream.seek(0, 2):
+            raise NotOnnx("is empty")
+        content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)  # of files larger than the memory too
+    try:
+        return _model(memoryview(content))
+    except (IndexError, UnicodeDecodeError, OverflowError) as error:
+        raise NotOnnx("is no ONNX file") from error
+
+
+def _model(content: memoryview) -> OnnxFile:
+    graphs = [value for field, value in _fields(content) if field == 7]
+    if len(graphs) != 1 or isinstance(graphs[0], int):
+        raise NotOnnx("is no ONNX file")
+    inputs, outputs, given, external = [], [], set(), []
+    for field, value in _fields(graphs[0]):
+        if isinstance(value, int):
+            continue
+        if field == 5:
+            name, files = _initializer(value)
+            given.add(name)
+            external += files
+        elif field == 11:
+            inputs.append(value)
+        elif field == 12:
+            outputs.append(value)
+    taken = tuple(_tensor(v) for v in inputs if _text(v, 1) not in given)
+    made = tuple(_tensor(v) for v in outputs)
+    if not made:
+        raise NotOnnx("is no ONNX file, or a graph without outputs")
+    return OnnxFile(taken, made, tuple(dict.fromkeys(external)))
+
+
+def _tensor(info: memoryview) -> OnnxTensor:
+    name, kind = _text(info, 1), _part(info, 2)
+    tensor = _part(kind, 1)
+    if kind is None or tensor is None:
+        other = next((_OTHER[f] for f, _ in _fields(kind or memoryview(b"")) if f in _OTHER), "value without a type")
+        raise NotOnnx(
+            f"'{name}' is a {other}, and a server gives tensors only; "
+            "export the model without it (skl2onnx: options={'zipmap': False})"
+        )
+    number = next((v for f, v in _fields(tensor) if f == 1 and isinstance(v, int)), 0)
+    if number not in DATATYPES:
+        raise NotOnnx(f"'{name}' has the element type {number}, which Triton does not have")
+    shape = _part(tensor, 2)
+    if shape is None:
+        raise NotOnnx(f"'{name}' has no shape; export the model with the shapes of its inputs and outputs")
+    dims = [value for field, value in _fields(shape) if field == 1 and not isinstance(value, int)]
+    return OnnxTensor(name, DATATYPES[number], tuple(_dim(d) for d in dims))
+
+
+def _dim(dim: memoryview) -> int:
+    return next((v for f, v in _fields(dim) if f == 1 and isinstance(v, int) and 0 < v < 1 << 62), -1)
+
+
+def _initializer(tensor: memoryview) -> tuple[str, list[str]]:
+    name, files, outside = "", [], False
+    for field, value in _fields(tensor):
+        if field == 8 and not isinstance(value, int):
+            name = bytes(value).decode()
+        elif field == 13 and not isinstance(value, int) and _text(value, 1) == "location":
+            files.append(_text(value, 2))
+        elif field == 14:
+            outside = value == 1
+    return name, files if outside else []
+
+
+def _text(content: memoryview, wanted: int) -> str:
+    found = _part(content, wanted)
+    return "" if found is None else bytes(found).decode()
+
+
+def _part(content: memoryview | None, wanted: int) -> memoryview | None:
+    parts = (v for f, v in _fields(content if content is not None else memoryview(b"")) if f == wanted)
+    return next((v for v in parts if not isinstance(v, int)), None)
+
+
+def _fields(content: memoryview) -> Iterator[tuple[int, Value]]:
+    """Field numbers and values of a protobuf message; numbers of fixed size are passed over."""
+    at = 0
+    while at < len(content):
+        tag, at = _varint(content, at)
+        field, kind = tag >> 3, tag & 7
+        if kind == 0:
+            value, at = _varint(content, at)
+            yield field, value
+        elif kind == 2:
+            size, at = _varint(content, at)
+            if at + size > len(content):
+                raise NotOnnx("is no ONNX file, or only the beginning of one")
+            yield field, content[at : at + size]
+            at += size
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise NotOnnx("is no ONNX file")
+        if not field:
+            raise NotOnnx("is no ONNX file")
+
+
+def _varint(content: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = content[at]
+        value |= (byte & 0x7F) << shift
+        at += 1
+        if not byte & 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise NotOnnx("is no ONNX file")
+
+
+ROWS = 8192  # of one request, where the campaign does not say
+
+
+def complete(config: Any, onnx: OnnxFile, file: str, batch: int | None) -> None:
+    """Fill in what a model configuration does not say of an ONNX file, for the Python backend.
+
+    Args:
+        config: The ModelConfig; its backend, inputs, outputs and parameters are set.
+        onnx: The file's signature.
+        file: Its name in the version folder.
+        batch: Rows of one request, as the campaign wants them.
+
+    Raises:
+        NotOnnx: It cannot be served so.
+    """
+    config.platform, config.backend, config.default_model_filename = "", "python", ""
+    config.parameters["onnx_file"].string_value = file
+    if config.input or config.output:
+        return
+    for tensor in (*onnx.inputs, *onnx.outputs):
+        if tensor.datatype == "BF16":
+            raise NotOnnx(f"'{tensor.name}' is BF16, which the embedded server's Python backend cannot hold")
+    rows = onnx.rows
+    if rows is not None:
+        config.max_batch_size = rows if rows > 0 else max(batch or 0, ROWS)
+    for tensors, put in ((onnx.inputs, config.input), (onnx.outputs, config.output)):
+        for tensor in tensors:
+            dims = tensor.dims[1:] if rows is not None else tensor.dims
+            made = put.add(name=tensor.name, data_type=f"TYPE_{tensor.datatype}")
+            made.dims.extend(dims or [1])
+            if not dims:  # one number per row: Triton wants an axis, the graph has none
+                made.reshape.SetInParent()
