@@ -6,6 +6,8 @@ environment is wrong answers READY and then nonsense.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,19 @@ def _zeros(info: ModelInfo) -> dict[str, Any]:
         if tensor.datatype == "BYTES":
             made[tensor.name][...] = b""
     return made
+
+
+def ask(record: Mapping[str, Any], model: str, inputs: dict[str, Any], deadline_s: float) -> dict[str, Any]:
+    """The answer of one server to one request, neither cut nor padded.
+
+    Args:
+        record: The server's.
+        model: Its name.
+        inputs: Arrays by input.
+        deadline_s: For the answer.
+    """
+    with closing(open_client(record)) as client:
+        return _ask(client, model_info(client, model, None), inputs, deadline_s)
 
 
 def _ask(

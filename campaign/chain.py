@@ -177,11 +177,11 @@ class Chain:
         with self.spent.on("read", RUN):
             source = self.worker.open(self.task)
         stack.callback(source.close)
-        self.events = source.entries
+        self.events = self.worker.job.entries(source)
         yield from self._read(source)
 
     def _read(self, source: Any) -> Iterator[Any]:
-        spans = list(row_ranges(source.entries, self.worker.job.read_rows, getattr(source, "clusters", ())))
+        spans = list(row_ranges(self.events, self.worker.job.read_rows, getattr(source, "clusters", ())))
         coming: Future[Any] | None = None
         for i, span in enumerate(spans):
             with self.spent.on("read", WAIT if coming else RUN):

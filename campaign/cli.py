@@ -69,11 +69,17 @@ def _parser() -> argparse.ArgumentParser:
     run = _command(commands, "run", "run a campaign file; on an existing run directory, what is missing of it", _run)
     _file(run)
     run.add_argument("--run-dir", type=Path, metavar="DIR", help="where everything goes (default: ./runs/<campaign>)")
+    run.add_argument(
+        "--limit", type=_positive, metavar="N", help="only the first N rows of each file, in a run directory of its own"
+    )
     run.add_argument("--quiet", action="store_true", help="show no progress")
     run.add_argument("--profile", action="store_true", help="say at the end where each second went")
 
-    check = _command(commands, "check", "say whether a campaign file is right; start nothing", _check)
+    check = _command(commands, "check", "say whether a campaign file is right; no server is started", _check)
     _file(check)
+    check.add_argument(
+        "--try", action="store_true", dest="try_", help="run all stages on 100 rows, with zeros in place of answers"
+    )
 
     plan = _command(commands, "plan", "show what a run would do, and why", _plan)
     _file(plan)
@@ -104,6 +110,10 @@ def _parser() -> argparse.ArgumentParser:
 
     tune = _command(commands, "tune", "measure a sample against one server, propose batch, window, workers", _tune)
     _file(tune)
+    canary = _command(commands, "canary", "make the known answer of a model from rows of the campaign's data", _canary)
+    _file(canary)
+    canary.add_argument("model", metavar="MODEL", help="one of servers.models")
+    canary.add_argument("--force", action="store_true", help="replace a known answer that is there")
     _file(_command(commands, "prepare", "make the server environment ahead of the first run", _prepare))
     _command(commands, "schema", "print the JSON schema of a campaign file, for editors", _schema)
     return parser
@@ -161,21 +171,53 @@ def _run(args: argparse.Namespace) -> int:
 def _run_loaded(args: argparse.Namespace) -> int:
     from campaign import engine
 
-    report = engine.run(_load(args), run_dir=args.run_dir, progress=not args.quiet, raises=False)
+    report = engine.run(_load(args), run_dir=args.run_dir, limit=args.limit, progress=not args.quiet, raises=False)
     print(report.text(profile=args.profile))
     return report.exit_code
 
 
 def _check(args: argparse.Namespace) -> int:
     from campaign import engine
+    from campaign.processes import start_fork_server, stop_fork_server
 
     checked = engine.check(_load(args))
+    start_fork_server()
+    try:
+        engine.look(checked)
+        tried = engine.try_out(checked) if args.try_ else None
+    finally:
+        stop_fork_server()
     files = {name: len(found) for name, found in checked.plan.files.items()}
     print(
         f"{args.file}: right. {checked.plan.total} tasks over "
         + ", ".join(f"{n} files of {name}" for name, n in files.items())
         + f"; {len(checked.plan.outputs)} outputs, {len(checked.plan.reduces)} frozen values"
     )
+    if tried is None:
+        print(
+            "  the stages before the first inference ran on 100 rows of a file of each dataset; --try runs the others"
+        )
+        return 0
+    print(f"  ran on 100 rows, with zeros in place of models' answers: {', '.join(tried.stages)}")
+    others = [name for name in checked.campaign.stages if name not in tried.stages]
+    if others:
+        print(f"  not tried: {', '.join(others)}")
+    for note in tried.notes:
+        print(f"  note: {note}")
+    return 0
+
+
+def _canary(args: argparse.Namespace) -> int:
+    from campaign import engine
+    from campaign.makecanary import make
+    from campaign.processes import start_fork_server, stop_fork_server
+
+    start_fork_server()
+    try:
+        path, rows = make(engine.check(_load(args)), args.model, args.force, print)
+    finally:
+        stop_fork_server()
+    print(f"{path}: the answers of {args.model} to {rows} of your own; each server must give them from now on")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from campaign import account, intent, keeper, manifest, registry, report
 from campaign.address import PoolAddress
@@ -25,6 +26,7 @@ from campaign.plan import Pass, Plan, Reduce
 from campaign.planner import plan
 from campaign.pool import ServerPool, make_kind
 from campaign.preflight import preflight
+from campaign.preflight import try_out as preflight_try
 from campaign.processes import stop_fork_server, wake_fork_server
 from campaign.profile import Profile
 from campaign.progress import Progress, to_terminal
@@ -36,17 +38,27 @@ from campaign.scheduler import Scheduler
 from campaign.spec import Campaign, ProviderSpec
 from campaign.state import State
 
+if TYPE_CHECKING:
+    from campaign.tryout import Tried
+
 
 def default_run_dir(campaign: Campaign) -> Path:
-    """``./runs/<campaign>/``."""
-    return Path.cwd() / "runs" / campaign.campaign
+    """``./runs/<campaign>/``; of a quick try ``./runs/<campaign>-limit-N/``."""
+    return Path.cwd() / "runs" / (campaign.campaign + (f"-limit-{campaign.limit}" if campaign.limit else ""))
 
 
 def override(
-    campaign: Campaign, *, workers: int | None = None, servers: int | None = None, provider: str | None = None
+    campaign: Campaign,
+    *,
+    workers: int | None = None,
+    servers: int | None = None,
+    provider: str | None = None,
+    limit: int | None = None,
 ) -> Campaign:
-    """The campaign with another number of workers or servers, or another provider."""
+    """The campaign with another number of workers or servers, another provider, or only some rows of each file."""
     changed: dict[str, Any] = {}
+    if limit is not None:
+        changed["limit"] = limit
     if workers is not None:
         changed["workers"] = workers
     if provider is not None and provider != campaign.provider.kind:
@@ -54,6 +66,12 @@ def override(
     if servers is not None and campaign.servers is not None:
         changed["servers"] = campaign.servers.model_copy(update={"count": servers})
     return campaign.model_copy(update=changed) if changed else campaign
+
+
+def job_of(plan: Plan) -> Job:
+    """What workers need to know of a plan, but for the servers."""
+    c = plan.campaign
+    return Job(plan.code, plan.readers, None, c.read_rows, c.task_deadline_s, c.limit)
 
 
 @dataclass
@@ -90,6 +108,35 @@ def check(campaign: Campaign) -> Checked:
     return Checked(campaign, made, kind, cls, options, models)
 
 
+def _untouched(checked: Checked) -> list[Pass]:
+    """All tasks, as if nothing had been done yet."""
+    return checked.plan.todo(Ledger(checked.plan, Receipts(Path("/nonexistent/receipts"))).missing())
+
+
+def look(checked: Checked) -> None:
+    """Look at one file of each dataset, as a run does before it starts servers.
+
+    Raises:
+        SpecError: A tree, a branch, a weight or a column is missing; with the file and the key.
+    """
+    with tempfile.TemporaryDirectory(prefix="campaign-check-") as folder:
+        preflight(checked.plan, _untouched(checked), save_job(job_of(checked.plan), Path(folder) / "job"))
+
+
+def try_out(checked: Checked) -> Tried:
+    """Run the stages on 100 rows of one file of each dataset, with servers that answer zeros.
+
+    Raises:
+        SpecError: Something is wrong for certain; with the key.
+    """
+    servers, kind = checked.campaign.servers, checked.kind
+    known = hasattr(kind, "signature") and servers is not None
+    signatures = {name: kind.signature(name) for name in servers.models} if known and servers is not None else {}
+    with tempfile.TemporaryDirectory(prefix="campaign-check-") as folder:
+        ticket = save_job(job_of(checked.plan), Path(folder) / "job")
+        return preflight_try(checked.plan, _untouched(checked), ticket, signatures)
+
+
 def run(
     campaign: Campaign,
     *,
@@ -97,6 +144,7 @@ def run(
     workers: int | None = None,
     servers: int | None = None,
     provider: str | None = None,
+    limit: int | None = None,
     progress: bool | Progress = True,
     raises: bool = True,
 ) -> Report:
@@ -108,6 +156,7 @@ def run(
         workers: Worker processes, in place of the campaign's own number.
         servers: Servers in the pool, in place of the campaign's own number.
         provider: A registered provider's name, in place of the campaign's own.
+        limit: Rows of each file, for a quick try; see `campaign.spec.Campaign`.
         progress: Whether to show progress on standard error.
         raises: Raise if it does not end complete; otherwise only the report's ``status`` says so.
 
@@ -119,7 +168,7 @@ def run(
         CampaignFailed: Something is missing at the end (``raises``); carries the report.
         Interrupted: INT, TERM or HUP came, or ``campaign stop`` (``raises``).
     """
-    campaign = override(campaign, workers=workers, servers=servers, provider=provider)
+    campaign = override(campaign, workers=workers, servers=servers, provider=provider, limit=limit)
     shown = progress if isinstance(progress, Progress) else (to_terminal() if progress else Progress())
     rundir = RunDir(Path(run_dir).resolve() if run_dir else default_run_dir(campaign))
     checked = check(campaign)
@@ -173,7 +222,7 @@ class Run:
     def __init__(self, checked: Checked, rundir: RunDir, shown: Progress, stop: threading.Event) -> None:
         self.campaign, self.plan, self.checked = checked.campaign, checked.plan, checked
         self.rundir, self.shown, self.stop = rundir, shown, stop
-        self.report = Report(self.campaign.campaign, str(rundir.root))
+        self.report = Report(self.campaign.campaign, str(rundir.root), limit=self.campaign.limit)
         self.profile = Profile(began=time.time())
         self.clock = time.monotonic()  # nobody sets this one
         self.receipts = Receipts(rundir.receipts)
@@ -251,7 +300,7 @@ class Run:
         )
 
     def _prepare(self) -> None:
-        self.job = Job(self.plan.code, self.plan.readers, None, self.campaign.read_rows, self.campaign.task_deadline_s)
+        self.job = job_of(self.plan)
         if self.todo:
             preflight(self.plan, self.todo, save_job(self.job, self.rundir.job))
         intent.write(self.rundir, self.plan)
@@ -387,7 +436,11 @@ class Run:
         if len(records) == pool.spec.count and all(r["state"] == "ready" for r in records):
             self.told_ready = True
             slowest = max(float(r["ready_s"]) for r in records)
-            self.shown.say(f"servers   {len(records)} ready, known answers given, after {slowest:.1f} s")
+            without = [
+                name for name in pool.spec.models if any(f"model {name} has no" in str(r["warnings"]) for r in records)
+            ]
+            known = "known answers given" if not without else f"no known answer of {', '.join(without)}"
+            self.shown.say(f"servers   {len(records)} ready, {known}, after {slowest:.1f} s")
 
 
 _ASKED = "stopped as asked; run again to resume"

@@ -185,7 +185,8 @@ class _Planner:
             (w, variation if self.reduce_varied_at(w, variation) else NOMINAL) for w in self.c.stages[stage].with_
         )
         code, needs = self.code_key(stage), [self.reduce(*f).key for f in frozen]
-        common = _started([FORMAT, __version__, self.c.read_rows, weight, stage, variation, code, needs])
+        limit = [] if self.c.limit is None else [{"limit": self.c.limit}]
+        common = _started([FORMAT, __version__, self.c.read_rows, weight, stage, variation, code, needs, *limit])
         events, sources = self.events(dataset, variation)
         before = parent.keys.packed if parent else sources
         keys = bytearray()

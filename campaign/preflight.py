@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from campaign.plan import Pass, Plan, longest_first
 from campaign.processes import ask_child
 from campaign.protocols import JobTicket
 from campaign.task import Task
+
+if TYPE_CHECKING:
+    from campaign.tryout import Tried
 
 ROWS = 100
 FILES = 5  # of one dataset, until one is readable and not empty
@@ -34,6 +38,31 @@ def preflight(plan: Plan, todo: Iterable[Pass], job: JobTicket) -> None:
     found = ask_child(_look_at, (job, groups), DEADLINE_S, "check: a stage that was tried")
     if found is not None:
         raise _as_spec_error(plan, *found) if isinstance(found, tuple) else found
+
+
+def try_out(plan: Plan, todo: Iterable[Pass], job: JobTicket, signatures: Mapping[str, Any]) -> Tried:
+    """Run all stages but those that need frozen values on 100 rows, with servers that answer zeros.
+
+    Args:
+        plan: The plan.
+        todo: The tasks, as groups.
+        job: The job.
+        signatures: What each model takes and gives.
+
+    Raises:
+        SpecError: Something is wrong for certain; with the key.
+    """
+    groups = [_largest(some) for some in todo if some.shape.artefact is None]
+    made = ask_child(_try, (job, groups, ROWS, dict(signatures)), DEADLINE_S, "check --try: a stage that was tried")
+    if made.error is not None and made.task is not None:
+        raise _as_spec_error(plan, made.error, made.task)
+    return made  # type: ignore[no-any-return]
+
+
+def _try(pipe: Connection, *args: Any) -> None:
+    from campaign.tryout import try_groups
+
+    try_groups(pipe, *args)
 
 
 def _largest(some: Pass) -> list[Task]:
@@ -72,5 +101,10 @@ def _as_spec_error(plan: Plan, error: CampaignError, task: Task) -> SpecError:
         key = ("variations", str(weighted), "weight")
     if error.stage:
         key = ("stages", error.stage)
+        spec = plan.campaign.stages[error.stage]
+        first = [n for n, s in plan.campaign.stages.items() if n != error.stage and s.from_ is s.reduce is None]
+        others = first if spec.from_ is None and "is none of the columns" in error.message else []
+        if others:
+            error.remedy = f"it takes the file's branches; if it should take a stage's columns, add 'from: {others[0]}'"
     told = SpecError(f"{error.message} (in {error.where})", key=key, remedy=error.remedy, log=error.log)
     return plan.campaign.locate(told)

@@ -237,6 +237,7 @@ class Job:
         servers: Where the pool is found (`campaign.client.PoolAddress`), None without one.
         read_rows: Rows of one range.
         deadline_s: Of one task.
+        limit: Rows of each file that are read; None: all.
     """
 
     stages: Mapping[str, Any]
@@ -244,6 +245,11 @@ class Job:
     servers: Any
     read_rows: int
     deadline_s: float
+    limit: int | None = None
+
+    def entries(self, source: Source) -> int:
+        """The rows of a file that the run reads."""
+        return source.entries if self.limit is None else min(source.entries, self.limit)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class Report:
         status: ``complete``, ``incomplete``, ``failed`` or ``interrupted``.
         reproducible: Whether the outputs' hashes depend on nothing but what is named here.
         campaign: Its name.
+        limit: Rows of each file that were read, None: all.
         run_dir: Where everything lies.
         datasets: ``{name: {files, events}}``, events read once from the nominal tree.
         outputs: ``{stage/dataset/variation: {path, kind, sha256, ...}}``; where files are missing from it, or from what
@@ -48,6 +49,7 @@ class Report:
 
     campaign: str
     run_dir: str
+    limit: int | None = None
     status: str = FAILED
     reproducible: bool = True
     datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -98,6 +100,8 @@ class Report:
 
     def _lines(self) -> Iterator[str]:
         yield f"campaign {self.campaign}: {self.status} in {self.wall_s:.1f} s"
+        if self.limit is not None:
+            yield f"  A TRY     only the first {self.limit:,} rows of each file were read: no result of the campaign"
         for name, d in self.datasets.items():
             yield f"  dataset  {name}: {d['files']} files, {d['events']:,} events"
         t = self.tasks

@@ -316,6 +316,7 @@ class Campaign(_Frozen):
         variations: ``{name: Variation}``.
         workers: Worker processes; None: one per core this process may use, two where there are servers: while one waits
             for answers the other reads.
+        limit: Rows of each file, from its start, for a quick try; None: all. Results are kept apart from a whole run's.
         read_rows: Events of one row range. Part of the result's identity: requests are cut within it.
         task_deadline_s: A task that runs longer is given up.
         retries: How often a task is tried again after an error that can heal.
@@ -329,6 +330,7 @@ class Campaign(_Frozen):
     provider: Annotated[ProviderSpec, BeforeValidator(_provider)] = ProviderSpec()
     variations: dict[Name, Variation] = Field(default_factory=dict)
     workers: int | None = Field(default=None, ge=1, le=100_000)
+    limit: int | None = Field(default=None, ge=1)
     read_rows: int = Field(default=100_000, ge=1, le=2**31)
     task_deadline_s: Seconds = 6 * 3600.0
     retries: int = Field(default=1, ge=0, le=20)

@@ -87,6 +87,7 @@ def resolve(campaign: Campaign, name: str) -> StageCode:
     def check(thing: Any, where: str) -> None:
         _check_callable(thing, where, key)
         _check_options(thing, spec, name, where)
+        _check_call(thing, where, (*key, "use"), spec.reduce is not None)
 
     return _resolve(campaign, name, spec.use, spec.given, key, check)
 
@@ -220,6 +221,27 @@ def _folder(thing: Any) -> str:
     """Where the modules lie that an object by value may import: beside the script, or in a notebook's folder."""
     file = getattr(sys.modules.get(getattr(thing, "__module__", "")), "__file__", None)
     return str(Path(file).resolve().parent if file else Path.cwd())
+
+
+def _check_call(thing: Any, where: str, key: tuple[str, ...], reduces: bool) -> None:
+    """Refuse what cannot be called as a stage is."""
+    is_class = isinstance(thing, type)
+    if is_class and _has(thing, "start") and _has(thing, "finish"):
+        return
+    called = thing.__call__ if is_class else thing
+    given = (None,) * (3 if is_class else 2)
+    try:
+        signature = inspect.signature(called)
+    except (ValueError, TypeError):
+        return  # of a builtin nobody knows
+    try:
+        signature.bind(*given)
+    except TypeError:
+        names = ", ".join(list(signature.parameters)[1 if is_class else 0 :])
+        wanted = "(merged, ctx)" if reduces else "(batch, ctx)"
+        raise SpecError(
+            f"{where} takes ({names}), and a stage is called with {wanted}", key=key, remedy=f"write def NAME{wanted}"
+        ) from None
 
 
 def _check_options(thing: Any, spec: StageSpec, name: str, where: str) -> None:

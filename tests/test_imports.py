@@ -52,7 +52,7 @@ FLOORS = [
     ["codehash", "weighwords", "stagecode", "checks", "specfile"],
     ["outputs", "datasets", "task"],
     ["kserve", "canary", "wire", "window", "roster", "request", "suspects", "flight"],
-    ["ragged", "twin", "client", "stepservers"],
+    ["ragged", "standin", "twin", "client", "stepservers"],
     ["health", "roothist", "rootfile"],
     ["servers", "plan", "planner"],
     [
@@ -70,9 +70,9 @@ FLOORS = [
         "progress",
     ],
     ["apart", "guardian", "runs", "jobs", "reap", "keeper"],
-    ["berth", "pilot", "processes", "blame", "weighing", "chain", "work", "facts", "preflight"],
+    ["berth", "pilot", "processes", "blame", "weighing", "chain", "work", "facts", "tryout", "preflight"],
     ["replacer", "pool", "batches", "lost", "trees", "failures", "merges", "scheduler"],
-    ["unmoved", "account", "engine", "tune", "verification", "values"],
+    ["unmoved", "account", "engine", "makecanary", "tune", "verification", "values"],
     ["cli"],
 ]
 

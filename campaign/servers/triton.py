@@ -314,6 +314,20 @@ class Triton:
             found |= {name: onnx.with_name(name) for name in read_onnx(onnx).external}
         return found | {target: self._path(path) for target, path in spec.files.items()}
 
+    def signature(self, model: str) -> Mapping[str, Any]:
+        """What the model takes and gives, for a try without a server (`campaign.standin`)."""
+        config, spec = self.config(model), self.spec.models[model]
+        first, most = [-1] if config.max_batch_size else [], int(config.max_batch_size)
+
+        def tensors(given: Any) -> list[list[Any]]:
+            names = {t.name: _datatype(t) for t in given}
+            return [[t.name, names[t.name], [*first, *t.dims]] for t in given]
+
+        return {
+            "inputs": tensors(config.input), "outputs": tensors(config.output), "batch": min(spec.batch or most, most),
+            "max_batch": most, "optional": [t.name for t in config.input if t.optional],
+        }  # fmt: skip
+
     def tensors(self, model: str) -> tuple[list[str], list[str]]:
         """Names of a model's inputs and outputs."""
         config = self.config(model)
@@ -500,6 +514,12 @@ def _messages() -> Any:
         sys.modules[name] = module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+def _datatype(tensor: Any) -> str:
+    """KServe's name of a tensor's datatype."""
+    kind = type(tensor).DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[tensor.data_type].name
+    return "BYTES" if kind == "TYPE_STRING" else str(kind).removeprefix("TYPE_")
 
 
 def _members(config: Any) -> list[str]:

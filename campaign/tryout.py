@@ -1,0 +1,118 @@
+"""All stages of a campaign on a few rows of a file per dataset, with stand-in servers: ``campaign check --try``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from campaign.blame import MissingBranch
+from campaign.chain import Chain
+from campaign.errors import CampaignError, InputError
+from campaign.outputs import Columns, as_output
+from campaign.protocols import JobTicket, TwoStepStage
+from campaign.rundir import RunDir
+from campaign.standin import Signature, StandInServers
+from campaign.task import Step, Task
+from campaign.work import _worker
+
+
+@dataclass
+class Tried:
+    """What a try of one group of files has shown.
+
+    Attributes:
+        error: What is certainly wrong, None if nothing is.
+        task: Where it showed.
+        notes: What could not be told, one sentence each.
+        stages: Stages that ran to their end.
+        taken: What each model was given first, by input.
+    """
+
+    error: CampaignError | None = None
+    task: Task | None = None
+    notes: list[str] = field(default_factory=list)
+    stages: list[str] = field(default_factory=list)
+    taken: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def try_groups(
+    pipe: Connection, job: JobTicket, groups: list[list[Task]], rows: int, signatures: Mapping[str, Signature]
+) -> None:
+    """Try each group on its first file that can be read and is not empty; sends a `Tried`. In a child process."""
+    made = Tried()
+    for tasks in groups:
+        for task in tasks:
+            if _try_task(made, job, task, rows, signatures) or made.error is not None:
+                break
+        if made.error is not None:
+            break
+    pipe.send(made)
+
+
+def _try_task(made: Tried, job: JobTicket, task: Task, rows: int, signatures: Mapping[str, Signature]) -> bool:
+    """Whether the file could tell."""
+    servers = StandInServers(signatures)
+    try:
+        worker = _worker(job)
+        chain = Chain(worker, RunDir(Path("/nonexistent")), task, {})
+        source = worker.open(task)
+    except InputError:
+        return False  # the look at the files has said so, or the run will
+    try:
+        if not source.entries:
+            return False
+        batch = chain.weighted(source, source.read(0, min(rows, source.entries)))
+        _try_steps(made, chain, batch, servers)
+    except CampaignError as error:
+        made.error, made.task = error, task
+    finally:
+        source.close()
+        for model, inputs in servers.taken.items():
+            made.taken.setdefault(model, inputs)
+    return True
+
+
+def _try_steps(made: Tried, chain: Chain, batch: Any, servers: StandInServers) -> None:
+    values: dict[str, Any] = {}
+    guessed: set[str] = set()  # steps whose input holds stand-in answers
+    for step in chain.task.steps:
+        if step.frozen:
+            note = f"stage {step.stage} was not tried: it needs frozen values of {', '.join(a[0] for a in step.frozen)}"
+            made.notes += [note] if note not in made.notes else []
+            continue
+        if step.parent is not None and not isinstance(values.get(step.parent), Columns):
+            continue
+        if step.parent in guessed:
+            guessed.add(step.key)
+        calls = servers.calls
+        try:
+            values[step.key] = _call(chain, step, batch, values, servers)
+        except CampaignError as error:
+            if step.key not in guessed or isinstance(error, MissingBranch) or _is_call(error):
+                error.stage = error.stage or step.stage
+                raise
+            note = f"stage {step.stage} could not be tried on stand-in answers of zeros: {error.message}"
+            made.notes += [note] if note not in made.notes else []
+            continue
+        if servers.calls > calls:
+            guessed.add(step.key)
+        if step.stage not in made.stages:
+            made.stages.append(step.stage)
+
+
+def _call(chain: Chain, step: Step, batch: Any, values: dict[str, Any], servers: StandInServers) -> Any:
+    stage = chain.worker.stage(step.stage)
+    given = chain.weighing.shown(step, chain.given(step, batch, values))
+    ctx = replace(chain.context(step, None), servers=servers)
+    if isinstance(stage, TwoStepStage):
+        pending = chain.guard(step, stage.start, given, ctx)
+        return as_output(chain.guard(step, stage.finish, pending), step.stage)
+    return as_output(chain.guard(step, stage, given, ctx), step.stage)
+
+
+def _is_call(error: CampaignError) -> bool:
+    """Whether a stage cannot be called at all: no value that it was given is to blame."""
+    return "raised TypeError" in error.message and "positional argument" in error.message
