@@ -13,7 +13,7 @@ import typeguard
 from campaign.checks import check_script
 from campaign.registry import unknown
 
-_WALLTIME = re.compile(r"[0-9]+:[0-5][0-9]:[0-5][0-9]")
+_WALLTIME = re.compile(r"(?:[0-9]+-)?[0-9]+:[0-5][0-9]:[0-5][0-9]")
 
 
 class WrongArgument(ValueError):
