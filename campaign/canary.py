@@ -193,6 +193,60 @@ def _text(array: Any) -> Any:
         return array
 
 
+def hold_rows(client: grpcclient.InferenceServerClient, model: str, canary: str | None, deadline_s: float) -> int:
+    """Hold a model whose first axis was taken to count rows to that: a row has one answer, alone and among others.
+
+    Args:
+        client: Of the server.
+        model: Its name.
+        canary: Where rows come from; None: numbers drawn at random.
+        deadline_s: For each answer.
+
+    Returns:
+        The number of requests sent.
+
+    Raises:
+        ModelError: The answer to a row depends on the other rows of its request.
+    """
+    info = model_info(client, model, None)
+    inputs = known_answer(Path(canary)).inputs if canary else _drawn(info)
+    rows = min((len(array) for array in inputs.values()), default=0)
+    if rows < 2:
+        return 0
+    try:
+        among = _ask(client, info, inputs, deadline_s)
+        alone = _ask(client, info, {name: array[:1] for name, array in inputs.items()}, deadline_s)
+    except InferenceServerException:
+        return 0  # what it cannot answer tells nothing; its known answer, or zeros, will
+    for name, one in alone.items():
+        many = among[name]
+        if len(many) != rows or (one.shape == many[:1].shape and not _alike(one, many[:1])):
+            raise ModelError(
+                f"the answer to a row depends on the other rows of its request: {name} is {_few(one)} alone, "
+                f"{_few(many[:1])} among {rows} rows; its first axis does not count rows",
+                where=f"model {model}",
+                remedy="make it a folder of a model repository with a config.pbtxt that says max_batch_size: 0",
+            )
+    return 2
+
+
+def _drawn(info: ModelInfo) -> dict[str, Any]:
+    made, rng = _zeros(info), np.random.default_rng(0)
+    for name, array in made.items():
+        array = np.repeat(array, min(4, info.max_batch), axis=0)
+        made[name] = rng.normal(size=array.shape).astype(array.dtype) if array.dtype.kind == "f" else array
+    return made
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Equal but for what another order of the same operations may do."""
+    if one.dtype.kind != "f":
+        return bool(np.array_equal(one, other))
+    far = 2e-2 if one.dtype.itemsize < 4 else 1e-3
+    scale = float(np.nanmax(np.abs(other), initial=0.0))
+    return bool(np.allclose(one, other, rtol=far, atol=far * (scale if np.isfinite(scale) else 1.0), equal_nan=True))
+
+
 def _few(array: Any) -> str:
     return np.array2string(np.asarray(array).ravel()[:4], precision=6, threshold=4)
 

@@ -8,7 +8,7 @@ long as it answers requests it lives. Everything that may block is done by threa
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -30,6 +30,7 @@ class Health:
         every_s: A model that has answered nothing for so long is asked.
         deadline_s: For its answer.
         silent_s: A server that has said nothing for so long hangs.
+        rows_assumed: Models whose first axis was taken to count rows, which is to be proved.
 
     Attributes:
         counted: What the server has done for others: its own counters without the canaries.
@@ -37,9 +38,10 @@ class Health:
     """
 
     def __init__(
-        self, client: Any, models: Mapping[str, str | None], *, every_s: float, deadline_s: float, silent_s: float
-    ) -> None:
-        self.client, self.models = client, models
+        self, client: Any, models: Mapping[str, str | None], *, every_s: float, deadline_s: float, silent_s: float,
+        rows_assumed: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        self.client, self.models, self.rows_assumed = client, models, rows_assumed
         self.every_s, self.deadline_s, self.silent_s = every_s, deadline_s, silent_s
         self.counted: Counts = {}
         self.threads = ThreadPoolExecutor(len(models) + 1, thread_name_prefix="campaign-health")
@@ -65,18 +67,26 @@ class Health:
             ModelError: It does not give its known answer.
         """
         before = canary.statistics(self.client) or {}
+        if model in self.rows_assumed:
+            sent = canary.hold_rows(self.client, model, self.models[model], deadline_s)
+            before = self._counted(model, before, sent)
         warning = canary.prove(self.client, model, self.models[model], deadline_s)
-        after: Counts = {}
-        for _ in range(15):  # counted a moment after it is answered; a user's own backend need not count at all
-            after = canary.statistics(self.client) or {}
-            if after.get(model, NOTHING)[1] > before.get(model, NOTHING)[1]:
-                break
-            time.sleep(0.02)
+        after = self._counted(model, before, 1)
         self._cost[model] = _minus(after, before)
         self._baseline = self._last = after
         self.counted = _minus(after, after)
         self._good[model] = time.monotonic()
         return warning
+
+    def _counted(self, model: str, before: Counts, sent: int) -> Counts:
+        """The counters once so many more requests are in them."""
+        told: Counts = before
+        for _ in range(15):  # counted a moment after it is answered; a user's own backend need not count at all
+            told = canary.statistics(self.client) or {}
+            if told.get(model, NOTHING)[1] >= before.get(model, NOTHING)[1] + sent:
+                break
+            time.sleep(0.02)
+        return told
 
     def look(self) -> str:
         """Called again and again; never blocks.

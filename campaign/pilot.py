@@ -298,9 +298,11 @@ class Pilot:
         from campaign.health import Health
 
         end = time.monotonic() + float(self.berth.order["start_deadline_s"])
-        models = {model: what["canary"] for model, what in self.berth.order["recipe"]["models"].items()}
+        told = self.berth.order["recipe"]["models"]
+        models = {model: what["canary"] for model, what in told.items()}
+        assumed = [model for model, what in told.items() if what.get("rows_assumed")]
         client = canary.client_of(self.berth.name, self.url, self._let_in(end))
-        self.health = Health(client, models, **self.berth.order["health"])
+        self.health = Health(client, models, **self.berth.order["health"], rows_assumed=assumed)
         while not self.aside(canary.ready, client):
             failed, said = serverlog.load_failure(self.berth.log, str(self.place))
             if failed:
@@ -321,7 +323,8 @@ class Pilot:
             except ModelError as error:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.server.wait(POLL_S) if self.server else None  # did it fall while it was asked?
-                raise ModelError(error.message, where=f"model {model} on {self.berth.name}", log=self.tail()) from None
+                where = f"model {model} on {self.berth.name}"
+                raise ModelError(error.message, where=where, remedy=error.remedy, log=self.tail()) from None
             if warning:
                 self.warnings.append(warning)
         for region in regions(self.shm):  # Triton makes them readable by everybody

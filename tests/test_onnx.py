@@ -67,7 +67,7 @@ def test_the_signature_is_what_onnxruntime_says(tmp_path):
         for ours, theirs in ((found.inputs, session.get_inputs()), (found.outputs, session.get_outputs())):
             assert [t.name for t in ours] == [t.name for t in theirs]
             assert [list(t.dims) for t in ours] == [[d if isinstance(d, int) else -1 for d in t.shape] for t in theirs]
-    assert [read(tmp_path / f"{n}.onnx").rows for n in "abs"] == [-1, 4, -1]
+    assert [read(tmp_path / f"{n}.onnx").rows() for n in "abs"] == [-1, 4, -1]
 
 
 def test_what_is_no_servable_onnx_file_is_refused(tmp_path):
@@ -90,12 +90,91 @@ def test_what_is_no_servable_onnx_file_is_refused(tmp_path):
         make_kind(ServerSpec.model_validate({"models": {"m": {}}}), tmp_path).check()
 
 
+def node(kind, inputs, outputs, **more):
+    return helper.make_node(kind, inputs, outputs, **more)
+
+
+def outside(location):
+    return {
+        "save_as_external_data": True, "all_tensors_to_one_file": True, "location": location, "size_threshold": 0,
+    }  # fmt: skip
+
+
+def test_only_open_axes_of_one_name_count_rows(tmp_path):
+    """Two names are two lengths, unless the campaign says ``batch``; a name beside none may be the same."""
+
+    def file(first, second):
+        return read(
+            save(
+                tmp_path / "f.onnx",
+                [node("Relu", ["X"], ["Y"])],
+                [("X", T.FLOAT, [first, 3])],
+                [("Y", T.FLOAT, [second, 3])],
+            )
+        )
+
+    assert [file(*names).rows() for names in (("N", "N"), ("N", None), (None, None))] == [-1, -1, -1]
+    assert (file("nodes", "edges").rows(), file("nodes", "edges").rows(said=True)) == (None, -1)
+    assert (file("N", 1).rows(), file("N", 1).rows(said=True)) == (None, None)
+
+
+def refusal(folder, **spec):
+    with pytest.raises(SpecError) as caught:
+        make_kind(ServerSpec.model_validate(spec), folder).check()
+    return str(caught.value)
+
+
+def test_weights_are_found_where_the_file_says_or_refused(tmp_path):
+    """In a folder below, inside a node, or of a branch; never outside the file's folder, and never missing."""
+    (tmp_path / "w").mkdir()
+    linear(tmp_path / "sub.onnx", **outside("w/big.data"))
+    assert read(tmp_path / "sub.onnx").external == ("w/big.data",)
+    (tmp_path / "w" / "big.data").unlink()
+    assert f"its weights are in {tmp_path}/w/big.data" in refusal(tmp_path, models={"m": {"onnx": "sub.onnx"}})
+
+    def inner(location):
+        tensor = numpy_helper.from_array(ONES, "c")
+        tensor.ClearField("raw_data")
+        tensor.data_location = T.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+        body = helper.make_graph(
+            [node("Constant", [], ["Z"], value=tensor)], "b", [], [helper.make_tensor_value_info("Z", T.FLOAT, [2, 1])]
+        )
+        graph = helper.make_graph(
+            [node("If", ["C"], ["Y"], then_branch=body, else_branch=body)], "g",
+            [helper.make_tensor_value_info("C", T.BOOL, [1])], [helper.make_tensor_value_info("Y", T.FLOAT, [2, 1])],
+        )  # fmt: skip
+        (tmp_path / "inner.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+
+    inner("deep/c.bin")
+    assert read(tmp_path / "inner.onnx").external == ("deep/c.bin",)
+    for location in ("../c.bin", "/etc/c.bin", "a/../../c.bin"):
+        inner(location)
+        said = refusal(tmp_path, models={"m": {"onnx": "inner.onnx"}})
+        assert f"keeps weights in '{location}', outside its folder" in said
+
+
 STOCK = """
 platform: "onnxruntime_onnx"
 max_batch_size: 16
 input [ { name: "X" data_type: TYPE_FP32 dims: [ 2 ] } ]
 output [ { name: "Y" data_type: TYPE_FP32 dims: [ 1 ] } ]
 """
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('name: "X"', 'name: "Z"', "has no input 'Z', which the configuration names; it has X"),
+        ("TYPE_FP32 dims: [ 1 ]", "TYPE_FP64 dims: [ 1 ]", "has FP32 for 'Y', and the configuration says FP64"),
+        ('input [ { name: "X" data_type: TYPE_FP32 dims: [ 2 ] } ]', "", "needs the inputs X, which the configuration"),
+    ],
+)
+def test_a_configuration_that_disagrees_with_its_file_is_refused(tmp_path, old, new, said):
+    """Names and types of the configuration are the file's, as Triton's own onnxruntime backend wants it."""
+    linear(tmp_path / "m" / "1" / "model.onnx")
+    (tmp_path / "m" / "config.pbtxt").write_text(STOCK.replace(old, new))
+    assert said in refusal(tmp_path, model_repository=".", models={"m": {}})
 
 
 def test_onnx_files_are_served_as_they_are(tmp_path):
@@ -105,14 +184,18 @@ def test_onnx_files_are_served_as_they_are(tmp_path):
     linear(tmp_path / "models" / "bare" / "1" / "model.onnx")
     linear(tmp_path / "models" / "stock" / "2" / "model.onnx")
     (tmp_path / "models" / "stock" / "config.pbtxt").write_text(STOCK)
-    outside = {
-        "save_as_external_data": True,
-        "all_tensors_to_one_file": True,
-        "location": "big.data",
-        "size_threshold": 0,
-    }
-    linear(tmp_path / "big.onnx", **outside)
-    assert read(tmp_path / "big.onnx").external == ("big.data",)
+    (tmp_path / "w").mkdir()
+    linear(tmp_path / "big.onnx", **outside("w/big.data"))
+    two = [node("Cast", ["I"], ["H"], to=T.FLOAT16), node("Add", ["H", "F"], ["S"]), node("Not", ["B"], ["C"])]
+    given = [("I", T.INT64, ["N", 2]), ("F", T.FLOAT16, ["N", 2]), ("B", T.BOOL, ["N"])]
+    save(tmp_path / "two.onnx", two, given, [("S", T.FLOAT16, ["N", 2]), ("C", T.BOOL, ["N"])])
+    save(
+        tmp_path / "named.onnx",
+        [node("MatMul", ["X", "W"], ["Y"])],
+        [("X", T.FLOAT, ["batch", 2])],
+        [("Y", T.FLOAT, ["MatMulY_dim_0", 1])],
+        [("W", ONES)],
+    )
     save(
         tmp_path / "text.onnx",
         [helper.make_node("Identity", ["S"], ["R"])],
@@ -130,6 +213,7 @@ def test_onnx_files_are_served_as_they_are(tmp_path):
     models = {
         "plain": {"onnx": "plain.onnx", "batch": 5}, "four": {"onnx": "four.onnx"}, "bare": {}, "stock": {},
         "big": {"onnx": "big.onnx"}, "text": {"onnx": "text.onnx"}, "event": {"onnx": "event.onnx"},
+        "two": {"onnx": "two.onnx"}, "named": {"onnx": "named.onnx"}, "said": {"onnx": "named.onnx", "batch": 3},
     }  # fmt: skip
     x = np.arange(14, dtype=np.float32).reshape(7, 2)
     np.savez(tmp_path / "plain.canary.npz", **{"input.X": x[:1], "output.Y": x[:1] @ ONES})
@@ -137,11 +221,16 @@ def test_onnx_files_are_served_as_they_are(tmp_path):
     with ServerPool(spec, base=tmp_path) as pool:
         pool.wait_ready()
         servers = pool.servers()
-        for name in ("plain", "four", "bare", "stock", "big"):
+        for name in ("plain", "four", "bare", "stock", "big", "named", "said"):
             assert servers.infer(name, {"X": x})["Y"].tolist() == (x @ ONES).tolist(), name
         assert servers.infer("text", {"S": np.array([["é"], ["b"]])})["R"].tolist() == [["é".encode()], [b"b"]]
         assert servers.infer("event", {"E": np.ones((5, 3), np.float32)})["S"].tolist() == [[5, 5, 5]]
-        assert (servers.model("plain").batch, servers.model("four").batch, servers.model("event").batch) == (5, 4, 0)
+        batches = {name: servers.model(name).batch for name in ("plain", "four", "event", "named", "said")}
+        assert batches == {"plain": 5, "four": 4, "event": 0, "named": 0, "said": 3}
+        i, f, b = np.arange(6).reshape(3, 2), np.full((3, 2), 0.5, np.float16), np.array([[True], [False], [True]])
+        both = servers.infer("two", {"I": i, "F": f, "B": b})
+        assert (both["S"].dtype, both["S"].tolist()) == (np.float16, (i + 0.5).tolist())
+        assert both["C"].tolist() == (~b).tolist()
         said = " ".join(pool.records()[0]["warnings"])
         assert "model bare has no canary.npz" in said
         assert "model plain has no" not in said
@@ -156,6 +245,19 @@ def test_a_file_that_the_runtime_does_not_take_ends_the_start_at_once(tmp_path):
     spec = ServerSpec.model_validate({"models": {"new": {"onnx": "new.onnx"}}, "start_deadline_s": 250})
     with (
         pytest.raises(ServerError, match=r"(?s)failed to load 'new' version 1: .*Opset 999 is under"),
+        ServerPool(spec, base=tmp_path) as pool,
+    ):
+        pool.wait_ready()
+
+
+def test_an_axis_that_does_not_count_rows_is_found_out(tmp_path):
+    """A graph whose rows see each other would give wrong numbers in requests of rows: the start ends with a remedy."""
+    mean = node("ReduceMean", ["X"], ["M"], axes=[0], keepdims=1)
+    inputs, outputs = [("X", T.FLOAT, ["hits", 2])], [("Y", T.FLOAT, ["hits", 2])]
+    save(tmp_path / "centre.onnx", [mean, node("Sub", ["X", "M"], ["Y"])], inputs, outputs)
+    spec = ServerSpec.model_validate({"models": {"centre": {"onnx": "centre.onnx"}}})
+    with (
+        pytest.raises(ServerError, match=r"answer to a row depends on the other rows(?s:.*)max_batch_size: 0"),
         ServerPool(spec, base=tmp_path) as pool,
     ):
         pool.wait_ready()

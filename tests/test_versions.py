@@ -14,7 +14,7 @@ from campaign import ServerPool, connect
 from campaign.errors import InferenceError, SpecError
 from campaign.pool import make_kind
 from campaign.servers import settings
-from campaign.servers.triton import _messages
+from campaign.servers.repository import messages
 from campaign.spec import ServerSpec
 from tests.conftest import command
 
@@ -196,6 +196,13 @@ REFUSED = {
     'batch_input [ { kind: BATCH_ELEMENT_COUNT target_name: "N" source_input: "X" } ]': "batch_input:",
     'batch_output [ { target_name: "Y" kind: BATCH_SCATTER_WITH_INPUT_SHAPE source_input: "X" } ]': "batch_output: the",
     'optimization { execution_accelerators { gpu_execution_accelerator [ { name: "tensorrt" } ] } }': "accelerators:",
+    'runtime: "libtriton_other.so"': "runtime: the embedded server runs its own Python backend",
+    "instance_group [ { kind: KIND_CPU }, { kind: KIND_CPU passive: true } ]": "passive: Triton gives a passive",
+    'instance_group [ { kind: KIND_CPU profile: "1" } ]': "instance_group.profile: profiles are TensorRT's",
+    "instance_group [ { secondary_devices [ { kind: KIND_NVDLA } ] } ]": "instance_group.secondary_devices: the Python",
+    'instance_group [ { host_policy: "p" } ]': "instance_group.host_policy: Triton is started without host policies",
+    "model_metrics { }": "model_metrics: is newer than the embedded server (Triton 2.51)",
+    'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "/no/env.tar.gz" } }': "/no/env.tar.gz, which is no",
 }  # fmt: skip
 
 
@@ -204,7 +211,7 @@ def test_a_setting_without_effect_is_refused(tmp_path, extra):
     """One sentence names the file and the setting, and says what to do; nothing is started."""
     model(tmp_path, "m", extra, ["1"])
     said = refused(tmp_path, {"m": {}})
-    assert f"{tmp_path}/m/config.pbtxt: " in said
+    assert f"{tmp_path}/m/config.pbtxt: " in said or "EXECUTION_ENV_PATH" in extra
     assert REFUSED[extra] in said
 
 
@@ -224,7 +231,7 @@ def test_every_setting_there_is_has_been_thought_of():
         "model_warmup", "model_operations", "model_transaction_policy", "model_repository_agents", "response_cache",
         "model_metrics",
     }  # fmt: skip
-    assert {f.name for f in _messages().ModelConfig.DESCRIPTOR.fields} <= looked_at
+    assert {f.name for f in messages().ModelConfig.DESCRIPTOR.fields} <= looked_at
 
 
 def test_the_version_is_part_of_the_keys_and_of_the_known_answer(tmp_path):
@@ -240,6 +247,56 @@ def test_the_version_is_part_of_the_keys_and_of_the_known_answer(tmp_path):
     (tmp_path / "m" / "2" / "canary.npz").touch()
     assert after.canary("m") == tmp_path / "m" / "2" / "canary.npz"
     assert settings.versions(tmp_path / "m") == [1, 2]
+
+
+def test_what_is_beside_the_versions_is_part_of_the_keys(tmp_path):
+    """Weights beside a version change the keys; known answers and texts for readers change none."""
+    environment = f'value {{ string_value: "{tmp_path}/env" }}'
+    model(tmp_path, "m", f'parameters {{ key: "EXECUTION_ENV_PATH" {environment} }}', ["1"])
+
+    def key():
+        return kind(tmp_path, {"m": {}}).identity("m")
+
+    (tmp_path / "env").write_text("a")
+    kind(tmp_path, {"m": {}}).check()
+    before = key()
+    for name in ("canary.npz", "1/canary.npz", "README.md"):
+        (tmp_path / "m" / name).write_text("x")
+        assert key() == before, name
+    (tmp_path / "m" / "weights.npz").write_text("x")
+    beside = key()
+    assert beside != before
+    (tmp_path / "env").write_text("b")
+    assert key() != beside
+
+
+def test_models_that_a_model_asks_are_part_of_its_keys(tmp_path):
+    """A step of an ensemble, and any other model where Python sends requests itself: a change there is one here."""
+    for name in ("plain", "given", "caller"):
+        model(tmp_path, name, folders=["1"])
+    (tmp_path / "both" / "1").mkdir(parents=True)
+    (tmp_path / "both" / "config.pbtxt").write_text(ENSEMBLE.format(version=-1))
+    path = tmp_path / "caller" / "1" / "model.py"
+    path.write_text(path.read_text() + "\n# pb.InferenceRequest(model_name='plain')\n")
+    models = {"both": {}, "plain": {}, "given": {}, "caller": {}}
+
+    def keys():
+        made = kind(tmp_path, models)
+        return {name: made.identity(name) for name in models}
+
+    before = keys()
+    (tmp_path / "plain" / "1" / "more").touch()
+    assert {name for name, key in keys().items() if key != before[name]} == {"both", "plain", "caller"}
+
+
+def test_labels_that_are_not_there_are_refused(tmp_path):
+    """Triton would not load the model; the sentence names file and output before anything is started."""
+    model(tmp_path, "m", folders=["1"])
+    path = tmp_path / "m" / "config.pbtxt"
+    path.write_text(path.read_text().replace('name: "Y"', 'name: "Y" label_filename: "l.txt"'))
+    assert "has no file l.txt, the labels of the output Y" in refused(tmp_path, {"m": {}})
+    (tmp_path / "m" / "l.txt").touch()
+    kind(tmp_path, {"m": {}}).check()
 
 
 def test_a_campaign_takes_the_newest_version_and_says_so(tmp_path):

@@ -29,17 +29,20 @@ def tree(folder: Path) -> Iterator[tuple[str, Path]]:
                 yield str(path.relative_to(folder)), path
 
 
-def files_of(folder: Path, version: int, placed: Mapping[str, Path]) -> dict[str, Path]:
-    """Where the files of a model lie, by relative name in the repository.
+def beside(folder: Path) -> dict[str, Path]:
+    """Files of a model's folder that belong to no version: labels, warm-up data, what a user's own backend looks for.
+
+    Other versions, configurations, the known answer and texts for readers (``*.md``) are left out.
 
     Args:
-        folder: The model's folder; other versions, configurations and the known answer are left out.
-        version: The version that is served.
-        placed: Files put into the version folder by the campaign, by their name there.
+        folder: The model's folder.
+
+    Returns:
+        Where they lie, by relative name.
     """
-    found = {f"{version}/{name}": path for name, path in tree(folder / str(version))}
-    for path in sorted(folder.iterdir()):  # labels, warm-up data, what a user's own backend looks for
-        if path.name in ("config.pbtxt", "configs", "canary.npz", "__pycache__"):
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.name in ("config.pbtxt", "configs", "canary.npz", "__pycache__") or path.suffix.lower() == ".md":
             continue
         if path.is_dir() and _NUMBER.match(path.name):  # a version to Triton, which reads 2.5 as 2
             continue
@@ -47,7 +50,7 @@ def files_of(folder: Path, version: int, placed: Mapping[str, Path]) -> dict[str
             found[path.name] = path
         elif path.is_dir():
             found |= {f"{path.name}/{name}": below for name, below in tree(path)}
-    return found | {f"{version}/{name}": path for name, path in placed.items()}
+    return found
 
 
 def lay_out(target: Path, name: str, what: Mapping[str, Any], config: str) -> None:

@@ -21,9 +21,8 @@ class TritonPythonModel:
 
         if int(np.__version__.split(".")[0]) >= 2:  # its arrays would be read wrongly by this server's Python stub
             raise RuntimeError(f"numpy {np.__version__} in the server's environment: numpy<2 is needed there")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
         config = json.loads(args["model_config"])
+        options = _options(config, onnxruntime)
         path = Path(__file__).with_name(config["parameters"]["onnx_file"]["string_value"])
         self._session = onnxruntime.InferenceSession(str(path), options, providers=_providers(args, onnxruntime))
         self._inputs = {item["name"]: item["data_type"] for item in config["input"]}
@@ -41,7 +40,10 @@ class TritonPythonModel:
 
         inputs, rows = {}, 0
         for name, kind in self._inputs.items():
-            array = pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+            tensor = pb_utils.get_input_tensor_by_name(request, name)
+            if tensor is None:  # optional in the configuration
+                continue
+            array = tensor.as_numpy()
             if kind == "TYPE_STRING":
                 array = np.array([value.decode() for value in array.reshape(-1)], object).reshape(array.shape)
             rows = len(array) if array.ndim else 0
@@ -51,6 +53,27 @@ class TritonPythonModel:
         found = [array[:rows] if self._rows else array for array in found]
         tensors = [pb_utils.Tensor(name, _sent(array)) for name, array in zip(self._outputs, found)]  # noqa: B905  3.10
         return pb_utils.InferenceResponse(tensors)
+
+
+def _options(config: dict[str, Any], onnxruntime: Any) -> Any:
+    """Settings of Triton's onnxruntime backend that change an answer; one thread unless the configuration says more.
+
+    Source: README of onnxruntime_backend, "Model Config Options".
+    """
+    given = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(given.get("intra_op_thread_count", 1))
+    options.inter_op_num_threads = int(given.get("inter_op_thread_count", 1))
+    if given.get("execution_mode") == "1":
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+    levels = onnxruntime.GraphOptimizationLevel
+    level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
+    known = {-1: levels.ORT_ENABLE_BASIC, 1: levels.ORT_ENABLE_EXTENDED, 2: levels.ORT_DISABLE_ALL}
+    options.graph_optimization_level = known.get(level, levels.ORT_ENABLE_ALL)
+    for name, value in given.items():
+        if name.startswith("session."):
+            options.add_session_config_entry(name, value)
+    return options
 
 
 def _sent(array: Any) -> Any:

@@ -51,6 +51,7 @@ def refused(config: Any, model: str) -> Iterator[tuple[str, str]]:
 
 
 _OUT = "take it out of the configuration for the embedded server (configs/embedded.pbtxt)"
+_TOO_NEW = "is newer than the embedded server (Triton 2.51), which would not read the configuration"
 _NO_PYTHON = "the Python backend does not look at it, so it would have no effect"
 
 
@@ -64,6 +65,19 @@ def _listed(field: str) -> Callable[[Any], bool]:
 
 def _python(wrong: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda config: config.backend == "python" and wrong(config)
+
+
+def _group(field: str) -> Callable[[Any], bool]:
+    return lambda config: any(bool(getattr(group, field)) for group in config.instance_group)
+
+
+def _tensor(field: str) -> Callable[[Any], bool]:
+    return lambda config: any(getattr(t, field, False) for t in (*config.input, *config.output))
+
+
+def _known(field: str) -> Callable[[Any], bool]:
+    """Whether a message sets a field that older tritonclients do not know."""
+    return lambda message: any(f.name == field for f, _ in message.ListFields())
 
 
 def _no_tensors(config: Any) -> bool:
@@ -102,6 +116,37 @@ _REFUSED: list[tuple[str, Callable[[Any], bool], str, str]] = [
         "optimization.execution_accelerators",
         _python(lambda config: config.optimization.HasField("execution_accelerators")), _NO_PYTHON,
         "choose the accelerator in model.py, and take it out of configs/embedded.pbtxt",
+    ),
+    (
+        "runtime", _python(lambda config: bool(config.runtime)),
+        "the embedded server runs its own Python backend, and would not load another library", _OUT,
+    ),
+    (
+        "instance_group.passive", _group("passive"),
+        "Triton gives a passive instance no requests, and it fails at the first one where there is no other", _OUT,
+    ),
+    ("instance_group.profile", _python(_group("profile")), "profiles are TensorRT's, and Triton refuses them", _OUT),
+    (
+        "instance_group.secondary_devices", _python(_group("secondary_devices")), _NO_PYTHON, _OUT,
+    ),
+    (
+        "instance_group.host_policy", _group("host_policy"),
+        "Triton is started without host policies, so the name would have no effect", _OUT,
+    ),
+    (
+        "ensemble_scheduling.step.model_namespace",
+        lambda config: any(step.model_namespace for step in config.ensemble_scheduling.step),
+        "Triton is started without namespaces, so it would have no effect", "take it out",
+    ),
+    ("is_shape_tensor", _tensor("is_shape_tensor"), "Triton knows shape tensors of TensorRT alone", _OUT),
+    (
+        "is_non_linear_format_io", _tensor("is_non_linear_format_io"),
+        "Triton knows formats that are not linear of TensorRT alone", _OUT,
+    ),
+    ("model_metrics", _known("model_metrics"), _TOO_NEW, _OUT),
+    (
+        "ensemble_scheduling.max_inflight_requests",
+        lambda config: _known("max_inflight_requests")(config.ensemble_scheduling), _TOO_NEW, _OUT,
     ),
     (
         "input.allow_ragged_batch", lambda config: any(t.allow_ragged_batch for t in config.input),

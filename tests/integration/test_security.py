@@ -334,14 +334,14 @@ def test_a_model_that_changed_since_it_was_planned_is_not_served(tmp_path: Path)
 
 def test_a_file_too_large_to_be_copied_is_looked_at_and_linked_to(tmp_path: Path) -> None:
     """Whatever its size, a file is held against its hash; a small one is served as the copy that was looked at."""
-    from campaign.servers.layout import COPIED, files_of, lay_out
+    from campaign.servers.layout import COPIED, lay_out, tree
 
     folder = tmp_path / "m"
     (folder / "1" / "sub").mkdir(parents=True)
     (folder / "1" / "sub" / "small").write_text("small")
     with (folder / "1" / "large").open("wb") as stream:
         stream.truncate(COPIED + 1)
-    files = files_of(folder, 1, {})
+    files = {f"1/{name}": path for name, path in tree(folder / "1")}
     entries = {name: [str(path), file_digest(path)] for name, path in files.items()}
     what = {"version": 1, "config": "", "files": entries, "canary": None}
     lay_out(tmp_path / "a", "m", what, "embedded")
