@@ -34,6 +34,9 @@ def check_options(
         items = error.errors()  # a misspelt key is also a missing one: it is the misspelling that helps
         item = next((i for i in items if i["type"] == "extra_forbidden"), items[0])
         at = (*key, *(part for part in item["loc"] if isinstance(part, (str, int))))
+        inside = getattr(item.get("ctx", {}).get("error"), "key", ())  # a validator may know the place more closely
+        if inside:
+            raise SpecError(item["msg"].removeprefix("Value error, "), key=(*at, *inside)) from None
         own = [f.alias or n for n, f in owner.model_fields.items() if n != "options"]
         known = [*own, *(f.alias or n for n, f in options.model_fields.items())]
         if item["type"] == "extra_forbidden":

@@ -18,13 +18,14 @@ from typing import Any
 
 import parsl.launchers
 import parsl.providers
+from campaign.providers.arguments import WrongArgument, check_arguments
 from parsl.executors import HighThroughputExecutor
 from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 from parsl.providers.base import ExecutionProvider
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from campaign import runs
-from campaign.checks import ASSIGNMENT, check_script
+from campaign.checks import ASSIGNMENT
 from campaign.errors import ProviderError, SpecError
 from campaign.identity import VARIABLE, mark, marked
 from campaign.protocols import Carried
@@ -70,9 +71,17 @@ class Options(BaseModel):
     @classmethod
     def _can_be_made(cls, value: Any) -> Any:
         if isinstance(value, Mapping):  # of a file; an object is the user's own code
-            _arguments(value, "SlurmProvider", parsl.providers)
             if isinstance(value.get("launcher"), Mapping):
-                _arguments(value["launcher"], "SrunLauncher", parsl.launchers)
+                _looked_at(value["launcher"], "SrunLauncher", parsl.launchers, "launcher")
+            elif "launcher" in value and not isinstance(value["launcher"], parsl.launchers.base.Launcher):
+                example = f"write launcher: {{class: {value['launcher']}}}"
+                raise WrongArgument(f"{value['launcher']!r} is no launcher; {example}", "launcher")
+            _looked_at(value, "SlurmProvider", parsl.providers)
+            try:
+                build(value)
+            except Exception as error:  # library boundary: Parsl's constructors raise anything
+                text = str(error).strip().splitlines() or [""]
+                raise WrongArgument(f"{value['class']} refuses its arguments: {text[0]}") from error
         elif value is not None and not isinstance(value, ExecutionProvider):
             raise ValueError("give a Parsl execution provider, or {class: NAME, argument: value, ...}")
         return value
@@ -80,27 +89,30 @@ class Options(BaseModel):
     @field_validator("executor")
     @classmethod
     def _known(cls, value: dict[str, Any]) -> dict[str, Any]:
-        known = list(inspect.signature(HighThroughputExecutor.__init__).parameters)[1:]
-        for name in value:
-            if name not in known:
-                raise ValueError(unknown(name, known, "arguments of HighThroughputExecutor"))
+        check_arguments(HighThroughputExecutor, value)
         return value
 
 
-def _arguments(given: Mapping[str, Any], example: str, module: Any) -> tuple[type, dict[str, Any]]:
+def _class(given: Mapping[str, Any], example: str, module: Any, *key: str) -> type:
     name = given.get("class")
     have = sorted(n for n in dir(module) if inspect.isclass(getattr(module, n)))
     if not isinstance(name, str) or name not in have:
-        raise ValueError(unknown(str(name), have, f"classes of {module.__name__}") + f"; write class: {example}")
-    cls = getattr(module, name)
-    known = list(inspect.signature(cls.__init__).parameters)[1:]
-    arguments = {k: v for k, v in given.items() if k != "class"}
-    for argument, value in arguments.items():
-        if argument not in known:
-            raise ValueError(unknown(argument, known, f"arguments of {name}"))
-        if not isinstance(value, Mapping) or argument != "launcher":  # that is looked at when it is made
-            check_script(argument, value, DIRECTIVES.get(name, ""))
-    return cls, arguments
+        text = unknown(str(name), have, f"classes of {module.__name__}") + f"; write class: {example}"
+        raise WrongArgument(text, *key, "class")
+    return getattr(module, name)  # type: ignore[no-any-return]
+
+
+def _looked_at(given: Mapping[str, Any], example: str, module: Any, *key: str) -> None:
+    cls = _class(given, example, module, *key)
+    try:
+        check_arguments(cls, {k: v for k, v in given.items() if k != "class"}, DIRECTIVES.get(cls.__name__, ""))
+    except WrongArgument as error:
+        error.key = (*key, *error.key)
+        raise
+
+
+def _arguments(given: Mapping[str, Any], example: str, module: Any) -> tuple[type, dict[str, Any]]:
+    return _class(given, example, module), {k: v for k, v in given.items() if k != "class"}
 
 
 def build(given: Any) -> ExecutionProvider:

@@ -123,6 +123,9 @@ class RootSource:
         try:
             value = evaluate(expression, batch)
         except InputError as error:
+            odd = [name for name in ak.fields(batch) if not name.isidentifier() and name in expression]
+            if odd:
+                error.remedy = f"give the branch another name: branches: {{w: {odd[0]}}}, and write weight: w"
             error.where = where
             raise
         except (ValueError, IndexError, TypeError, OverflowError) as error:

@@ -435,3 +435,18 @@ def test_names_of_reweighting_are_lists():
     """One string in place of a list of columns is refused before anything runs."""
     with pytest.raises(ValueError, match="'by' is a list"):
         Reweight("f", by="pt")
+
+
+def test_a_weight_of_a_branch_that_no_expression_can_name_says_the_way_through(tmp_path):
+    """``Event.Weight`` is an attribute to Python: the remedy is a name under ``branches:``."""
+    path = tmp_path / "in.root"
+    with uproot.recreate(path) as file:
+        file.mktree("t", {"Event.Weight": "float64"}).extend({"Event.Weight": np.ones(3)})
+    plain, named = RootSource(str(path), "t", {}), RootSource(str(path), "t", {"w": "Event.Weight"})
+    try:
+        with pytest.raises(InputError, match=r"branches: {w: Event\.Weight}, and write weight: w"):
+            plain.weight("Event.Weight", plain.read(0, 3))
+        assert named.weight("w", named.read(0, 3)).tolist() == [1, 1, 1]
+    finally:
+        plain.close()
+        named.close()
