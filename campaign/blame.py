@@ -10,7 +10,7 @@ import uproot
 from campaign.errors import CampaignError, InputError, StageError, passing
 
 _READER = Path(uproot.__file__).parent
-_OURS = ("campaign/chain.py", "campaign/work.py", "errors.py")
+_OURS = Path(__file__).parent
 
 
 class MissingBranch(StageError):
@@ -24,7 +24,7 @@ def explain(error: Exception, stage: str, where: str, url: str) -> CampaignError
     if any(Path(f.filename).is_relative_to(_READER) for f in frames):
         # Branches are read when they are touched, so a torn basket shows inside the stage.
         return InputError.unreadable(url, error)
-    user = [f for f in frames if "/awkward/" not in f.filename and not f.filename.endswith(_OURS)]
+    user = [f for f in frames if "/awkward/" not in f.filename and not Path(f.filename).is_relative_to(_OURS)]
     log = "".join(traceback.format_list(user[-4:])) + f"{type(error).__name__}: {text}"
     if isinstance(error, (AttributeError, KeyError, IndexError, ValueError)) and "no field" in text:
         name = text.split("no field", 1)[1].split("'")[1:2]

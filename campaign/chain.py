@@ -26,6 +26,7 @@ from campaign.receipts import Receipt
 from campaign.rundir import RunDir, file_digest, writing
 from campaign.schemas import remark
 from campaign.spent import AHEAD, RUN, WAIT, WRITE, Spent
+from campaign.stagelog import trim
 from campaign.stepservers import RangeServers
 from campaign.task import Step, Task
 from campaign.twin import NOTE
@@ -315,12 +316,14 @@ class Chain:
                 return call(*args)
         except CampaignError as error:
             error.where = error.where or f"stage {step.stage}"
+            error.stage = error.stage or step.stage
             raise
         except Exception as error:  # the user's code: whatever it raises is told with its traceback
             raise explain(
                 error, step.stage, self.worker.job.stages[step.stage].where, self.task.source.file.url
             ) from error
         finally:
+            trim()
             waited = self.worker.waited_s - waited
             self.spent.add(step.stage, WAIT, waited)
             self.spent.add(step.stage, RUN, time.perf_counter() - start - waited)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from campaign import __version__
-from campaign.errors import CampaignError
+from campaign.errors import CampaignError, SpecError
 
 if TYPE_CHECKING:
     from campaign.spec import Campaign
@@ -87,9 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="every task, for a program")
 
     for name, text, do in (
-        ("status", "show how far a run is", _status),
+        ("status", "show what a run is doing now: its tasks, its servers; in one line where it is over", _status),
         ("stop", "stop a run in good order; it can be resumed", _stop),
-        ("report", "show the report of a run", _report),
+        ("report", "show the result of a run that is over: outputs, failures, notes", _report),
     ):
         command = _command(commands, name, text, do)
         command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
@@ -138,16 +138,18 @@ def _file(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
 
 
 def _percentage(text: str) -> float:
-    number = float(text.strip().removesuffix("%"))
+    try:
+        number = float(text.strip().removesuffix("%"))
+    except ValueError:
+        number = -1.0
     if not 0 <= number <= 100:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no percentage from 0 to 100")
     return number
 
 
@@ -262,13 +264,17 @@ def _plan(args: argparse.Namespace) -> int:
 def _existing(args: argparse.Namespace) -> Path:
     path: Path = args.run_dir
     if not (path / "receipts.jsonl").exists() and not (path / "plan.json").exists():
-        raise CampaignError("is no run directory", where=str(path), remedy="give the one that 'campaign run' has made")
+        raise SpecError(
+            "is no run directory" if path.exists() else "is not there",
+            where=str(path),
+            remedy="give the folder that 'campaign run' has made, runs/NAME for example",
+        )
     return path.resolve()
 
 
 def _status(args: argparse.Namespace) -> int:
     from campaign.incarnation import in_order
-    from campaign.receipts import FROZEN, MERGED, Receipts
+    from campaign.intent import progress_of
     from campaign.report import Report
     from campaign.rundir import RunDir, read_json
 
@@ -276,17 +282,13 @@ def _status(args: argparse.Namespace) -> int:
     owner = rundir.owner()
     if not owner:
         report = Report.load(rundir.root)
-        print(report.text() if report else "not running, and never came to its end; run it again to resume")
+        over = f"not running; {report.status} after {report.wall_s:.0f} s: see 'campaign report'" if report else ""
+        print(over or "not running, and never came to its end; run it again to resume")
         return 0
-    told = (read_json(rundir.root / "plan.json") or {}).get("partials")
-    total = {str(k): v for k, v in told.items() if isinstance(v, int)} if isinstance(told, dict) else {}
-    done: dict[str, set[str]] = {stage: set() for stage in total}
-    for receipt in Receipts(rundir.receipts):
-        if receipt.stage in done and receipt.kind not in (FROZEN, MERGED):
-            done[receipt.stage].add(receipt.key)
+    total, done = progress_of(rundir)
     print(f"running on {owner}")
     for stage, n in total.items():
-        print(f"  {stage:<16} {min(len(done[stage]), n)}/{n}")
+        print(f"  {stage:<16} {done.get(stage, 0)}/{n} files and variations")
     for record in in_order(r for p in rundir.servers.glob("server-*.json") if (r := read_json(p)) is not None):
         said = [record.get(key, "?") for key in ("name", "state", "host")]
         print(f"  {said[0]!s:<16} {said[1]} on {said[2]} {record.get('why', '')}".rstrip())
@@ -339,6 +341,8 @@ def _reap(args: argparse.Namespace) -> int:
         print(f"{'would end' if args.dry_run else 'ended'} {line}")
     for line in said.left:
         print(f"left {line}")
+    for line in said.live:
+        print(f"live {line}")
     if not said.ended:
         print("nothing of a dead campaign was found")
     return 0

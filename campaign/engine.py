@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from campaign import account, intent, keeper, manifest, registry, report
+from campaign import account, intent, keeper, manifest, registry, report, stagelog
 from campaign.address import PoolAddress
 from campaign.checks import check_models, check_options
 from campaign.errors import CampaignError, CampaignFailed, Interrupted, SpecError
@@ -264,6 +264,7 @@ class Run:
             self.rundir.job.unlink(missing_ok=True)
             self.rundir.late_job.unlink(missing_ok=True)
             shutil.rmtree(self.rundir.workers, ignore_errors=True)
+            self.report.printed = stagelog.tidy(self.rundir.stage_logs)
         account.fill(self.report, self.plan, self.state, self.rundir, self.checked.kind, self.pool, self.tasks_to_do)
         self.profile.workers = campaign_workers(self.campaign)
         self.report.profile = account.profiled(self.profile, self.plan, self.state, self.pool).to_json()
@@ -304,6 +305,7 @@ class Run:
         if self.todo:
             preflight(self.plan, self.todo, save_job(self.job, self.rundir.job))
         intent.write(self.rundir, self.plan)
+        intent.note_start(self.rundir, self.plan, self.todo)
 
     def _hash_inputs(self) -> None:
         """Beside the work. From now on an old manifest and an old report are wrong, unless there is nothing to do."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from campaign import __version__
 from campaign.datasets import Files
-from campaign.plan import Plan
+from campaign.plan import Pass, Plan
 from campaign.planner import FORMAT
-from campaign.rundir import RunDir, read_json, write_aside
+from campaign.receipts import FROZEN, MERGED, parse
+from campaign.rundir import RunDir, read_json, write_aside, write_json
 from campaign.spec import NOMINAL
 
 Row = tuple[int, str, str]
@@ -62,6 +63,35 @@ def file_lists(plan: Plan) -> dict[str, Files]:
             known.add(id(e.files))
             found[e.dataset if e.variation == NOMINAL else f"{e.dataset}/{e.variation}"] = e.files
     return found
+
+
+def note_start(rundir: RunDir, plan: Plan, todo: Iterable[Pass]) -> None:
+    """Note what of the plan is there already, and where the receipts of this run begin."""
+    left: Counter[str] = Counter()
+    for some in todo:
+        for line in some.shape.lines:
+            left[line.stage] += len(some.places) if line.emit else 0
+    total: dict[str, int] = head(plan)["partials"]
+    rundir.started.parent.mkdir(parents=True, exist_ok=True)
+    size = rundir.receipts.stat().st_size if rundir.receipts.exists() else 0
+    there = {stage: max(0, n - left[stage]) for stage, n in total.items()}
+    write_json(rundir.started, {"total": total, "there": there, "receipts": size})
+
+
+def progress_of(rundir: RunDir) -> tuple[dict[str, int], dict[str, int]]:
+    """Partials that the run in a directory makes, by stage, and how many of them are there."""
+    told = read_json(rundir.started) or {}
+    total, there, start = (told.get(key) for key in ("total", "there", "receipts"))
+    if not isinstance(total, dict) or not isinstance(there, dict) or not isinstance(start, int):
+        return {}, {}
+    keys: dict[str, set[str]] = {stage: set() for stage in total}
+    with suppress(OSError), rundir.receipts.open("rb") as stream:
+        stream.seek(start)
+        for line in stream:
+            receipt = parse(line)
+            if receipt is not None and receipt.stage in keys and receipt.kind not in (FROZEN, MERGED):
+                keys[receipt.stage].add(receipt.key)
+    return total, {stage: min(n, int(there.get(stage, 0)) + len(keys[stage])) for stage, n in total.items()}
 
 
 def write(rundir: RunDir, plan: Plan) -> None:

@@ -9,6 +9,7 @@ import secrets
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,14 @@ class Columns(dict[str, Any]):
                 raise OutputError(f"the column {name!r} is {what(column)}, not an array")
         lengths = {name: len(column) for name, column in self.items()}
         if len(set(lengths.values())) > 1:
-            raise OutputError(f"columns differ in length: {lengths}", remedy="return one entry per row in every column")
+            counted = Counter(lengths.values()).most_common()
+            usual = counted[0][0]
+            odd = next(name for name, length in lengths.items() if length != usual)
+            other = next(name for name, length in lengths.items() if length == usual)
+            raise OutputError(
+                f"columns differ in length: '{other}' has {usual} entries, '{odd}' has {lengths[odd]}",
+                remedy="return one entry per row in every column",
+            )
 
     @property
     def rows(self) -> int:
@@ -109,6 +117,15 @@ def as_output(value: Any, stage: str) -> Output:
     Raises:
         OutputError: It is none of them; says what it is.
     """
+    try:
+        return _as_output(value, stage)
+    except OutputError as error:
+        error.where = error.where or f"stage {stage}"
+        error.stage = error.stage or stage
+        raise
+
+
+def _as_output(value: Any, stage: str) -> Output:
     if isinstance(value, Columns) and value:
         return Columns(value)  # looked at again: columns may have been added after it was made
     if isinstance(value, (Histograms, Counts)):

@@ -12,6 +12,7 @@ from campaign.errors import CampaignError, SpecError
 from campaign.plan import Pass, Plan, longest_first
 from campaign.processes import ask_child
 from campaign.protocols import JobTicket
+from campaign.stagelog import silent
 from campaign.task import Task
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def try_out(plan: Plan, todo: Iterable[Pass], job: JobTicket, signatures: Mappin
 def _try(pipe: Connection, *args: Any) -> None:
     from campaign.tryout import try_groups
 
-    try_groups(pipe, *args)
+    with silent():
+        try_groups(pipe, *args)
 
 
 def _largest(some: Pass) -> list[Task]:
@@ -72,6 +74,11 @@ def _largest(some: Pass) -> list[Task]:
 
 
 def _look_at(pipe: Connection, job: JobTicket, groups: list[list[Task]]) -> None:
+    with silent():
+        pipe.send(_first_wrong(job, groups))
+
+
+def _first_wrong(job: JobTicket, groups: list[list[Task]]) -> tuple[CampaignError, Task] | None:
     from campaign.work import look
 
     for tasks in groups:
@@ -84,9 +91,8 @@ def _look_at(pipe: Connection, job: JobTicket, groups: list[list[Task]]) -> None
             if isinstance(told, CampaignError):
                 wrong = wrong or (told, task)
         if wrong is not None:
-            pipe.send(wrong)
-            return
-    pipe.send(None)
+            return wrong
+    return None
 
 
 def _as_spec_error(plan: Plan, error: CampaignError, task: Task) -> SpecError:
@@ -106,5 +112,6 @@ def _as_spec_error(plan: Plan, error: CampaignError, task: Task) -> SpecError:
         others = first if spec.from_ is None and "is none of the columns" in error.message else []
         if others:
             error.remedy = f"it takes the file's branches; if it should take a stage's columns, add 'from: {others[0]}'"
-    told = SpecError(f"{error.message} (in {error.where})", key=key, remedy=error.remedy, log=error.log)
+    where = f" (in {error.where})" if error.where else ""
+    told = SpecError(f"{error.message}{where}", key=key, remedy=error.remedy, log=error.log)
     return plan.campaign.locate(told)

@@ -46,10 +46,17 @@ class Found:
 
 @dataclass
 class Said:
-    """What was done and what was not, a line each."""
+    """What was done and what was not, a line each.
+
+    Attributes:
+        ended: What was (or would be) ended or removed.
+        left: What could not be, or nobody here can tell of.
+        live: What belongs to campaigns that run.
+    """
 
     ended: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    live: list[str] = field(default_factory=list)
 
 
 def processes(campaign: str = "") -> list[Found]:
@@ -196,8 +203,10 @@ def reap(*, dry_run: bool = False, only: Mark | None = None) -> Said:
                 if not dry_run:
                     shutil.rmtree(folder)
     if not only:
-        said.left += [f"{f}: {_why(f.mark)}" for f in processes() if not dead(f.mark)]
-        said.left += [f"folder {p}: {_why(m)}" for p, m, _ in owned(roots()) if not dead(m)]
+        others = [(str(f), f.mark) for f in processes() if not dead(f.mark)]
+        others += [(f"folder {p}", m) for p, m, _ in owned(roots()) if not dead(m)]
+        for what, mark in others:
+            (said.live if mark.driver.alive() else said.left).append(f"{what}: {_why(mark)}")
     if not dry_run:
         for entry in entries:
             if not any(entry.mark.campaign in line for line in said.left):

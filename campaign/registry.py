@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -12,6 +13,9 @@ from campaign.errors import SpecError
 from campaign.userfile import named
 
 PROVIDERS, SERVERS, STAGES = "campaign.providers", "campaign.servers", "campaign.stages"
+
+
+MOST, FEW = 20, 5  # names that a message lists all; of more, so many
 
 
 @cache
@@ -67,4 +71,20 @@ def unknown(name: str, known: list[str], what: str) -> str:
     """The sentence for a name that is not known, with the nearest one and the list."""
     near = difflib.get_close_matches(name, known, 1)
     guess = f"; did you mean '{near[0]}'?" if near else ""
-    return f"'{name}' is none of the {what}{guess} (known: {', '.join(known)})"
+    if not known:
+        return f"'{name}' is none of the {what}: there are none"
+    return f"'{name}' is none of the {what}{guess} (known: {listed(known, name)})"
+
+
+def listed(names: Iterable[str], near: str = "") -> str:
+    """Names for a message: all of a few, else the five nearest and how many more there are.
+
+    Args:
+        names: The names.
+        near: What they shall be near to; empty: the first five.
+    """
+    every = list(names)
+    if len(every) <= MOST:
+        return ", ".join(every)
+    close = difflib.get_close_matches(near, every, FEW, cutoff=0.0) if near else every[:FEW]
+    return f"{', '.join(close)} and {len(every) - FEW:,} more"

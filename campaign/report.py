@@ -40,6 +40,7 @@ class Report:
         models: ``{name: {version}}`` of the models that were asked: the version that answered.
         artefacts: ``{name: path}`` of plots and tables.
         rows: Inferred rows by how they were answered.
+        printed: Logs of what stages have printed, in ``logs/stages``.
         errors: What failed, one text each.
         warnings: What a reader should know.
         wall_s: Seconds.
@@ -60,6 +61,7 @@ class Report:
     lost: list[dict[str, Any]] = field(default_factory=list)
     artefacts: dict[str, str] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RUNGS, 0))
+    printed: int = 0
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     wall_s: float = 0.0
@@ -87,6 +89,10 @@ class Report:
             raise CampaignError("is no report", where=str(run_dir / "report.json"), remedy=_AGAIN)
         return cls(**known)
 
+    def __str__(self) -> str:
+        """What the command line prints."""
+        return self.text()
+
     def text(self, *, profile: bool = False) -> str:
         """For a terminal; with ``profile``, also where the time went."""
         try:
@@ -113,6 +119,8 @@ class Report:
         yield from self._gaps()
         if self.artefacts:
             yield f"  plots and tables  {len(self.artefacts)} in {self.run_dir}/artefacts"
+        if self.printed:
+            yield f"  printed  by stages: {self.printed} logs in {self.run_dir}/logs/stages"
         for warning in self.warnings:
             yield f"  note: {warning}"
         for error in self.errors:

@@ -152,6 +152,16 @@ class RunDir:
         return self.root / "job.pickle"
 
     @property
+    def started(self) -> Path:
+        """What was there when the last run began, to count from (`campaign.intent.progress_of`)."""
+        return self.root / "logs" / "started.json"
+
+    @property
+    def stage_logs(self) -> Path:
+        """What stages have printed, by input file (`campaign.stagelog`)."""
+        return self.root / "logs" / "stages"
+
+    @property
     def workers(self) -> Path:
         """What workers would leave behind if they died (`campaign.watch`)."""
         return self.root / "logs" / "workers"

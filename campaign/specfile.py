@@ -150,9 +150,24 @@ def _doubtful(doubts: list[str]) -> SpecError:
 
 def _not_yaml(what: str, path: Path, error: Exception, remedy: str) -> SpecError:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if "could not find expected ':'" in str(getattr(error, "problem", "")):
+        mark = getattr(error, "context_mark", None) or mark  # where the key began that has none
     where = f"{path}:{mark.line + 1}" if mark else str(path)
+    line = _line_of(path, mark.line) if mark else ""
+    if "\\t" in str(getattr(error, "problem", "")) or "\t" in line[: len(line) - len(line.lstrip())]:
+        return SpecError(f"a tab stands in this line: {line.strip()}", where=where, remedy="indent with spaces")
     why = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error) or type(error).__name__
+    if line.strip() and ("':'" in str(why) or "mapping values" in str(why)):
+        return SpecError(
+            f"{what}: {why}, at this line: {line.strip()}", where=where,
+            remedy="write 'key: value' with a colon and a space after each key; quote text that holds ': '",
+        )  # fmt: skip
     return SpecError(f"{what}: {why}", where=where, remedy=remedy)
+
+
+def _line_of(path: Path, number: int) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return lines[number] if number < len(lines) else ""
 
 
 def _unshared(value: Any) -> Any:

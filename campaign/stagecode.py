@@ -87,7 +87,7 @@ def resolve(campaign: Campaign, name: str) -> StageCode:
     def check(thing: Any, where: str) -> None:
         _check_callable(thing, where, key)
         _check_options(thing, spec, name, where)
-        _check_call(thing, where, (*key, "use"), spec.reduce is not None)
+        _check_call(thing, where, key, spec.reduce is not None)
 
     return _resolve(campaign, name, spec.use, spec.given, key, check)
 

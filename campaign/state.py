@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -192,7 +193,8 @@ class State:
             self.errors.setdefault(error.where, [str(error)])
             return
         # A wrong shape fails on every file alike: one error, and how many more there are.
-        told = self.errors.setdefault(f"{type(error).__name__} {error.message}", [])
+        alike = re.sub(r"[0-9]+", "N", error.message)  # rows and values differ from file to file
+        told = self.errors.setdefault(f"{type(error).__name__} {error.stage} {alike}", [])
         told.append("" if told else str(error))
 
     def has_frozen(self, needed: Iterable[tuple[str, str]]) -> bool:

@@ -33,6 +33,7 @@ from campaign.spent import AHEAD, RUN, WAIT, WRITE
 from campaign.task import Task
 
 ROWS = 131_072  # of a model's input that are kept to be sent again
+ENOUGH = 4  # requests of the smallest batch that a sample must fill
 EACH_S = 0.4  # one measurement; three times each, the best counts
 WINDOWS = (1, 2, 4, 8, 16)
 NEAR_BATCH, NEAR_WINDOW = 0.95, 0.97  # a smaller batch or window is taken if it reaches this part of the best
@@ -246,6 +247,13 @@ def lines(campaign: Campaign, found: Measured, proposals: Sequence[Proposal]) ->
         for batch in sorted({b for b, _ in rates}):
             yield f"{batch:>10}" + "".join(f"{rates[batch, w]:>12,.0f}" for w in windows)
     for p in proposals:
+        least = min(b for b, _ in found.rates[p.model])
+        if found.rows[p.model] < ENOUGH * least:
+            yield (
+                f"{p.model}: the sample sends {found.rows[p.model]:,} rows, less than {ENOUGH} requests of {least}: "
+                "that cannot tell which batch or window is best; take larger files, or leave the settings as they are"
+            )
+            continue
         now = campaign.servers.models[p.model].batch or "the model's max_batch_size"
         yield f"proposed: --set servers.models.{p.model}.batch={p.batch} (now {now}; part of the results' identity)"
         yield f"          --set servers.window={p.window} (now {campaign.servers.window})"

@@ -39,6 +39,7 @@ from campaign.protocols import WEIGHT, Context, JobTicket, TwoStepStage
 from campaign.receipts import parse
 from campaign.rundir import RunDir, file_digest
 from campaign.spent import Spent
+from campaign.stagelog import StageLog, log_of, stage_log
 from campaign.task import Batch, Keys, Task
 from campaign.watch import Deadline
 
@@ -123,7 +124,8 @@ def run_batch(
         worker = _worker(job)
         before = Counter(worker.servers.rows) if worker.servers else before
         with Deadline(worker.job.deadline_s, rundir.workers, call) as deadline, PackWriter(rundir) as pack:
-            answer.lines = b"".join(_each(worker, rundir, batch, frozen, expected, marks, pack, deadline, answer))
+            log = stage_log(rundir.stage_logs, call)
+            answer.lines = b"".join(_each(worker, rundir, batch, frozen, expected, marks, pack, deadline, log, answer))
     except Exception as error:  # noqa: BLE001  process boundary: type, text and traceback are handed on
         task = batch.task(0)
         known = error if isinstance(error, CampaignError) else explain(error, task.steps[0].stage, "writing", root)
@@ -141,7 +143,7 @@ def run_batch(
 
 def _each(
     worker: Worker, rundir: RunDir, batch: Batch, frozen: Frozen, expected: Sequence[str], marks: Sequence[str],
-    pack: PackWriter, deadline: Deadline, answer: Answer,
+    pack: PackWriter, deadline: Deadline, log: StageLog | None, answer: Answer,
 ) -> Iterator[bytes]:  # fmt: skip
     for i in range(len(batch)):
         task, parked = batch.task(i), worker.parked
@@ -158,9 +160,14 @@ def _each(
                 answer.spent.update(chain.spent)
                 answer.answered = answer.answered or chain.answered
         except Exception as error:  # noqa: BLE001  process boundary: type, text and traceback are handed on
-            answer.errors.append((i, _told(error, task)))
+            told = _told(error, task)
+            printed = _keep_output(log, rundir, task)
+            if printed:
+                told.log = f"{told.log}\nwhat was printed: {printed}".strip()
+            answer.errors.append((i, told))
             answer.parked[i] = worker.parked - parked
             continue
+        _keep_output(log, rundir, task)
         answer.rows.update(chain.rows)
         answer.done.append(i)
         answer.events.append(max(r.events for r in receipts))
@@ -168,6 +175,15 @@ def _each(
             line = receipt.line()
             answer.lengths.append(len(line))
             yield line
+
+
+def _keep_output(log: StageLog | None, rundir: RunDir, task: Task) -> Path | None:
+    """Move what the task's stages have printed to the log of its file; where that is, if they have printed anything."""
+    if log is None:
+        return None
+    source, stages = task.source, dict.fromkeys(f"{s.stage}/{s.variation}" for s in task.steps)
+    path = log_of(rundir.stage_logs, source.file.url, source.dataset)
+    return path if log.move(path, f"{source.file.url}: {', '.join(stages)}") else None
 
 
 def _unchanged(task: Task, log: str = "") -> None:
@@ -321,10 +337,13 @@ def run_reduce(
             artefacts=folder,
             missing=missing,
         )
+        log = stage_log(rundir.stage_logs, call)
         with Deadline(worker.job.deadline_s, rundir.workers, call) as deadline:
             deadline.start()
             value = stage(LazyMerged(merged), ctx)
             deadline.kept()
+        if log is not None:
+            log.move(rundir.stage_logs / reduce.stage / f"{reduce.variation}.log", where)
         path = rundir.frozen(reduce.stage, reduce.variation)
         sha256 = freeze(value, path)
         artefacts = {str(p.relative_to(folder)): file_digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}

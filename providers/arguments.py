@@ -33,7 +33,7 @@ def check_arguments(cls: type, given: Mapping[str, Any], directive: str = "") ->
 
     Args:
         cls: A class of Parsl.
-        given: Its arguments; values that are mappings are objects yet to be made, and are not looked at.
+        given: Its arguments; ``{class: ...}`` is an object yet to be made, and is not looked at.
         directive: See `campaign.checks.check_script`.
 
     Raises:
@@ -45,7 +45,7 @@ def check_arguments(cls: type, given: Mapping[str, Any], directive: str = "") ->
     for name, value in given.items():
         if name not in named:
             raise WrongArgument(unknown(name, named, f"arguments of {cls.__name__}"), name)
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and "class" in value:
             continue
         try:
             check_script(name, value, directive)

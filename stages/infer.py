@@ -14,7 +14,7 @@ from campaign.casting import DoesNotFit, as_dtype
 from campaign.errors import CampaignError, InferenceError, OutputError
 from campaign.outputs import Columns
 from campaign.protocols import WEIGHT, Context
-from campaign.registry import unknown
+from campaign.registry import listed, unknown
 from campaign.text import decoded, is_text, of_awkward
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Infer:
             known = [t.name for t in tensors]
             for name in names:
                 if name not in known:
-                    text = f"has no {kind} '{name}' (it has: {', '.join(known)})"
+                    text = f"has no {kind} '{name}' (it has: {listed(known, name)})"
                     raise InferenceError(text, where=f"model {self.model}", permanent=True)
 
     def _input(self, batch: Any, columns: str | Sequence[str], tensor: Tensor, events: bool) -> Any:
@@ -219,6 +219,13 @@ def flat(batch: Any, column: str) -> np.ndarray[Any, Any]:
         OutputError: There is no such column, or it has missing or jagged entries.
     """
     values = _named(batch, column)
+    if jagged(batch, column):
+        raise OutputError(
+            f"the column '{column}' of type {values.type} cannot be sent: its entries differ in length, and the model "
+            "takes one shape per row",
+            remedy="take one value per row in the stage before (a maximum, the first entry); or send whole events to a "
+            "model with max_batch_size: 0",
+        )
     try:
         array: np.ndarray[Any, Any] = ak.to_numpy(values, allow_missing=False)
     except (ValueError, TypeError) as error:

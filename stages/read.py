@@ -189,6 +189,21 @@ def evaluate(expression: str, batch: Any) -> Any:
     return _value(body, batch)
 
 
+def _no_entry(name: str, index: int, values: Any) -> InputError:
+    if values.ndim < 2:
+        return InputError(f"'{name}' has one number per event, and so no [{index}]", remedy=f"write {name}")
+    lengths = ak.to_numpy(ak.num(values, axis=1))
+    have = _between(int(lengths.min()), int(lengths.max())) if len(lengths) else "0"
+    return InputError(
+        f"[{index}] is out of range: '{name}' has {have} entries per event",
+        remedy="correct the index; the first entry is [0]",
+    )
+
+
+def _between(fewest: int, most: int) -> str:
+    return str(most) if fewest == most else f"{fewest} to {most}"
+
+
 def _value(node: ast.expr, batch: Any) -> Any:
     if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
         return float(node.value)
@@ -201,5 +216,9 @@ def _value(node: ast.expr, batch: Any) -> Any:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_value(node.operand, batch)
     if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and type(node.slice.value) is int:
-        return _value(node.value, batch)[:, node.slice.value]
+        values, index = _value(node.value, batch), node.slice.value
+        try:
+            return values[:, index]
+        except (IndexError, ValueError) as error:
+            raise _no_entry(ast.unparse(node.value), index, values) from error
     raise InputError(f"'{ast.unparse(node)}' is not understood", remedy="use branches, numbers, + - * / ** and [i]")

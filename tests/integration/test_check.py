@@ -123,7 +123,7 @@ WRONG = {  # what is changed, and what is said of it; found without --try
     "tree": ({"datasets/d/tree": "tt"}, "c.yaml:3: datasets.d: 'tt' is none of the trees; did you mean 't'?"),
     "weight": (up("ww"), "variations.up.weight: 'ww' is none of the branches"),
     "drops": ({**up("w"), "stages/select/use": "s.py:drops"}, "drops the column ctx.weight"),
-    "uneven": ({"stages/select/use": "s.py:uneven"}, "columns differ in length: {'x': 100, 'half': 50}"),
+    "uneven": ({"stages/select/use": "s.py:uneven"}, "columns differ in length: 'x' has 100 entries, 'half' has 50"),
     "arity": ({"stages/select/use": "s.py:one"}, "s.py:one takes (batch), and a stage is called with (batch, ctx)"),
     "reduce": ({"stages/tot/use": "s.py:alone"}, "s.py:alone takes (merged), and a stage is called with (merged, ctx)"),
 }
