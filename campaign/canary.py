@@ -125,9 +125,15 @@ def ask(record: Mapping[str, Any], model: str, inputs: dict[str, Any], deadline_
         model: Its name.
         inputs: Arrays by input.
         deadline_s: For the answer.
+
+    Raises:
+        ModelError: It does not answer.
     """
     with closing(open_client(record)) as client:
-        return _ask(client, model_info(client, model, None), inputs, deadline_s)
+        try:
+            return _ask(client, model_info(client, model, None), inputs, deadline_s)
+        except InferenceServerException as error:
+            raise ModelError(f"does not answer: {error.message()}", where=f"model {model}") from error
 
 
 def _ask(
@@ -182,7 +188,8 @@ def _compare(model: str, name: str, answer: dict[str, Any], want: Any, rtol: flo
         raise ModelError(
             f"wrong answer: {name} is {_few(got)}, known is {_few(want)}",
             where=where,
-            remedy="the server's environment (numpy 2?) or the model differs from what made canary.npz",
+            remedy="the server's environment (numpy 2?) or the model differs from what made canary.npz; "
+            f"for another model make another one: campaign canary FILE {model}",
         )
 
 
@@ -210,7 +217,7 @@ def hold_rows(client: grpcclient.InferenceServerClient, model: str, canary: str 
     """
     info = model_info(client, model, None)
     inputs = known_answer(Path(canary)).inputs if canary else _drawn(info)
-    rows = min((len(array) for array in inputs.values()), default=0)
+    rows = min((len(array) for array in inputs.values()), default=0) if info.batch else 0
     if rows < 2:
         return 0
     try:

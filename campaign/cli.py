@@ -210,13 +210,12 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _canary(args: argparse.Namespace) -> int:
-    from campaign import engine
     from campaign.makecanary import make
     from campaign.processes import start_fork_server, stop_fork_server
 
     start_fork_server()
     try:
-        path, rows = make(engine.check(_load(args)), args.model, args.force, print)
+        path, rows = make(_load(args), args.model, args.force, print)
     finally:
         stop_fork_server()
     print(f"{path}: the answers of {args.model} to {rows} of your own; each server must give them from now on")

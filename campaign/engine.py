@@ -123,8 +123,12 @@ def look(checked: Checked) -> None:
         preflight(checked.plan, _untouched(checked), save_job(job_of(checked.plan), Path(folder) / "job"))
 
 
-def try_out(checked: Checked) -> Tried:
+def try_out(checked: Checked, address: PoolAddress | None = None) -> Tried:
     """Run the stages on 100 rows of one file of each dataset, with servers that answer zeros.
+
+    Args:
+        checked: The campaign.
+        address: Real servers, in their place.
 
     Raises:
         SpecError: Something is wrong for certain; with the key.
@@ -134,7 +138,7 @@ def try_out(checked: Checked) -> Tried:
     signatures = {name: kind.signature(name) for name in servers.models} if known and servers is not None else {}
     with tempfile.TemporaryDirectory(prefix="campaign-check-") as folder:
         ticket = save_job(job_of(checked.plan), Path(folder) / "job")
-        return preflight_try(checked.plan, _untouched(checked), ticket, signatures)
+        return preflight_try(checked.plan, _untouched(checked), ticket, signatures, address)
 
 
 def run(

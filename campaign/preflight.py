@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from campaign.address import PoolAddress
 from campaign.errors import CampaignError, SpecError
 from campaign.plan import Pass, Plan, longest_first
 from campaign.processes import ask_child
@@ -41,20 +42,25 @@ def preflight(plan: Plan, todo: Iterable[Pass], job: JobTicket) -> None:
         raise _as_spec_error(plan, *found) if isinstance(found, tuple) else found
 
 
-def try_out(plan: Plan, todo: Iterable[Pass], job: JobTicket, signatures: Mapping[str, Any]) -> Tried:
-    """Run all stages but those that need frozen values on 100 rows, with servers that answer zeros.
+def try_out(
+    plan: Plan, todo: Iterable[Pass], job: JobTicket, signatures: Mapping[str, Any], address: PoolAddress | None = None
+) -> Tried:
+    """Run all stages but those that need frozen values on 100 rows, with servers that answer zeros or with real ones.
 
     Args:
         plan: The plan.
         todo: The tasks, as groups.
         job: The job.
         signatures: What each model takes and gives.
+        address: Real servers; None: those that answer zeros.
 
     Raises:
         SpecError: Something is wrong for certain; with the key.
     """
     groups = [_largest(some) for some in todo if some.shape.artefact is None]
-    made = ask_child(_try, (job, groups, ROWS, dict(signatures)), DEADLINE_S, "check --try: a stage that was tried")
+    made = ask_child(
+        _try, (job, groups, ROWS, dict(signatures), address), DEADLINE_S, "check --try: a stage that was tried"
+    )
     if made.error is not None and made.task is not None:
         raise _as_spec_error(plan, made.error, made.task)
     return made  # type: ignore[no-any-return]

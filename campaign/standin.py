@@ -42,6 +42,8 @@ class StandInServers:
         calls: How often one was asked.
     """
 
+    stand_in = True
+
     def __init__(self, signatures: Mapping[str, Signature]) -> None:
         self._models = {name: info_of(name, signature) for name, signature in signatures.items()}
         self.taken: dict[str, dict[str, Any]] = {}

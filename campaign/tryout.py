@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from campaign.address import PoolAddress
 from campaign.blame import MissingBranch
 from campaign.chain import Chain
+from campaign.client import Servers, connect
 from campaign.errors import CampaignError, InputError
 from campaign.outputs import Columns, as_output
 from campaign.protocols import JobTicket, TwoStepStage
+from campaign.ragged import events
 from campaign.rundir import RunDir
 from campaign.standin import Signature, StandInServers
 from campaign.task import Step, Task
@@ -38,23 +41,81 @@ class Tried:
     taken: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
+class NotingServers:
+    """A real pool that remembers what each model was given first.
+
+    Args:
+        servers: The pool.
+
+    Attributes:
+        taken, calls: As of `StandInServers`.
+    """
+
+    stand_in = False
+
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+        self.taken: dict[str, dict[str, Any]] = {}
+        self.calls = 0
+
+    def model(self, name: str) -> Any:
+        """See `campaign.client.Servers.model`."""
+        return self._servers.model(name)
+
+    def start(self, model: str, inputs: Mapping[str, Any]) -> Any:
+        """See `campaign.client.Servers.start`."""
+        self.calls += 1
+        self.taken.setdefault(model, dict(inputs))
+        return self._servers.start(model, inputs)
+
+    def infer(self, model: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """See `campaign.client.Servers.infer`."""
+        return self.start(model, inputs).result()  # type: ignore[no-any-return]
+
+    def infer_events(self, model: str, given: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """See `campaign.client.Servers.infer_events`."""
+        return [self.infer(model, event) for event in given]
+
+    def infer_ragged(self, model: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """See `campaign.client.Servers.infer_ragged`."""
+        return self.infer(model, events(self.model(model), inputs))
+
+
+AnyServers = StandInServers | NotingServers
+
+
 def try_groups(
-    pipe: Connection, job: JobTicket, groups: list[list[Task]], rows: int, signatures: Mapping[str, Signature]
-) -> None:
-    """Try each group on its first file that can be read and is not empty; sends a `Tried`. In a child process."""
+    pipe: Connection, job: JobTicket, groups: list[list[Task]], rows: int, signatures: Mapping[str, Signature],
+    address: PoolAddress | None = None,
+) -> None:  # fmt: skip
+    """Try each group on its first file that can be read and is not empty; sends a `Tried`. In a child process.
+
+    Args:
+        pipe: Where to.
+        job: The job.
+        groups: Tasks.
+        rows: Of each file.
+        signatures: What each model takes and gives, for servers that answer zeros.
+        address: Real servers, in their place.
+    """
     made = Tried()
-    for tasks in groups:
-        for task in tasks:
-            if _try_task(made, job, task, rows, signatures) or made.error is not None:
+    real = connect(address) if address is not None else None
+    try:
+        for tasks in groups:
+            for task in tasks:
+                servers: AnyServers = StandInServers(signatures) if real is None else NotingServers(real)
+                if _try_task(made, job, task, rows, servers) or made.error is not None:
+                    break
+            if made.error is not None:
                 break
-        if made.error is not None:
-            break
+    finally:
+        if real is not None:
+            real.close()
     pipe.send(made)
 
 
-def _try_task(made: Tried, job: JobTicket, task: Task, rows: int, signatures: Mapping[str, Signature]) -> bool:
+def _try_task(made: Tried, job: JobTicket, task: Task, rows: int, servers: AnyServers) -> bool:
     """Whether the file could tell."""
-    servers = StandInServers(signatures)
     try:
         worker = _worker(job)
         chain = Chain(worker, RunDir(Path("/nonexistent")), task, {})
@@ -75,7 +136,7 @@ def _try_task(made: Tried, job: JobTicket, task: Task, rows: int, signatures: Ma
     return True
 
 
-def _try_steps(made: Tried, chain: Chain, batch: Any, servers: StandInServers) -> None:
+def _try_steps(made: Tried, chain: Chain, batch: Any, servers: AnyServers) -> None:
     values: dict[str, Any] = {}
     guessed: set[str] = set()  # steps whose input holds stand-in answers
     for step in chain.task.steps:
@@ -97,13 +158,13 @@ def _try_steps(made: Tried, chain: Chain, batch: Any, servers: StandInServers) -
             note = f"stage {step.stage} could not be tried on stand-in answers of zeros: {error.message}"
             made.notes += [note] if note not in made.notes else []
             continue
-        if servers.calls > calls:
+        if servers.stand_in and servers.calls > calls:
             guessed.add(step.key)
         if step.stage not in made.stages:
             made.stages.append(step.stage)
 
 
-def _call(chain: Chain, step: Step, batch: Any, values: dict[str, Any], servers: StandInServers) -> Any:
+def _call(chain: Chain, step: Step, batch: Any, values: dict[str, Any], servers: AnyServers) -> Any:
     stage = chain.worker.stage(step.stage)
     given = chain.weighing.shown(step, chain.given(step, batch, values))
     ctx = replace(chain.context(step, None), servers=servers)

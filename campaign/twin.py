@@ -44,6 +44,10 @@ class Twin:
         rtol, atol: Tolerance; None: the canary's own.
         inputs, outputs, batch, max_batch: Of the model, so that it can be asked where no server ever could.
         tails: See `campaign.spec.ModelSpec`.
+        reshaped: Inputs that the graph takes in another shape than clients send, ``(name, shape of a row)``; None: its
+            outputs too are of the shapes that clients get.
+        version: Of the model, as servers are asked for it.
+        optional: Inputs that may be left out.
     """
 
     model: str
@@ -57,34 +61,73 @@ class Twin:
     batch: int
     max_batch: int
     tails: tuple[int, ...]
+    reshaped: tuple[tuple[str, tuple[int, ...]], ...] | None = None
+    version: str = ""
+    optional: tuple[str, ...] = ()
 
     def info(self) -> ModelInfo:
         """What a client needs to know of the model."""
         from campaign.kserve import ModelInfo, Tensor
 
         inputs, outputs = (tuple(Tensor(*t) for t in tensors) for tensors in (self.inputs, self.outputs))
-        return ModelInfo(self.model, inputs, outputs, self.batch, self.max_batch, False, self.tails)
+        return ModelInfo(
+            self.model, inputs, outputs, self.batch, self.max_batch, False, self.tails, self.version,
+            frozenset(self.optional),
+        )  # fmt: skip
 
     def load(self) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
         """The model itself, to be called with arrays by input name."""
-        made: Callable[[Mapping[str, Any]], Mapping[str, Any]]
-        made = Onnx(self.file) if self.use == "onnx" else named(self.use)(self.file)
-        return made
+        if self.use != "onnx":
+            return named(self.use)(self.file)  # type: ignore[no-any-return]
+        made = Onnx(self.file, self.max_batch > 0)
+        return made if self.reshaped is None else Reshaped(made, self)
+
+
+class Reshaped:
+    """A model that takes and gives other shapes than clients send and get, as ``reshape`` of its configuration says."""
+
+    def __init__(self, made: Callable[[Mapping[str, Any]], Mapping[str, Any]], twin: Twin) -> None:
+        self._made, self._rows = made, twin.max_batch > 0
+        self._inputs = dict(twin.reshaped or ())
+        self._outputs = {name: shape[self._rows :] for name, _, shape in twin.outputs}
+
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """All outputs by name."""
+        found = self._made({name: self._as(array, self._inputs.get(name)) for name, array in inputs.items()})
+        return {name: self._as(np.asarray(array), self._outputs.get(name)) for name, array in found.items()}
+
+    def _as(self, array: Any, shape: tuple[int, ...] | None) -> Any:
+        if shape is None or shape.count(-1) > 1:
+            return array
+        return array.reshape((len(array), *shape) if self._rows else shape)
 
 
 class Onnx:
-    """A graph in onnxruntime, on one thread of the CPU."""
+    """A graph in onnxruntime, on one thread of the CPU.
 
-    def __init__(self, file: str) -> None:
+    Args:
+        file: The graph.
+        rows: Whether the first axis counts rows: a graph for a fixed number gets that many, as the server fills it up.
+    """
+
+    def __init__(self, file: str, rows: bool = False) -> None:
         runtime = import_module("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self._session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         self._outputs = [o.name for o in self._session.get_outputs()]
+        first = {i.shape[0] if i.shape else None for i in self._session.get_inputs()} if rows else set()
+        fixed = first.pop() if len(first) == 1 else None
+        self._rows = fixed if isinstance(fixed, int) else 0
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """All outputs by name."""
-        return dict(zip(self._outputs, self._session.run(None, dict(inputs)), strict=True))
+        rows = min((len(array) for array in inputs.values()), default=0) if self._rows else 0
+        missing = self._rows - rows if self._rows else 0
+        if missing > 0:
+            inputs = {name: np.concatenate([a, np.repeat(a[-1:], missing, 0)]) for name, a in inputs.items()}
+        found = dict(zip(self._outputs, self._session.run(None, dict(inputs)), strict=True))
+        return {name: array[:rows] for name, array in found.items()} if missing > 0 else found
 
 
 def twin_of(kind: Any, base: Path, model: str, spec: ModelSpec) -> Twin | None:
@@ -119,7 +162,11 @@ def twin_of(kind: Any, base: Path, model: str, spec: ModelSpec) -> Twin | None:
     if not file.exists():
         raise SpecError(f"there is no {file}", key=key, remedy="name the model's file: local_twin: {file: ...}")
     if not canary.is_file():
-        raise SpecError(f"needs a known answer to be held to, and there is no {canary}", key=key, remedy="make one")
+        raise SpecError(
+            f"needs a known answer to be held to, and there is no {canary}",
+            key=key,
+            remedy=f"make it: campaign canary FILE {model}",
+        )
     config = kind.config(model)
     first = (-1,) if config.max_batch_size else ()
 
@@ -136,7 +183,14 @@ def twin_of(kind: Any, base: Path, model: str, spec: ModelSpec) -> Twin | None:
     return Twin(
         model, use, str(file), str(canary), given.rtol, given.atol, tensors(config.input), tensors(config.output),
         min(spec.batch or most, most), most, tuple(sorted(spec.tails)),
+        _reshaped(config), str(kind.version(model)), tuple(t.name for t in config.input if t.optional),
     )  # fmt: skip
+
+
+def _reshaped(config: Any) -> tuple[tuple[str, tuple[int, ...]], ...] | None:
+    if not any(t.HasField("reshape") for t in (*config.input, *config.output)):
+        return None
+    return tuple((t.name, tuple(t.reshape.shape)) for t in config.input if t.HasField("reshape"))
 
 
 def _datatype(name: str) -> str:

@@ -33,7 +33,12 @@ class Repository:
         spec: The campaign's ``servers``.
         base: Where relative paths start.
         options: `campaign.servers.triton.Options`: folders of models and backends, and requirements.
+
+    Attributes:
+        unproved: Models whose servers are held to no known answer: one is being made.
     """
+
+    unproved: frozenset[str] = frozenset()
 
     def __init__(self, spec: ServerSpec, base: Path, options: Any) -> None:
         self.spec, self.base, self.options = spec, base, options
@@ -95,8 +100,11 @@ class Repository:
         for target, path in model.files.items():
             if not self._path(path).is_file():
                 raise SpecError(f"there is no file {self._path(path)}", key=(*key, "files", target))
-        if model.canary and not self._path(model.canary).is_file():
-            raise SpecError(f"there is no file {self._path(model.canary)}", key=(*key, "canary"))
+        if model.canary and name not in self.unproved and not self._path(model.canary).is_file():
+            raise SpecError(
+                f"there is no file {self._path(model.canary)}", key=(*key, "canary"),
+                remedy=f"make it: campaign canary FILE {name}",
+            )  # fmt: skip
         if model.batch and not config.max_batch_size:
             raise SpecError(
                 "the model does not batch (max_batch_size: 0)", key=(*key, "batch"), remedy="take 'batch' out"
@@ -281,6 +289,12 @@ class Repository:
             return self._path(onnx).with_suffix(".canary.npz")
         own = self.folder(model) / str(self.version(model)) / "canary.npz"
         return own if own.is_file() else self.folder(model) / "canary.npz"
+
+    def new_canary(self, model: str) -> Path:
+        """Where a new known answer of a model goes: beside its version where the folder has others."""
+        found, several = self.canary(model), len(settings.versions(self.folder(model))) > 1
+        elsewhere = self.spec.models[model].canary is not None or self.spec.models[model].onnx is not None
+        return found if elsewhere or not several else self.folder(model) / str(self.version(model)) / "canary.npz"
 
     def files(self, model: str) -> dict[str, Path]:
         """Files of the version folder, by their names there; a known answer is none of them."""

@@ -86,14 +86,15 @@ class Triton(Repository):
         models = {}
         for name in self.spec.models:
             canary, version = self.canary(name), self.version(name)
+            proved = canary.is_file() and name not in self.unproved
             files = self.beside(name) | {f"{version}/{target}": path for target, path in self.files(name).items()}
             models[name] = {
                 "version": version,
                 "config": text_format.MessageToString(self.config(name)),
                 "files": {relative: [str(path), self._digest(path)] for relative, path in files.items()},
                 "rows_assumed": self.rows_assumed(name),
-                "canary": str(canary) if canary.is_file() else None,
-                "canary_file": [str(canary), self._digest(canary)] if canary.is_file() else None,
+                "canary": str(canary) if proved else None,
+                "canary_file": [str(canary), self._digest(canary)] if proved else None,
             }
         backends = {name: path for name, path in self._own_backends().items() if name != "python"}
         return {

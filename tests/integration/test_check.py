@@ -199,4 +199,4 @@ def test_a_canary_is_made_from_the_campaigns_own_rows(said, place, tmp_path):
     code, text = said("run", {**changes, "campaign": "other"}, "--quiet")
     assert code == 1
     assert "wrong answer: Y is" in text
-    assert "the campaign has no model 'nope'" in said("canary", changes, "nope")[1]
+    assert "'nope' is none of the models of the campaign" in said("canary", changes, "nope")[1]
