@@ -21,9 +21,16 @@ def option_models(what: str) -> dict[str, type[BaseModel]]:
 
 
 def check_options(
-    options: type[BaseModel], given: Mapping[str, Any], key: tuple[str, ...], owner: type[BaseModel]
+    options: type[BaseModel], given: Mapping[str, Any], key: tuple[str, ...], owner: type[BaseModel], remedy: str = ""
 ) -> BaseModel:
     """Validate options. What was given for a field with ``repr=False`` is a secret, and is not shown.
+
+    Args:
+        options: The model they are held against.
+        given: The options.
+        key: Where they stand in the campaign.
+        owner: The model of the campaign whose own keys stand beside them.
+        remedy: What to do about a key that is none of them.
 
     Raises:
         SpecError: With the key at fault, what was found and what is allowed.
@@ -34,13 +41,13 @@ def check_options(
         items = error.errors()  # a misspelt key is also a missing one: it is the misspelling that helps
         item = next((i for i in items if i["type"] == "extra_forbidden"), items[0])
         at = (*key, *(part for part in item["loc"] if isinstance(part, (str, int))))
-        inside = getattr(item.get("ctx", {}).get("error"), "key", ())  # a validator may know the place more closely
-        if inside:
+        inside = getattr(item.get("ctx", {}).get("error"), "key", None)  # a validator may know the place more closely
+        if inside is not None:
             raise SpecError(item["msg"].removeprefix("Value error, "), key=(*at, *inside)) from None
         own = [f.alias or n for n, f in owner.model_fields.items() if n != "options"]
         known = [*own, *(f.alias or n for n, f in options.model_fields.items())]
         if item["type"] == "extra_forbidden":
-            raise SpecError(registry.unknown(str(at[-1]), known, "keys here"), key=at) from None
+            raise SpecError(registry.unknown(str(at[-1]), known, "keys here"), key=at, remedy=remedy) from None
         if item["type"] == "missing":
             raise SpecError(f"the key '{at[-1]}' is needed", key=key, remedy=f"allowed: {', '.join(known)}") from None
         field = options.model_fields.get(str(item["loc"][0])) if item["loc"] else None

@@ -94,7 +94,9 @@ def check(campaign: Campaign) -> Checked:
     """
     try:
         cls = registry.get(registry.PROVIDERS, campaign.provider.kind, key=("provider",), base=campaign.base)
-        options = check_options(cls.Options, campaign.provider.given, ("provider",), ProviderSpec)
+        options = check_options(
+            cls.Options, campaign.provider.given, ("provider",), ProviderSpec, _kind_remedy(campaign.provider)
+        )
         kind = None
         models: dict[str, Mapping[str, Any]] = {}
         if campaign.servers is not None:
@@ -106,6 +108,13 @@ def check(campaign: Campaign) -> Checked:
     except SpecError as error:
         raise campaign.locate(error) from error.__cause__
     return Checked(campaign, made, kind, cls, options, models)
+
+
+def _kind_remedy(spec: ProviderSpec) -> str:
+    others = [name for name in registry.names(registry.PROVIDERS) if name != spec.kind]
+    if "kind" in spec.model_fields_set or not others:
+        return ""
+    return f"without 'kind' the provider is '{spec.kind}'; for another write kind: {' or '.join(others)}"
 
 
 def _untouched(checked: Checked) -> list[Pass]:

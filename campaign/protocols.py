@@ -200,7 +200,8 @@ class Carried(Protocol):
 class Provider(Protocol):
     """Who lends machines, used as a context manager. ``provider(options, campaign_dir)`` must start nothing.
 
-    ``Options`` is a frozen pydantic model of the provider's own keys.
+    ``Options`` is a frozen pydantic model of the provider's own keys. A static method ``hint(name)``, if there is one,
+    says what to write in place of a provider's name that is not known, or an empty text.
 
     Attributes:
         one_node: Whether tasks and pilots all run on one node, so that Unix sockets reach everybody.

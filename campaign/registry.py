@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 from campaign.errors import SpecError
-from campaign.userfile import named
+from campaign.userfile import module_of
 
 PROVIDERS, SERVERS, STAGES = "campaign.providers", "campaign.servers", "campaign.stages"
 
@@ -48,7 +49,7 @@ def get(group: str, name: str, *, key: tuple[str, ...] = (), base: Path | None =
     if ":" in name:
         return _own(name, key, base)
     if name not in _found(group):
-        raise SpecError(unknown(name, names(group), group.split(".")[1]), key=key)
+        raise SpecError(unknown(name, names(group), group.split(".")[1]), key=key, remedy=_hint(group, name))
     entry = _found(group)[name]
     try:
         return entry.load()
@@ -58,13 +59,30 @@ def get(group: str, name: str, *, key: tuple[str, ...] = (), base: Path | None =
         ) from error
 
 
+def _hint(group: str, name: str) -> str:
+    """What one of the classes says of a name that is none of theirs; see `campaign.protocols.Provider`."""
+    for entry in _found(group).values():
+        with suppress(ImportError, AttributeError):  # what it needs is not installed, or it says nothing
+            if said := entry.load().hint(name):
+                return str(said)
+    return ""
+
+
 def _own(name: str, key: tuple[str, ...], base: Path | None) -> Any:
+    place, _, own = name.rpartition(":")
+    path = (base or Path()) / place
+    if place.endswith(".py") and not path.is_file():
+        raise SpecError(f"there is no file {path}", key=key, remedy="paths are relative to the campaign file")
     try:
-        return named(name, base)
+        module = module_of(name, base)
+        if hasattr(module, own):
+            return getattr(module, own)
     except (ImportError, OSError, AttributeError, ValueError, SyntaxError) as error:
         raise SpecError(
             f"'{name}' cannot be imported: {type(error).__name__}: {error}", key=key, remedy="write file.py:Class"
         ) from error
+    have = sorted(n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__)
+    raise SpecError(unknown(own, have, f"classes of {place}"), key=key)
 
 
 def unknown(name: str, known: list[str], what: str) -> str:

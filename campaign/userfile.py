@@ -55,9 +55,13 @@ def named(reference: str, base: Path | None = None) -> Any:
     Raises:
         ImportError, OSError, AttributeError: There is no such thing.
     """
-    place, _, name = reference.rpartition(":")
-    module = load_file((base or Path()) / place) if place.endswith(".py") else importlib.import_module(place)
-    return getattr(module, name)
+    return getattr(module_of(reference, base), reference.rpartition(":")[2])
+
+
+def module_of(reference: str, base: Path | None = None) -> ModuleType:
+    """The module in which `named` looks."""
+    place = reference.rpartition(":")[0]
+    return load_file((base or Path()) / place) if place.endswith(".py") else importlib.import_module(place)
 
 
 def reference(thing: Any) -> str:

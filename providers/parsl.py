@@ -16,9 +16,10 @@ from concurrent.futures import BrokenExecutor, Executor, Future
 from pathlib import Path
 from typing import Any
 
+import parsl.config
 import parsl.launchers
 import parsl.providers
-from campaign.providers.arguments import WrongArgument, check_arguments
+from campaign.providers.arguments import WrongArgument, check_arguments, try_to_make
 from parsl.executors import HighThroughputExecutor
 from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 from parsl.providers.base import ExecutionProvider
@@ -71,48 +72,69 @@ class Options(BaseModel):
     @classmethod
     def _can_be_made(cls, value: Any) -> Any:
         if isinstance(value, Mapping):  # of a file; an object is the user's own code
-            if isinstance(value.get("launcher"), Mapping):
-                _looked_at(value["launcher"], "SrunLauncher", parsl.launchers, "launcher")
-            elif "launcher" in value and not isinstance(value["launcher"], parsl.launchers.base.Launcher):
-                example = f"write launcher: {{class: {value['launcher']}}}"
-                raise WrongArgument(f"{value['launcher']!r} is no launcher; {example}", "launcher")
-            _looked_at(value, "SlurmProvider", parsl.providers)
-            try:
-                build(value)
-            except Exception as error:  # library boundary: Parsl's constructors raise anything
-                text = str(error).strip().splitlines() or [""]
-                raise WrongArgument(f"{value['class']} refuses its arguments: {text[0]}") from error
+            try_to_make(*_described(value))
         elif value is not None and not isinstance(value, ExecutionProvider):
-            raise ValueError("give a Parsl execution provider, or {class: NAME, argument: value, ...}")
+            given = f"{{class: {value}}}" if value in _classes(parsl.providers) else "{class: SlurmProvider}"
+            raise WrongArgument(f"{value!r} is no Parsl execution provider; write {given} with its arguments")
+        return value
+
+    @field_validator("config")
+    @classmethod
+    def _has_a_provider(cls, value: Any) -> Any:
+        if value is not None and not isinstance(value, parsl.config.Config):
+            raise WrongArgument(f"{value!r} is no parsl.Config; in a file write provider: {{class: ...}}")
+        if value is not None and getattr(next(iter(value.executors), None), "provider", None) is None:
+            raise WrongArgument("its first executor has no provider; give a HighThroughputExecutor")
         return value
 
     @field_validator("executor")
     @classmethod
     def _known(cls, value: dict[str, Any]) -> dict[str, Any]:
-        check_arguments(HighThroughputExecutor, value)
-        return value
+        found: dict[str, Any] = check_arguments(HighThroughputExecutor, value)
+        return found
 
 
-def _class(given: Mapping[str, Any], example: str, module: Any, *key: str) -> type:
-    name = given.get("class")
-    have = sorted(n for n in dir(module) if inspect.isclass(getattr(module, n)))
+def _classes(module: Any) -> list[str]:
+    return sorted(n for n in dir(module) if inspect.isclass(getattr(module, n)))
+
+
+def _class(given: Mapping[str, Any], module: Any) -> type:
+    have = _classes(module)
+    if "class" not in given:
+        raise WrongArgument(f"the key 'class' is needed, one of {', '.join(have)}")
+    name = given["class"]
     if not isinstance(name, str) or name not in have:
-        text = unknown(str(name), have, f"classes of {module.__name__}") + f"; write class: {example}"
-        raise WrongArgument(text, *key, "class")
+        raise WrongArgument(unknown(str(name), have, f"classes of {module.__name__}"), "class")
     return getattr(module, name)  # type: ignore[no-any-return]
 
 
-def _looked_at(given: Mapping[str, Any], example: str, module: Any, *key: str) -> None:
-    cls = _class(given, example, module, *key)
+def _described(given: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
+    """The provider's class and its arguments, with the launcher made.
+
+    Raises:
+        WrongArgument: One is wrong, at its key.
+    """
+    cls = _class(given, parsl.providers)
+    arguments = {k: v for k, v in given.items() if k != "class"}
+    found = check_arguments(cls, arguments, DIRECTIVES.get(cls.__name__, ""), made=["launcher"])
+    if "launcher" in found:
+        found["launcher"] = _launcher(found["launcher"])
+    return cls, found
+
+
+def _launcher(given: Any) -> Any:
+    if isinstance(given, parsl.launchers.base.Launcher):
+        return given
+    if not isinstance(given, Mapping):
+        name = given if given in _classes(parsl.launchers) else "SrunLauncher"
+        raise WrongArgument(f"{given!r} is no launcher; write launcher: {{class: {name}}}", "launcher")
     try:
-        check_arguments(cls, {k: v for k, v in given.items() if k != "class"}, DIRECTIVES.get(cls.__name__, ""))
+        cls = _class(given, parsl.launchers)
+        arguments = check_arguments(cls, {k: v for k, v in given.items() if k != "class"})
+        return cls(**arguments)
     except WrongArgument as error:
-        error.key = (*key, *error.key)
+        error.key = ("launcher", *error.key)
         raise
-
-
-def _arguments(given: Mapping[str, Any], example: str, module: Any) -> tuple[type, dict[str, Any]]:
-    return _class(given, example, module), {k: v for k, v in given.items() if k != "class"}
 
 
 def build(given: Any) -> ExecutionProvider:
@@ -127,14 +149,11 @@ def build(given: Any) -> ExecutionProvider:
         made = copy.copy(given)
         made.resources = {}
         return made
-    cls, arguments = _arguments(given, "SlurmProvider", parsl.providers)
-    if isinstance(arguments.get("launcher"), Mapping):
-        launcher, its = _arguments(arguments["launcher"], "SrunLauncher", parsl.launchers)
-        arguments["launcher"] = launcher(**its)
     try:
+        cls, arguments = _described(given)
         provider: ExecutionProvider = cls(**arguments)
-    except TypeError as error:
-        raise SpecError(f"{cls.__name__}: {error}", key=("provider", "provider")) from error
+    except (TypeError, WrongArgument) as error:
+        raise SpecError(f"{given.get('class')}: {error}", key=("provider", "provider")) from error
     return provider
 
 
@@ -151,6 +170,13 @@ class ParslProvider:
     """See `campaign.protocols.Provider`. No DataFlowKernel: a user's own stays untouched."""
 
     Options = Options
+
+    @staticmethod
+    def hint(name: str) -> str:
+        """What to write where a provider is called by the name of a batch system or a class of Parsl; or nothing."""
+        called = name.lower()
+        meant = [n for n in _classes(parsl.providers) if len(called) > 2 and n.lower().startswith(called)]
+        return f"write provider: {{kind: parsl, provider: {{class: {meant[0]}}}}}" if meant else ""
 
     def __init__(self, options: BaseModel, folder: Path) -> None:
         assert isinstance(options, Options)

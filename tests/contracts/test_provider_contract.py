@@ -69,11 +69,12 @@ def test_a_provider_says_where_its_machines_are_and_for_how_long(tmp_path: Path)
         made: Provider = parsl(parsl.Options(**options), tmp_path)
         return made.one_node, made.walltime_s
 
-    slurm, here = {"class": "SlurmProvider", "walltime": "1-02:30:00"}, {"class": "LocalProvider"}
+    slurm, here = {"class": "SlurmProvider", "walltime": "26:30:00"}, {"class": "LocalProvider"}
     assert told(provider=slurm) == (False, 26.5 * 3600)
     assert told(provider=here, server_provider={"class": "SlurmProvider", "walltime": "00:30:00"}) == (False, 1800)
     assert told(provider=slurm, server_provider=here) == (False, None)
     assert told(provider=parsl_providers.SlurmProvider(walltime="00:10:00")) == (False, 600)
+    assert told(provider=parsl_providers.SlurmProvider(walltime="1-02:30:00")) == (False, 26.5 * 3600)
     assert told(provider=parsl_providers.LocalProvider()) == (True, None)
     simple, srun = parsl_launchers.SimpleLauncher(), parsl_launchers.SrunLauncher()
     assert told(provider=parsl_providers.LocalProvider(launcher=simple)) == (True, None)
