@@ -242,8 +242,9 @@ class Pilot:
         code = self.server.poll() if self.server else None
         if code is not None:
             how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+            why = serverlog.cause(self.berth.log, self.place) if self.ready_s is None else ""
             raise ServerError(
-                f"the server ended {how}{serverlog.cause(self.berth.log)}", where=self.berth.name, log=self.tail()
+                f"the server ended {how}{why}", where=self.berth.name, remedy=serverlog.remedy(why), log=self.tail()
             )
         if self.berth.stopped:
             self.asked = self.asked or "asked to stop"
@@ -306,9 +307,8 @@ class Pilot:
         while not self.aside(canary.ready, client):
             failed, said = serverlog.load_failure(self.berth.log, str(self.place))
             if failed:
-                raise ModelError(
-                    f"does not load: {said}", where=f"model {failed} on {self.berth.name}", log=self.tail()
-                )
+                where = f"model {failed} on {self.berth.name}"
+                raise ModelError(f"does not load: {said}", where=where, remedy=serverlog.remedy(said), log=self.tail())
             if time.monotonic() > end:
                 raise ServerError(
                     f"not ready within {self.berth.order['start_deadline_s']:g} s",

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from campaign import ServerPool
+from campaign import ServerPool, serverlog
 from campaign.incarnation import blank, name_of
 from campaign.pilot import Pilot
 from campaign.rundir import write_json
@@ -27,7 +27,7 @@ HOLDER = """
 import json, sys, time
 from pathlib import Path
 from parsl.providers import LocalProvider
-from campaign import ServerPool
+from campaign import ServerPool, serverlog
 
 if __name__ == "__main__":
     repository, folder, listen, models = sys.argv[1:]
@@ -150,7 +150,12 @@ def test_a_pilot_believes_no_order_that_somebody_else_may_have_written(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("log", "heals"), [("Started GRPCInferenceService\n", True), ("failed to load 'm' version 1: no weights\n", False)]
+    ("log", "heals"),
+    [
+        ("Started GRPCInferenceService\n", True),
+        ("failed to load 'm' version 1: no weights\n", True),  # a model has printed it
+        ("E1127 15:57:29.737 8 model_lifecycle.cc:642] \"failed to load 'm' version 1: no weights\"\n", False),
+    ],
 )
 def test_a_first_server_that_has_said_why_is_not_tried_again_for_aborting_then(
     tmp_path: Path, log: str, heals: bool
@@ -163,3 +168,36 @@ def test_a_first_server_that_has_said_why_is_not_tried_again_for_aborting_then(
     pilot.server.send_signal(signal.SIGABRT)
     pilot.server.wait()
     assert pilot.heals() is heals
+
+
+@pytest.mark.parametrize(
+    ("line", "model", "said", "remedy"),
+    [
+        (
+            ('E1127 16:03:40.703469 8 model_repository_manager.cc:1460] "Poll failed for model directory \'prio\': '
+            'Only one priority level is allowed"'),
+            "prio", "Poll failed for model directory 'prio': Only one priority level is allowed", "",
+        ),
+        (
+            ("E1127 15:59:37.121942 9 model_lifecycle.cc:642] \"failed to load 'm' version 1: Internal: "
+            "ModuleNotFoundError: No module named 'torch.nn'\\n\\nAt:\\n  /tmp/p/models/m/1/model.py(1): <module>\""),
+            "m",
+            ("failed to load 'm' version 1: Internal: ModuleNotFoundError: No module named 'torch.nn' At: "
+            "m/1/model.py(1): <module>"),
+            "servers: {requirements: [torch]}",
+        ),
+        (
+            ("I1127 15:56:59.112609 474 pb_stub.cc:2105]  Failed to preinitialize Python stub: Python model file not "
+            "found in '/tmp/p/models/m/5/model.py'"),
+            "m", "Python model file not found in 'm/5/model.py'", "",
+        ),
+        ("W1127 15:57:29.737 8 model_lifecycle.cc:111] \"ignore version directory 'x'\"", "", "", ""),
+        ("my model: failed to load 'optional.cfg', going on without", "", "", ""),
+    ],
+)  # fmt: skip
+def test_what_triton_says_of_a_model_that_does_not_load_is_found(tmp_path, line, model, said, remedy):
+    """The model, the sentence without the server's private folder, and what to do; what models print is none of it."""
+    (tmp_path / "log").write_text(f"I1127 15:56:58.1 8 server.cc:1] started\n{line}\n")
+    assert serverlog.load_failure(tmp_path / "log", "/tmp/p") == (model, said)
+    assert remedy in serverlog.remedy(said)
+    assert bool(remedy) is bool(serverlog.remedy(said))

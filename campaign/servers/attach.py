@@ -55,6 +55,7 @@ class Options(BaseModel):
         return headers
 
 
+_STARTED = ("parameters", "files", "onnx", "canary", "instances")  # keys of a model for servers that are started
 _BREAK = re.compile(r"[\r\n\0]")
 
 
@@ -79,6 +80,13 @@ class Attach:
         for name, path in (self.options.tls.model_dump() if self.options.tls else {}).items():
             if path is not None and not (self.base / path).is_file():
                 raise SpecError(f"there is no file {self.base / path}", key=("servers", "tls", name))
+        for model, spec in self.spec.models.items():
+            for name in _STARTED:
+                if getattr(spec, name):
+                    raise SpecError(
+                        "would have no effect: servers of kind 'attach' run already, as whoever started them wanted",
+                        key=("servers", "models", model, name), remedy="take it out",
+                    )  # fmt: skip
 
     def identity(self, model: str) -> Mapping[str, Any]:
         """What is known without asking: where it is served. A changed model there cannot be seen."""

@@ -26,7 +26,7 @@ MODELS = {"slow": {"batch": 8, "parameters": {"delay_s": 0.001}}}
 Key = tuple[str | int, ...]
 USABLE: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "triton": lambda _urls: {"model_repository": str(REPOSITORY)},
-    "attach": lambda urls: {"urls": urls},
+    "attach": lambda urls: {"urls": urls, "models": {"slow": {"batch": 8}}},
 }
 WRONG: dict[str, list[tuple[dict[str, Any], Key]]] = {
     "triton": [
@@ -41,6 +41,11 @@ WRONG: dict[str, list[tuple[dict[str, Any], Key]]] = {
     ],
     "attach": [
         ({"tls": {"ca": "no.pem"}}, ("servers", "tls", "ca")),
+        ({"models": {"slow": {"parameters": {"delay_s": 1}}}}, ("servers", "models", "slow", "parameters")),
+        ({"models": {"slow": {"files": {"w": "w.npz"}}}}, ("servers", "models", "slow", "files")),
+        ({"models": {"slow": {"onnx": "m.onnx"}}}, ("servers", "models", "slow", "onnx")),
+        ({"models": {"slow": {"canary": "c.npz"}}}, ("servers", "models", "slow", "canary")),
+        ({"models": {"slow": {"instances": 2}}}, ("servers", "models", "slow", "instances")),
     ],
 }
 
