@@ -17,14 +17,13 @@ import numpy as np
 from campaign.aside import aside
 from campaign.blame import explain
 from campaign.client import Servers, Shared, Stream, connect
-from campaign.errors import CampaignError, InputError, OutputError, StageError
+from campaign.errors import BranchError, CampaignError, InputError, OutputError, StageError
 from campaign.frozenvalue import fresh, thawed
 from campaign.outputs import Columns, ColumnsPartial, ColumnsReader, Output, Partial, as_output, start_partial
 from campaign.pack import PackWriter
 from campaign.protocols import WEIGHT, Context, Job, Source, TwoStepStage
 from campaign.receipts import Receipt
 from campaign.rundir import RunDir, file_digest, writing
-from campaign.schemas import remark
 from campaign.spent import AHEAD, RUN, WAIT, WRITE, Spent
 from campaign.stagelog import trim
 from campaign.stepservers import RangeServers
@@ -207,10 +206,10 @@ class Chain:
         """The batch once per weight expression of the task's first steps."""
         found: dict[str | None, Any] = {}
         if WEIGHT in batch.layout.fields:
-            raise InputError(
+            raise BranchError(
                 f"has a branch '{WEIGHT}', the name of the column ctx.weight",
                 where=self.task.source.file.url,
-                remedy="correct 'branches', which can give it another name: "
+                remedy="give it another name, whether it is used or not: "
                 f"datasets.{self.task.source.dataset}.branches: {{file_weight: {WEIGHT}}}",
             )
         for expression in {s.weight: None for s in self.task.steps if s.parent is None}:
@@ -337,7 +336,6 @@ class Chain:
                 path = self.rundir.columns(step.key)
                 with writing(path):
                     sha256, size = partial.write(path), path.stat().st_size
-                    notes = (*notes, *filter(None, [remark(partial.schema)]))
                     own = file_digest(path)  # still in memory: a small part of what writing it took
             else:
                 assert self.pack is not None

@@ -8,6 +8,7 @@ from typing import Any
 __all__ = [
     "ArtefactError",
     "AxesMismatch",
+    "BranchError",
     "CampaignError",
     "CampaignFailed",
     "FrozenChanged",
@@ -133,6 +134,10 @@ class InputError(CampaignError):
         made = cls(f"cannot be read: {type(error).__name__}: {text}", where=url, remedy="check or replace the file")
         made.permanent = not passing(error)
         return made
+
+
+class BranchError(InputError):
+    """A stage uses a branch that cannot be read from this file, however often it is tried; others can."""
 
 
 _PASSING = frozenset(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,6 +152,7 @@ def _columns(
     """A folder of columns is its partials, in order: their contents give the digest of the whole."""
     receipts = [r for r in looked.partials.values() if f"{r.stage}/{r.dataset}/{r.variation}" == name]
     by_bytes = {r.bytes_sha256: r.sha256 for r in receipts}
+    rewritten = output.get("rewritten", {})  # given the types of the other files: no partial has these bytes
     by_inode = {_inode(rundir.columns(r.key)): r for r in receipts}
     folder = rundir.root / output["path"]
     files = sorted(folder.glob("*.parquet"))
@@ -160,7 +161,7 @@ def _columns(
     contents, bad = [], False
     torn = any(f.what == "receipt" for f in looked.findings)
     for file, receipt in zip(files, known, strict=True):
-        content = by_bytes.get(next(rest)) if receipt is None else receipt.sha256
+        content = _content(next(rest), rewritten.get(file.name), by_bytes) if receipt is None else receipt.sha256
         if content is None or (receipt is not None and receipt.key in spoilt):
             bad = True
             yield Finding("output", f"{name}: {file.relative_to(rundir.root)}", UNKNOWN if torn else CHANGED)
@@ -168,6 +169,13 @@ def _columns(
     looked.files["output"] = looked.files.get("output", 0) + len(files)
     if not bad and contents_digest((str(i), c) for i, c in enumerate(contents)) != output["sha256"]:
         yield Finding("output", f"{name}: {output['path']}", "files are missing, or in another order")
+
+
+def _content(found: str, rewritten: Sequence[str] | None, by_bytes: Mapping[str, str]) -> str | None:
+    """Digest of the content of a file whose bytes have this digest."""
+    if rewritten is None:
+        return by_bytes.get(found)
+    return rewritten[1] if found == rewritten[0] else None
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Container, Mapping, Sequence
@@ -19,6 +20,7 @@ from campaign.pack import AGAIN, PackReader
 from campaign.plan import Output
 from campaign.receipts import MERGED, Receipt
 from campaign.rundir import RunDir, canonical_json, digest, file_digest, sync_all, write_aside, write_json
+from campaign.schemas import Schemas, unify
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Merged:
         notes: What ROOT cannot hold, weights that are no numbers.
         files: Digest of its files (`fingerprint`), once all of them are written.
         parts: Short digests of the histograms that hold something, by name.
+        rewritten: Of columns, files that are no partials because they were given the types of the others: SHA-256 of
+            each, and of the content of its partial.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Merged:
     notes: tuple[str, ...] = ()
     files: str = ""
     parts: Mapping[str, str] = field(default_factory=dict)
+    rewritten: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def remove(self) -> None:
         """Take its files away."""
@@ -205,7 +210,7 @@ def spoilt(rundir: RunDir, got: Sequence[Receipt]) -> list[int]:
     with PackReader(rundir) as packs:
         for i, receipt in enumerate(got):
             try:
-                _content(rundir, packs, receipt)
+                _columns(rundir, receipt) if receipt.kind == COLUMNS else packs.read(receipt)
             except PartialError:
                 found.append(i)
     return found
@@ -246,12 +251,21 @@ class _Columns:
     def __init__(self) -> None:
         self.digests: list[str] = []
         self.notes: list[str] = []
+        self.schemas = Schemas()
+        self.rewritten: dict[str, tuple[str, str]] = {}
 
     def take(self, content: bytes, _where: str) -> None:
-        self.digests += content.decode().split()
+        told = json.loads(content)
+        self.digests += told["digests"]
+        self.schemas.join(told["schemas"])
 
     def content(self) -> bytes:
-        return " ".join(self.digests).encode()
+        return canonical_json({"digests": self.digests, "schemas": self.schemas.told()}).encode()
+
+    def one(self, place: int, sha256: str, schema: Any, rows: int) -> None:
+        """Add one partial."""
+        self.digests.append(sha256)
+        self.schemas.add(place, schema, rows)
 
     def save(self, path: Path, places: Sequence[int]) -> str:
         aside = path.with_name(f".{path.name}.making")
@@ -259,6 +273,10 @@ class _Columns:
         for entry in aside.iterdir():
             if entry.name not in expected:  # a driver that was killed had more files
                 entry.unlink()
+        note, changed = unify(aside, {i: _numbered(i) for i in places}, self.schemas)
+        contents = dict(zip(map(_numbered, places), self.digests, strict=True))
+        self.rewritten = {name: (sha256, contents[name]) for name, sha256 in changed.items()}
+        self.notes += [note] if note else []
         if path.exists():
             shutil.rmtree(path)
         aside.replace(path)
@@ -283,8 +301,11 @@ def _fold(rundir: RunDir, target: Target, places: Sequence[int], got: Sequence[R
         for i, receipt in zip(places, got, strict=True):
             where = f"{target.name}: {receipt.file}"
             try:
-                content = _content(rundir, packs, receipt, whole=target.older is None or i in older)
-                total.take(content, where)
+                if isinstance(total, _Columns):
+                    whole = target.older is None or i in older
+                    total.one(i, receipt.sha256, *_columns(rundir, receipt, whole=whole))
+                else:
+                    total.take(packs.read(receipt), where)
             except PartialError as error:
                 error.where = f"{where}: {error.where}"
                 raise
@@ -297,15 +318,17 @@ def _fold(rundir: RunDir, target: Target, places: Sequence[int], got: Sequence[R
     return total
 
 
-def _content(rundir: RunDir, packs: PackReader, receipt: Receipt, *, whole: bool = True) -> bytes:
-    if receipt.kind != COLUMNS:
-        return packs.read(receipt)
+def _columns(rundir: RunDir, receipt: Receipt, *, whole: bool = True) -> tuple[Any, int]:
+    """Schema and rows of a partial that is what its receipt says."""
+    path = rundir.columns(receipt.key)
     if not rundir.has_columns(receipt.key, receipt.size):
-        raise PartialError("no partial of it", where=str(rundir.columns(receipt.key)), remedy=AGAIN)
-    ColumnsReader(rundir.columns(receipt.key)).close()  # its footer is the last thing written: a torn file has none
-    if whole and file_digest(rundir.columns(receipt.key)) != receipt.bytes_sha256:
-        raise PartialError("is not what was written", where=str(rundir.columns(receipt.key)), remedy=AGAIN)
-    return receipt.sha256.encode()
+        raise PartialError("no partial of it", where=str(path), remedy=AGAIN)
+    reader = ColumnsReader(path)  # its footer is the last thing written: a torn file has none
+    schema, rows = reader.schema, reader.rows
+    reader.close()
+    if whole and file_digest(path) != receipt.bytes_sha256:
+        raise PartialError("is not what was written", where=str(path), remedy=AGAIN)
+    return schema, rows
 
 
 def _link(partial: Path, name: Path) -> None:
@@ -322,7 +345,8 @@ def _finish(rundir: RunDir, target: Target, total: _Total, places: Sequence[int]
         sync_all(rundir.root)  # when they are restored only their sizes and dates are looked at
     sha256 = total.save(path, places)
     parts = total.parts if isinstance(total, _Histograms) else {}
-    made = Merged(target.name, total.kind, path, sha256, None, _once(total.notes), parts=parts)
+    rewritten = total.rewritten if isinstance(total, _Columns) else {}
+    made = Merged(target.name, total.kind, path, sha256, None, _once(total.notes), parts=parts, rewritten=rewritten)
     return made if made.kind == HISTOGRAMS else replace(made, files=fingerprint(made))  # those have a file to come
 
 
@@ -361,6 +385,8 @@ def receipt_of(
     """What is remembered of a merged output, which files it lacks, and if frozen values it depends on lack some."""
     root = str(merged.root.relative_to(rundir.root)) if merged.root else ""
     about = {"kind": merged.kind, "root": root, "files": merged.files, "gaps": list(gaps), "parts": dict(merged.parts)}
+    if merged.rewritten:
+        about["rewritten"] = {name: list(told) for name, told in merged.rewritten.items()}
     more = canonical_json({**about, "shaky": True} if shaky else about)
     return Receipt(
         merge_key(output), output.stage, output.dataset, output.variation, "", MERGED, merged.sha256, 0,
@@ -374,7 +400,8 @@ def of_receipt(rundir: RunDir, output: Output, receipt: Receipt) -> Merged:
     path = rundir.output(output.stage, output.dataset, output.variation, kind)
     root = rundir.root / str(receipt.about["root"]) if receipt.about["root"] else None
     files, parts = str(receipt.about["files"]), dict(receipt.about.get("parts", {}))
-    return Merged(output.name, kind, path, receipt.sha256, root, receipt.notes, files, parts)
+    rewritten = dict(receipt.about.get("rewritten", {}))
+    return Merged(output.name, kind, path, receipt.sha256, root, receipt.notes, files, parts, rewritten)
 
 
 def restored(rundir: RunDir, output: Output, receipt: Receipt) -> Merged | None:

@@ -26,6 +26,7 @@ from campaign.errors import ArtefactError, OutputError, PartialError
 from campaign.histogram import Histogram
 from campaign.later import Later
 from campaign.rundir import canonical_json, write_aside, writing
+from campaign.schemas import PARQUET
 from campaign.text import decoded
 
 if TYPE_CHECKING:
@@ -128,6 +129,9 @@ def as_output(value: Any, stage: str) -> Output:
 def _as_output(value: Any, stage: str) -> Output:
     if isinstance(value, Columns) and value:
         return Columns(value)  # looked at again: columns may have been added after it was made
+    if isinstance(value, Mapping) and (odd := [name for name in value if not isinstance(name, str)]):
+        text = f"returned a dict with the key {odd[0]!r}, which is no text"  # in JSON 1 and "1" would be one
+        raise OutputError(text, where=f"stage {stage}", remedy=f"call it {str(odd[0])!r}, say")
     if isinstance(value, (Histograms, Counts)):
         return value
     if isinstance(value, ak.Array) and ak.fields(value):
@@ -329,18 +333,11 @@ class ColumnsPartial:
         _add_range(self._content, array)
         self.rows += len(array)
 
-    @property
-    def schema(self) -> pa.Schema:
-        """Of the file, once there is a range."""
-        return self._schema
-
     def _started(self, schema: pa.Schema) -> pq.ParquetWriter:
         if self._writer is None:
             self.aside.parent.mkdir(parents=True, exist_ok=True)
             self._schema = schema
-            # A later pass reads it once: dictionaries and statistics would cost more than all else of writing.
-            settings = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
-            self._writer = pq.ParquetWriter(self.aside, schema, **settings)
+            self._writer = pq.ParquetWriter(self.aside, schema, **PARQUET)
         return self._writer
 
     def write(self, path: Path) -> str:
@@ -429,6 +426,11 @@ class ColumnsReader:
             yield array
         if content.hexdigest() != sha256:
             raise ArtefactError("is not what was written", where=self._name, remedy=_ANEW)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and types of its columns."""
+        return self._file.schema_arrow
 
     @property
     def rows(self) -> int:

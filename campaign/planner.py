@@ -13,6 +13,7 @@ from campaign import __version__
 from campaign.datasets import Files, expand
 from campaign.errors import SpecError
 from campaign.plan import Events, Line, Output, Plan, Reduce, Urls
+from campaign.protocols import WEIGHT
 from campaign.rundir import canonical_json, digest
 from campaign.spec import NOMINAL, Campaign, Variation
 from campaign.stagecode import StageCode, resolve, resolve_reader
@@ -32,11 +33,31 @@ def plan(campaign: Campaign, models: Mapping[str, Mapping[str, Any]]) -> Plan:
         SpecError: A stage, a file, or a side file is missing or wrong.
     """
     try:
+        _refuse_reserved(campaign)
         code = {name: resolve(campaign, name) for name in campaign.stages}
         readers = {name: resolve_reader(campaign, name) for name in campaign.datasets}
     except SpecError as error:
         raise campaign.locate(error) from error.__cause__
     return _Planner(campaign, code, readers, models).build()
+
+
+def _refuse_reserved(c: Campaign) -> None:
+    """No name for a branch may be that of the weight's column."""
+    for what, named in (("datasets", c.datasets), ("variations", c.variations)):
+        for name, spec in named.items():
+            if WEIGHT in spec.branches:
+                raise SpecError(
+                    f"'{WEIGHT}' is the name of the column ctx.weight", key=(what, name, "branches", WEIGHT),
+                    remedy="give the branch another name; a variation's weight stands under variations.NAME.weight",
+                )  # fmt: skip
+
+    for name in c.variations:
+        stem = name.removesuffix(".exact")
+        if stem != name and (stem == NOMINAL or stem in c.variations):
+            raise SpecError(
+                f"the counts of '{stem}' have a file {stem}.exact.json, which would be this variation's too",
+                key=("variations", name), remedy="give it another name",
+            )  # fmt: skip
 
 
 class _Planner:

@@ -34,7 +34,8 @@ def write_root(histograms: Mapping[str, hist.Hist], path: Path) -> tuple[Path | 
     taken: set[str] = set()
     folders: set[str] = set()
     held: list[tuple[str, hist.Hist]] = []
-    for name, h in histograms.items():
+    # Those that keep their names come first: under such a name must stand no other one, whose own ROOT cannot hold.
+    for name, h in sorted(histograms.items(), key=lambda item: "/".join(_parts(item[0])) != item[0]):
         why = _refusal(h) or _in_the_way([key for key, _ in _places(name, h)], taken, folders)
         if why:
             left_out.append(f"histogram {name}: {why}, see the lossless file")
@@ -100,11 +101,14 @@ def _uncategorised(h: hist.Hist) -> float:
 def _places(name: str, h: hist.Hist) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Where each combination of categories is written, and where it lies in the histogram's values."""
     folders = [_folders(axis) if isinstance(axis, _CATEGORY) else [None] for axis in h.axes]
-    parts = [_clean(part) for part in name.split("/") if part] or [_clean("")]  # readers pass over empty parts
     for chosen in itertools.product(*(list(enumerate(names)) for names in folders)):
-        path = [*parts, *(folder for _, folder in chosen if folder is not None)]
+        path = [*_parts(name), *(folder for _, folder in chosen if folder is not None)]
         # Categories have no underflow: their first one is the first in the values too.
         yield "/".join(path), tuple(slice(None) if folder is None else bin_ for bin_, folder in chosen)
+
+
+def _parts(name: str) -> list[str]:
+    return [_clean(part) for part in name.split("/") if part] or [_clean("")]  # readers pass over empty parts
 
 
 def _slices(name: str, h: hist.Hist) -> Iterator[tuple[str, Any]]:

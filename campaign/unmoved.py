@@ -8,7 +8,6 @@ from campaign.errors import SpecError
 from campaign.merge import Merged
 from campaign.outputs import HISTOGRAMS
 from campaign.plan import Output, Plan
-from campaign.schemas import is_remark
 from campaign.spec import NOMINAL
 from campaign.weighing import ROUNDED, UNUSED, WEIGHED
 
@@ -18,7 +17,7 @@ _HUSH = "write 'weighted: false' there if it is meant to"
 
 def notes_of(merged: Merged) -> list[str]:
     """What is to be said of one output: what its tasks remarked of the weight is for `unmoved` to judge."""
-    return [note for note in merged.notes if note not in (WEIGHED, UNUSED, ROUNDED) and not is_remark(note)]
+    return [note for note in merged.notes if note not in (WEIGHED, UNUSED, ROUNDED)]
 
 
 def unmoved(plan: Plan, merged: Mapping[str, Merged]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from typing import Any
 from campaign.blame import MissingBranch, explain
 from campaign.chain import Chain, Frozen, Worker
 from campaign.datasets import changed
-from campaign.errors import CampaignError, InputError, OutputError, PartialError
+from campaign.errors import BranchError, CampaignError, InputError, OutputError, PartialError
 from campaign.frozenvalue import freeze, fresh, thawed
 from campaign.merge import (
     LazyMerged,
@@ -384,7 +384,7 @@ def look(job: JobTicket, task: Task, rows: int) -> CampaignError | str | None:
         batch = chain.weighted(source, source.read(0, min(rows, source.entries)))
         return _try_steps(chain, batch)
     except InputError as error:
-        return error if error.where.startswith("weight ") else "unreadable"
+        return error if isinstance(error, BranchError) or error.where.startswith("weight ") else "unreadable"
     except MissingBranch as error:
         error.where = f"{task.source.file.url}, tree {task.source.tree}: {error.where}"
         return error

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from keyword import iskeyword
 from typing import Any
 
 import awkward as ak
@@ -123,9 +125,6 @@ class RootSource:
         try:
             value = evaluate(expression, batch)
         except InputError as error:
-            odd = [name for name in ak.fields(batch) if not name.isidentifier() and name in expression]
-            if odd:
-                error.remedy = f"give the branch another name: branches: {{w: {odd[0]}}}, and write weight: w"
             error.where = where
             raise
         except (ValueError, IndexError, TypeError, OverflowError) as error:
@@ -180,13 +179,21 @@ def evaluate(expression: str, batch: Any) -> Any:
     """Names, numbers, ``+ - * / **``, parentheses and ``branch[i]``, in float64; nothing else is understood or run.
 
     Raises:
-        InputError: The expression is anything else, or names a branch there is not.
+        InputError: The expression is anything else, or names a branch there is not; or it is also the name of a branch.
     """
+    text = expression.strip()
     try:
-        body = ast.parse(expression.strip(), mode="eval").body
+        body = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last three: null bytes, a thousand parentheses
-        raise InputError("is no expression", remedy="for example pdf_weight[7] or w_up / w_nominal") from None
-    return _value(body, batch)
+        odd = [n for n in ak.fields(batch) if n and n in text and (not n.isidentifier() or iskeyword(n))]
+        remedy = _mapped(max(odd, key=len)) if odd else "for example pdf_weight[7] or w_up / w_nominal"
+        raise InputError("is no expression", remedy=remedy) from None
+    if text in ak.fields(batch) and not isinstance(body, ast.Name):
+        known = isinstance(body, (ast.BinOp, ast.UnaryOp, ast.Subscript, ast.Constant))
+        said = "may mean the branch of that name, or what is computed from others" if known else "is not understood"
+        other = "; for the other meaning, set spaces otherwise" if known else ""
+        raise InputError(f"'{text}' {said}", remedy=f"{_mapped(text)}{other}")
+    return _value(body, text, batch)
 
 
 def _no_entry(name: str, index: int, values: Any) -> InputError:
@@ -204,21 +211,30 @@ def _between(fewest: int, most: int) -> str:
     return str(most) if fewest == most else f"{fewest} to {most}"
 
 
-def _value(node: ast.expr, batch: Any) -> Any:
+def _mapped(branch: str) -> str:
+    """The way to a branch whose name is no word of an expression."""
+    quoted = json.dumps(branch, ensure_ascii=False)
+    return f"give the branch another name: branches: {{w: {quoted}}}, and write weight: w"
+
+
+def _value(node: ast.expr, text: str, batch: Any) -> Any:
     if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
         return float(node.value)
     if isinstance(node, ast.Name):
-        if node.id not in ak.fields(batch):
-            raise InputError(unknown(node.id, ak.fields(batch), "branches"))
-        return ak.values_astype(batch[node.id], np.float64)  # a product of uint8 branches would wrap around
+        name = ast.get_source_segment(text, node) or node.id  # node.id has other characters for some letters
+        if name not in ak.fields(batch):
+            raise InputError(unknown(name, ak.fields(batch), "branches"))
+        return ak.values_astype(batch[name], np.float64)  # a product of uint8 branches would wrap around
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        return _OPERATORS[type(node.op)](_value(node.left, batch), _value(node.right, batch))
+        return _OPERATORS[type(node.op)](_value(node.left, text, batch), _value(node.right, text, batch))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_value(node.operand, batch)
+        return -_value(node.operand, text, batch)
     if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and type(node.slice.value) is int:
-        values, index = _value(node.value, batch), node.slice.value
+        values, index = _value(node.value, text, batch), node.slice.value
         try:
             return values[:, index]
         except (IndexError, ValueError) as error:
-            raise _no_entry(ast.unparse(node.value), index, values) from error
-    raise InputError(f"'{ast.unparse(node)}' is not understood", remedy="use branches, numbers, + - * / ** and [i]")
+            raise _no_entry(ast.get_source_segment(text, node.value) or text, index, values) from error
+    part = ast.get_source_segment(text, node) or text
+    remedy = _mapped(part) if part in ak.fields(batch) else "use branches, numbers, + - * / ** and [i]"
+    raise InputError(f"'{part}' is not understood", remedy=remedy)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import uproot
 from campaign.stages.fill import Fill
-from campaign.stages.read import RootSource
+from campaign.stages.read import RootSource, evaluate
 from campaign.stages.reweight import Reweight
 
 from campaign.cli import main
@@ -444,9 +444,43 @@ def test_a_weight_of_a_branch_that_no_expression_can_name_says_the_way_through(t
         file.mktree("t", {"Event.Weight": "float64"}).extend({"Event.Weight": np.ones(3)})
     plain, named = RootSource(str(path), "t", {}), RootSource(str(path), "t", {"w": "Event.Weight"})
     try:
-        with pytest.raises(InputError, match=r"branches: {w: Event\.Weight}, and write weight: w"):
+        with pytest.raises(InputError, match=r"branches: {w: \"Event\.Weight\"}, and write weight: w"):
             plain.weight("Event.Weight", plain.read(0, 3))
         assert named.weight("w", named.read(0, 3)).tolist() == [1, 1, 1]
     finally:
         plain.close()
         named.close()
+
+
+# Names that are no words ----------------------------------------------------------------------------------------------
+
+
+def odd_names(**columns):
+    return ak.Array({"a": np.arange(3.0), "b": np.ones(3), **columns})
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Event.Weight", "'Event.Weight' is not understood"), ("f(x)", r"'f\(x\)' is not understood"),
+        ("lambda", "is no expression"), ("1x", "is no expression"), ("w*", "is no expression"), ("x y", "is no expr"),
+        ("a+b", r"'a\+b' may mean the branch of that name, or what is computed from others"), ("a-b", "may mean"),
+        ("a[1]", "may mean"), ("w[0.5]", "may mean"), ("-a", "may mean"), ("2", "may mean"), ("None", "may mean"),
+    ],
+)  # fmt: skip
+def test_a_weight_that_is_the_name_of_a_branch_shows_the_way_through_branches(name, said):
+    """A name is never taken for an expression: it is refused, with the mapping to be written."""
+    with pytest.raises(InputError, match=said) as caught:
+        evaluate(name, odd_names(**{name: np.full(3, 7.0)}))
+    assert f'branches: {{w: "{name}"}}, and write weight: w' in caught.value.remedy
+
+
+def test_a_weight_names_branches_by_the_letters_that_are_written():
+    """Python takes some letters for others (micro sign and mu): of two such branches the right one is read."""
+    micro, mu = "\u00b5", "\u03bc"
+    batch = odd_names(**{micro: np.full(3, 2.0), mu: np.full(3, 5.0)})
+    assert evaluate(f"{micro} * 10", batch).tolist() == [20.0] * 3
+    assert evaluate(f"{mu} * 10", batch).tolist() == [50.0] * 3
+    with pytest.raises(InputError, match="is none of the branches"):
+        evaluate(micro, odd_names(**{mu: np.ones(3)}))
+    assert evaluate("a + b", odd_names(**{"a+b": np.full(3, 7.0)})).tolist() == [1, 2, 3]

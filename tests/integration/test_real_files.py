@@ -22,6 +22,7 @@ KINDS = [  # what the message says, and the row of the table in docs/formats.md
     (r"has \d+ entries, and the tree has \d+", "the branch has another number of entries than the tree"),
     (r"UnknownInterpretation", "uproot knows no interpretation of the type"),
     (r"CannotBeAwkward", "the type holds pointers, which have no array form"),
+    (r"where .* was expected", "uproot knows the class by another form, from a file read before"),
     (r"", "uproot's reader of the type fails on this file"),
 ]
 
@@ -56,7 +57,7 @@ def compare(path, tree, counts, refused):
     source = RootSource(str(path), tree, {})
     try:
         stop = min(source.entries, ROWS)
-        half = stop // 2
+        half = (stop + 1) // 2
         first = source.read(0, half)
         good = []
         for name in source.names:
@@ -67,16 +68,22 @@ def compare(path, tree, counts, refused):
                 assert name in error.message or str(path) in str(error), (path, tree, name, error)
                 why = next(text for pattern, text in KINDS if re.search(pattern, error.message))
                 readable = want[0] is not None and len(want[0]) == half
-                assert not (readable and why in (KINDS[2][1], KINDS[3][1])), (path, tree, name, str(error))
+                assert not (readable and why not in (KINDS[0][1], KINDS[1][1], KINDS[4][1])), (
+                    path,
+                    tree,
+                    name,
+                    str(error),
+                )
                 refused[why].append(f"{path.name}:{tree}:{name}")
                 source.touched.discard(name)
                 continue
-            assert want[0] is not None, (path, tree, name)
-            assert same(got, want[0]), (path, tree, name, got.type, want[0].type)
-            if want[1] is None:
+            assert want[0] is not None or not half, (path, tree, name)
+            assert not half or same(got, want[0]), (path, tree, name, got.type, want[0].type)
+            if half < stop and want[1] is None:
                 source.touched.discard(name)
                 continue
-            good.append((name, want[1]))
+            if half < stop:  # uproot's arrays of no entries have members that its other arrays have not
+                good.append((name, want[1]))
             counts["branches"] += 1
         second = source.read(half, stop)
         for name, want in good:
