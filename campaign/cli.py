@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -17,7 +17,9 @@ from campaign import __version__
 from campaign.errors import CampaignError, SpecError
 
 if TYPE_CHECKING:
+    from campaign.preflight import Looked
     from campaign.spec import Campaign
+    from campaign.tryout import Tried
 
 
 def command() -> NoReturn:
@@ -84,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     plan = _command(commands, "plan", "show what a run would do, and why", _plan)
     _file(plan)
     plan.add_argument("--run-dir", type=Path, metavar="DIR", help="take into account what is done there")
+    plan.add_argument("--limit", type=_positive, metavar="N", help="of a run with this --limit")
     plan.add_argument("--json", action="store_true", help="every task, for a program")
 
     for name, text, do in (
@@ -157,7 +160,8 @@ def _load(args: argparse.Namespace) -> Campaign:
     from campaign import engine, specfile
 
     campaign = specfile.load(args.file, args.set)
-    return engine.override(campaign, workers=args.workers, servers=args.servers, provider=args.provider)
+    limit = getattr(args, "limit", None)  # some commands have none
+    return engine.override(campaign, workers=args.workers, servers=args.servers, provider=args.provider, limit=limit)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -173,7 +177,7 @@ def _run(args: argparse.Namespace) -> int:
 def _run_loaded(args: argparse.Namespace) -> int:
     from campaign import engine
 
-    report = engine.run(_load(args), run_dir=args.run_dir, limit=args.limit, progress=not args.quiet, raises=False)
+    report = engine.run(_load(args), run_dir=args.run_dir, progress=not args.quiet, raises=False)
     print(report.text(profile=args.profile))
     return report.exit_code
 
@@ -185,7 +189,7 @@ def _check(args: argparse.Namespace) -> int:
     checked = engine.check(_load(args))
     start_fork_server()
     try:
-        engine.look(checked)
+        looked = engine.look(checked)
         tried = engine.try_out(checked) if args.try_ else None
     finally:
         stop_fork_server()
@@ -195,18 +199,22 @@ def _check(args: argparse.Namespace) -> int:
         + ", ".join(f"{n} files of {name}" for name, n in files.items())
         + f"; {len(checked.plan.outputs)} outputs, {len(checked.plan.reduces)} frozen values"
     )
-    if tried is None:
-        print(
-            "  the stages before the first inference ran on 100 rows of a file of each dataset; --try runs the others"
-        )
-        return 0
-    print(f"  ran on 100 rows, with zeros in place of models' answers: {', '.join(tried.stages)}")
-    others = [name for name in checked.campaign.stages if name not in tried.stages]
-    if others:
-        print(f"  not tried: {', '.join(others)}")
-    for note in tried.notes:
-        print(f"  note: {note}")
+    print("\n".join(_seen(looked, tried, list(checked.campaign.stages))))
     return 0
+
+
+def _seen(looked: Looked, tried: Tried | None, stages: list[str]) -> Iterator[str]:
+    for name, file in looked.files.items():
+        yield f"  looked at up to 100 rows of {file} ({name})"
+    if tried is None and looked.files:
+        yield "  tried the stages before the first inference; --try runs the others too"
+    if tried is not None and tried.stages:
+        yield f"  ran on 100 rows, with zeros in place of models' answers: {', '.join(tried.stages)}"
+    others = [name for name in stages if tried is not None and name not in tried.stages]
+    if others:
+        yield f"  not tried: {', '.join(others)}"
+    for note in dict.fromkeys([*looked.notes, *(tried.notes if tried is not None else ())]):
+        yield f"  note: {note}"
 
 
 def _canary(args: argparse.Namespace) -> int:

@@ -25,7 +25,7 @@ from campaign.ledger import Ledger
 from campaign.plan import Pass, Plan, Reduce
 from campaign.planner import plan
 from campaign.pool import ServerPool, make_kind
-from campaign.preflight import preflight
+from campaign.preflight import Looked, preflight
 from campaign.preflight import try_out as preflight_try
 from campaign.processes import stop_fork_server, wake_fork_server
 from campaign.profile import Profile
@@ -122,14 +122,17 @@ def _untouched(checked: Checked) -> list[Pass]:
     return checked.plan.todo(Ledger(checked.plan, Receipts(Path("/nonexistent/receipts"))).missing())
 
 
-def look(checked: Checked) -> None:
+def look(checked: Checked) -> Looked:
     """Look at one file of each dataset, as a run does before it starts servers.
+
+    Returns:
+        What was looked at, and what could not be.
 
     Raises:
         SpecError: A tree, a branch, a weight or a column is missing; with the file and the key.
     """
     with tempfile.TemporaryDirectory(prefix="campaign-check-") as folder:
-        preflight(checked.plan, _untouched(checked), save_job(job_of(checked.plan), Path(folder) / "job"))
+        return preflight(checked.plan, _untouched(checked), save_job(job_of(checked.plan), Path(folder) / "job"))
 
 
 def try_out(checked: Checked, address: PoolAddress | None = None) -> Tried:

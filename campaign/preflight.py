@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from campaign.errors import CampaignError, SpecError
 from campaign.plan import Pass, Plan, longest_first
 from campaign.processes import ask_child
 from campaign.protocols import JobTicket
+from campaign.spec import NOMINAL
 from campaign.stagelog import silent
 from campaign.task import Task
 
@@ -24,22 +26,39 @@ FILES = 5  # of one dataset, until one is readable and not empty
 DEADLINE_S = 180.0
 
 
-def preflight(plan: Plan, todo: Iterable[Pass], job: JobTicket) -> None:
+@dataclass
+class Looked:
+    """What was looked at.
+
+    Attributes:
+        files: The file of each dataset, by ``dataset`` or ``dataset/variation``.
+        notes: What could not be looked at, or may be wrong, one sentence each.
+    """
+
+    files: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def preflight(plan: Plan, todo: Iterable[Pass], job: JobTicket) -> Looked:
     """Look at one non-empty file per dataset and kind of variation, in a child process.
 
     The stages before the first inference are run on 100 rows, so that a branch they touch and the file does not
     have is found now. A file that cannot be read is passed over, and so is one that lacks what another one has: the run
     will name it.
 
+    Returns:
+        What was looked at, and what could not be.
+
     Raises:
         SpecError: A tree, a branch or a weight is missing; with the file and the key.
     """
     groups = [_largest(some) for some in todo if some.shape.artefact is None]
     if not groups:
-        return
+        return Looked()
     found = ask_child(_look_at, (job, groups), DEADLINE_S, "check: a stage that was tried")
-    if found is not None:
-        raise _as_spec_error(plan, *found) if isinstance(found, tuple) else found
+    if isinstance(found, Looked):
+        return found
+    raise _as_spec_error(plan, *found) if isinstance(found, tuple) else found
 
 
 def try_out(
@@ -84,21 +103,41 @@ def _look_at(pipe: Connection, job: JobTicket, groups: list[list[Task]]) -> None
         pipe.send(_first_wrong(job, groups))
 
 
-def _first_wrong(job: JobTicket, groups: list[list[Task]]) -> tuple[CampaignError, Task] | None:
-    from campaign.work import look
-
+def _first_wrong(job: JobTicket, groups: list[list[Task]]) -> tuple[CampaignError, Task] | Looked:
+    made = Looked()
     for tasks in groups:
-        wrong: tuple[CampaignError, Task] | None = None
-        for task in tasks:
-            told = look(job, task, ROWS)
-            if told is None:
-                wrong = None  # what one file has and another has not is that file's fault: the run will name it
-                break
-            if isinstance(told, CampaignError):
-                wrong = wrong or (told, task)
+        wrong = _look_at_group(job, tasks, made)
         if wrong is not None:
             return wrong
-    return None
+    return made
+
+
+def _look_at_group(job: JobTicket, tasks: list[Task], made: Looked) -> tuple[CampaignError, Task] | None:
+    from campaign.work import Unseen, look
+
+    wrong: tuple[CampaignError, Task] | None = None
+    unseen: list[str] = []
+    name = _group(tasks[0])
+    for task in tasks:
+        told = look(job, task, ROWS)
+        if isinstance(told, Unseen):
+            unseen.append(f"{task.source.file.url}: {told.why}")
+        elif isinstance(told, CampaignError):
+            wrong = wrong or (told, task)
+        else:  # what one file has and another has not is that file's fault: the run will name it
+            made.files[name] = task.source.file.url
+            made.notes += [f"{name}: on the first {ROWS} rows, {told}"] if told else []
+            return None
+    if wrong is None:
+        tried = f"none of {len(unseen)} files" if len(unseen) > 1 else "no file"
+        made.notes.append(f"{name}: {tried} could be looked at ({unseen[0]})")
+    return wrong
+
+
+def _group(task: Task) -> str:
+    varied = next((s.variation for s in task.steps if s.variation != NOMINAL), "")
+    nominal = not varied or any(s.variation == NOMINAL for s in task.steps)
+    return task.source.dataset if nominal else f"{task.source.dataset}/{varied}"
 
 
 def _as_spec_error(plan: Plan, error: CampaignError, task: Task) -> SpecError:

@@ -362,36 +362,44 @@ def run_reduce(
         return told
 
 
-def look(job: JobTicket, task: Task, rows: int) -> CampaignError | str | None:
+@dataclass(frozen=True)
+class Unseen:
+    """Why a file cannot tell whether the campaign is right."""
+
+    why: str
+
+
+def look(job: JobTicket, task: Task, rows: int) -> CampaignError | Unseen | str:
     """Try the stages before the first inference on a few rows, in a process of its own.
 
     Returns:
-        None if all is well; ``"empty"`` or ``"unreadable"`` if this file cannot tell; or what is missing.
+        What is missing; or that this file cannot tell; or what else a stage has raised, empty if nothing.
     """
     try:
         worker = _worker(job)
         chain = Chain(worker, RunDir(Path("/nonexistent")), task, {})
         source = worker.open(task)
     except InputError as error:
-        return error if error.remedy.startswith("correct ") else "unreadable"
+        return error if error.remedy.startswith("correct ") else Unseen(error.message)
     except CampaignError as error:
         return error
-    except Exception:  # noqa: BLE001  a reader of the user's own; the run will tell
-        return "unreadable"
+    except Exception as error:  # noqa: BLE001  a reader of the user's own; the run will tell
+        return Unseen(f"{type(error).__name__}: {error}")
     try:
         if not source.entries:
-            return "empty"
+            return Unseen("it has no rows")
         batch = chain.weighted(source, source.read(0, min(rows, source.entries)))
-        return _try_steps(chain, batch)
+        return _try_steps(chain, batch) or ""
     except InputError as error:
-        return error if isinstance(error, BranchError) or error.where.startswith("weight ") else "unreadable"
+        known = isinstance(error, BranchError) or error.where.startswith("weight ")
+        return error if known else Unseen(error.message)
     except MissingBranch as error:
         error.where = f"{task.source.file.url}, tree {task.source.tree}: {error.where}"
         return error
     except OutputError as error:
         return error
-    except CampaignError:
-        return None  # what else a stage raises on a few rows, the run will tell with all of them
+    except CampaignError as error:
+        return f"{error.where}: {error.message}"  # a few rows may be to blame: the run will tell with all of them
     finally:
         source.close()
 

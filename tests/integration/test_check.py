@@ -35,6 +35,10 @@ def one(batch):
 def uneven(batch, ctx):
     return {"x": batch.x, "half": batch.x[::2]}
 
+def needs_many(batch, ctx):
+    assert len(batch) > 1000, "too few rows"
+    return {"x": batch.x, ctx.weight: batch[ctx.weight]}
+
 def needs_numbers(batch, ctx):
     assert np.any(np.asarray(batch.y) > 0), "all scores are zero"
     return {"y": batch.y, ctx.weight: batch[ctx.weight]}
@@ -94,7 +98,7 @@ def said(place, capsys):
         capsys.readouterr()
         code = cli.main([command, "c.yaml", *options])
         out = capsys.readouterr()
-        assert not list(place.glob("runs")) or command in ("run", "canary")
+        assert not list(place.glob("runs")) or command in ("run", "canary", "plan")
         return code, out.out + out.err
 
     return do
@@ -104,7 +108,9 @@ def test_a_right_campaign_is_right(said):
     """``check`` looks at the files, and ``--try`` at every stage but those that need merged outputs."""
     code, text = said("check")
     assert code == 0
-    assert "--try runs the others" in text
+    assert "looked at up to 100 rows of" in text
+    assert "a.root (d)" in text
+    assert "tried the stages before the first inference; --try runs the others" in text
     code, text = said("check", {}, "--try")
     assert code == 0
     assert "ran on 100 rows, with zeros in place of models' answers: select, inf, fil" in text
@@ -148,6 +154,30 @@ def test_a_mistake_is_found_before_anything_is_started(said, mistake):
         assert said("check", changes)[0] == 0
 
 
+def test_what_could_not_be_looked_at_is_said(said, place):
+    """A file that cannot be read is no fault of the campaign file, and nothing is claimed of it."""
+    (place / "bad.root").write_bytes(b"root" + bytes(50))
+    with uproot.recreate(place / "none.root") as file:
+        file.mktree("t", {"x": "float32"})
+    for name, why in (("bad", "cannot be read"), ("none", "it has no rows")):
+        for options in ((), ("--try",)):
+            code, text = said("check", {"datasets/d/files": f"{name}.root"}, *options)
+            assert code == 0
+            assert f"note: d: no file could be looked at ({place}/{name}.root: {why}" in text
+            assert "looked at up to" not in text
+            assert "ran on 100 rows" not in text
+
+
+def test_what_a_stage_raises_on_few_rows_is_a_note(said):
+    """It may be right with all rows; ``--try`` calls it an error, with the lines of the stage."""
+    code, text = said("check", {"stages/select/use": "s.py:needs_many"})
+    assert code == 0
+    assert "note: d: on the first 100 rows, stage select (s.py:needs_many): raised AssertionError: too few rows" in text
+    code, text = said("check", {"stages/select/use": "s.py:needs_many"}, "--try")
+    assert code == 2
+    assert "c.yaml:24: stages.select: raised AssertionError: too few rows" in text
+
+
 def test_what_stand_in_answers_cannot_tell_is_a_note(said):
     """A stage that fails on zeros may be right with the model's real answers."""
     code, text = said(
@@ -166,6 +196,8 @@ def test_a_limited_run_is_a_try_of_its_own(said, place):
     assert code == 0
     assert "A TRY     only the first 50 rows of each file were read" in text
     report = json.loads((place / "runs/case-limit-50/report.json").read_text())
+    assert ": 0 tasks to do" in said("plan", {}, "--limit", "50")[1]
+    assert ": 2 tasks to do" in said("plan")[1]
     assert report["limit"] == 50
     assert report["datasets"] == {"d": {"files": 2, "events": 70}}
     assert said("run", {}, "--quiet")[0] == 0
