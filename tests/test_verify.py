@@ -366,7 +366,7 @@ def test_what_cannot_be_verified_is_said(place, copy, capsys):
     assert "run the campaign to its end" in said
     with RunDir(copy).owned(), pytest.raises(RunDirBusy):
         look(copy)
-    assert cli.main(["verify", str(place / "nowhere")]) == 1
+    assert cli.main(["verify", str(place / "nowhere")]) == 2
     with pytest.raises(SystemExit, match="2"):
         cli.main(["verify", str(place / "one"), "--sample", "200 %"])
 

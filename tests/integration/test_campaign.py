@@ -196,10 +196,10 @@ def test_the_report_says_what_the_interface_promises(finished: Path) -> None:
 def test_plan_and_status_and_report_tell_the_same(finished: Path) -> None:
     """The commands that look at a run agree with its report; they start nothing."""
     assert "0 tasks to do" in command("plan", "c.yaml", "--run-dir", "one", cwd=finished).stdout
-    assert "campaign small: complete" in command("status", "one", cwd=finished).stdout
+    assert "not running; complete" in command("status", "one", cwd=finished).stdout
     assert "campaign small: complete" in command("report", "one", cwd=finished).stdout
     assert command("stop", "one", cwd=finished).stdout == "not running\n"
-    assert command("status", "nowhere", cwd=finished).returncode == 1
+    assert command("status", "nowhere", cwd=finished).returncode == 2
     (finished / "data" / "mc" / "mc_0.root").touch()
     todo = command("plan", "c.yaml", "--run-dir", "one", cwd=finished).stdout
     assert "mc_0.root (mc): first/nominal" in todo

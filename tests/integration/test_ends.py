@@ -149,7 +149,7 @@ def test_a_run_that_never_came_to_its_end_has_no_report_of_an_earlier_one(
     """What a complete run has said is not said of the next one, with other options, that was killed."""
     stages = {"count": {"use": "s.py:count", "options": {}}}
     assert small(stages).status == "complete"
-    assert "small: complete" in command("status", "r", cwd=tmp_path).stdout
+    assert "not running; complete" in command("status", "r", cwd=tmp_path).stdout
 
     def killed(*_: object) -> None:
         raise Killed
