@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import tarfile
 
 import numpy as np
 import pytest
@@ -13,8 +15,8 @@ import yaml
 from campaign import ServerPool, connect
 from campaign.errors import InferenceError, SpecError
 from campaign.pool import make_kind
-from campaign.servers import settings
-from campaign.servers.repository import messages
+from campaign.servers import environment, settings
+from campaign.servers.modelconfig import messages
 from campaign.spec import ServerSpec
 from tests.conftest import command
 
@@ -268,6 +270,28 @@ def test_what_is_beside_the_versions_is_part_of_the_keys(tmp_path):
     assert beside != before
     (tmp_path / "env").write_text("b")
     assert key() != beside
+
+
+@pytest.mark.slow
+def test_a_python_environment_of_its_own_goes_with_the_server(tmp_path):
+    """EXECUTION_ENV_PATH is honoured; what is unpacked lies in the server's private folder, not for ever in /tmp."""
+    server = environment.environment()
+    made = tmp_path / "env"
+    subprocess.run([server.path / "bin" / "python", "-m", "venv", "--copies", "--without-pip", made], check=True)
+    site = made / "lib" / f"python{server.version}" / "site-packages"
+    for package in server.site.glob("numpy*"):
+        shutil.copytree(package, site / package.name)
+    (site / "only_here.py").write_text("N = 7\n")
+    parameter = 'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "$$TRITON_MODEL_DIRECTORY/env.tar.gz" } }'
+    model(tmp_path / "models", "m", parameter, ["1"])
+    path = tmp_path / "models" / "m" / "1" / "model.py"
+    path.write_text(path.read_text().replace("import os", "import only_here").replace("1.0", "only_here.N"))
+    with tarfile.open(tmp_path / "models" / "m" / "env.tar.gz", "w:gz", compresslevel=1) as archive:
+        for entry in made.iterdir():
+            archive.add(entry, entry.name)
+    with ServerPool(tmp_path / "models", models=["m"]) as pool:
+        pool.wait_ready()
+        assert pool.servers().infer("m", {"X": np.zeros((1, 1), np.float32)})["Y"].item() == 7
 
 
 def test_models_that_a_model_asks_are_part_of_its_keys(tmp_path):

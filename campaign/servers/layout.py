@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,34 @@ def lay_out(target: Path, name: str, what: Mapping[str, Any], config: str) -> No
         hold(name, source, sha256, place)
     if what["canary"] is not None:
         hold(name, *what["canary_file"])
+
+
+def unpack(archive: str, sha256: str, target: Path, model: str) -> bool:
+    """Unpack a model's Python environment into the server's private folder, where it goes with the server.
+
+    Triton would unpack it into ``/tmp`` and leave it there when it is killed.
+
+    Args:
+        archive: The file.
+        sha256: Its hash.
+        target: The folder to make.
+        model: Whose it is.
+
+    Returns:
+        Whether it is of a kind that is known here; if not, Triton unpacks it.
+
+    Raises:
+        ModelError: It is not what it was when the campaign was planned, or cannot be unpacked.
+    """
+    hold(model, archive, sha256)
+    if not tarfile.is_tarfile(archive):
+        return False
+    try:
+        with tarfile.open(archive) as content:
+            content.extractall(target, filter="tar")
+    except (OSError, tarfile.TarError) as error:
+        raise ModelError(f"{archive} cannot be unpacked: {error}", where=f"model {model}") from error
+    return True
 
 
 def _below(target: Path, *folders: str) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Mapping
-from functools import cache
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +14,12 @@ from campaign.registry import unknown
 from campaign.rundir import file_digest
 from campaign.servers import environment, onnx_backend, settings
 from campaign.servers.layout import beside, tree
+from campaign.servers.modelconfig import ENVIRONMENT, datatype, environment_named, messages, render
 from campaign.servers.onnx_file import NotOnnx, complete
 from campaign.servers.onnx_file import read as read_onnx
 from campaign.spec import ModelSpec, ServerSpec
 
-ENVIRONMENT = "EXECUTION_ENV_PATH"  # parameter of the Python backend: an archive of a Python environment
+HERE = "$$TRITON_MODEL_DIRECTORY"  # in that parameter: the model's folder
 REQUEST = b"InferenceRequest"  # how a Python model asks another one (business logic scripting)
 CONFIG = "embedded"  # name of the configuration for this server, beside the one for a stock container
 
@@ -153,8 +151,8 @@ class Repository:
                     f"{folder} has no file {tensor.label_filename}, the labels of the output {tensor.name}",
                     key=key, remedy="put it there, or take label_filename out of the configuration",
                 )  # fmt: skip
-        given = config.parameters[ENVIRONMENT].string_value if ENVIRONMENT in config.parameters else ""
-        path = Path(given.replace("$$TRITON_MODEL_DIRECTORY", str(folder)))
+        given = environment_named(config)
+        path = Path(given.replace(HERE, str(folder)))
         if given and not path.is_file():
             raise SpecError(
                 f"{ENVIRONMENT} names {path}, which is no file",
@@ -310,11 +308,10 @@ class Repository:
         """Files of the model's folder beside its versions, by their names there: labels, warm-up data, environments."""
         return beside(self.folder(model)) if self.spec.models[model].onnx is None else {}
 
-    def _outside(self, config: Any) -> dict[str, Path]:
-        """A Python environment that the configuration names and that lies elsewhere."""
-        given = config.parameters[ENVIRONMENT].string_value if ENVIRONMENT in config.parameters else ""
-        path = Path(given)
-        return {ENVIRONMENT: path} if given and "$$TRITON_MODEL_DIRECTORY" not in given and path.is_file() else {}
+    def environment_of(self, model: str) -> Path | None:
+        """The archive of a Python environment that the model's configuration names, if it names one."""
+        given = environment_named(self.config(model))
+        return Path(given.replace(HERE, str(self.folder(model)))) if given else None
 
     def signature(self, model: str) -> Mapping[str, Any]:
         """What the model takes and gives, for a try without a server (`campaign.standin`)."""
@@ -322,7 +319,7 @@ class Repository:
         first, most = [-1] if config.max_batch_size else [], int(config.max_batch_size)
 
         def tensors(given: Any) -> list[list[Any]]:
-            names = {t.name: _datatype(t) for t in given}
+            names = {t.name: datatype(t) for t in given}
             return [[t.name, names[t.name], [*first, *t.dims]] for t in given]
 
         return {
@@ -353,7 +350,9 @@ class Repository:
     def _own_identity(self, model: str) -> dict[str, Any]:
         spec, config = self.spec.models[model], self.config(model)
         config.ClearField("instance_group")
-        files = {name: self._digest(path) for name, path in (self.files(model) | self._outside(config)).items()}
+        files = {name: self._digest(path) for name, path in self.files(model).items()}
+        archive = self.environment_of(model)
+        files |= {ENVIRONMENT: self._digest(archive)} if archive else {}
         files |= {f"../{name}": self._digest(path) for name, path in self.beside(model).items()}
         own = self._own_backends().get(config.backend)
         return {
@@ -373,41 +372,3 @@ class Repository:
         python = [path for name, path in self.files(model).items() if name.endswith(".py")] if config.backend else []
         sends = any(REQUEST in path.read_bytes() for path in python)
         return sorted(self.spec.models.keys() - {model}) if sends else []
-
-
-@cache
-def messages() -> Any:
-    """Triton's model configuration as tritonclient has compiled it, without importing all of tritonclient for it.
-
-    That would take as long as half of what the driver does before it starts servers. Under its own name, so that
-    tritonclient, when it is imported, uses the same module.
-    """
-    name = "tritonclient.grpc.model_config_pb2"
-    if name not in sys.modules:
-        package = find_spec("tritonclient")
-        assert package is not None
-        assert package.submodule_search_locations is not None
-        path = Path(package.submodule_search_locations[0]) / "grpc" / "model_config_pb2.py"
-        spec = spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-def _datatype(tensor: Any) -> str:
-    """KServe's name of a tensor's datatype."""
-    kind = type(tensor).DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[tensor.data_type].name
-    return "BYTES" if kind == "TYPE_STRING" else str(kind).removeprefix("TYPE_")
-
-
-def render(config: Any, model: ModelSpec) -> Any:
-    """Put the campaign's parameters and number of instances into a configuration."""
-    for key, value in model.parameters.items():
-        config.parameters[key].string_value = str(value).lower() if isinstance(value, bool) else str(value)
-    if model.instances:
-        if not config.instance_group:
-            config.instance_group.add()
-        config.instance_group[0].count = model.instances
-    return config

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+_VERSION = re.compile("[1-9][0-9]{0,17}")  # Triton counts in 64 bits
 
 
 def versions(folder: Path) -> list[int]:
@@ -13,8 +16,8 @@ def versions(folder: Path) -> list[int]:
     Args:
         folder: The model's folder in the repository.
     """
-    names = (p.name for p in folder.iterdir() if p.is_dir())
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit() and not name.startswith("0"))
+    names = (p.name for p in folder.iterdir() if p.is_dir() and _VERSION.fullmatch(p.name))
+    return sorted(int(name) for name in names)
 
 
 def served(config: Any, there: list[int]) -> list[int]:

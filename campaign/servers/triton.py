@@ -14,8 +14,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from campaign.errors import SpecError
 from campaign.protocols import Launch
 from campaign.servers import environment
-from campaign.servers.layout import hold, lay_out
+from campaign.servers.layout import hold, lay_out, unpack
 from campaign.servers.listen import on_port, on_socket
+from campaign.servers.modelconfig import with_environment
 from campaign.servers.repository import CONFIG, Repository
 from campaign.spec import ServerSpec
 
@@ -86,12 +87,14 @@ class Triton(Repository):
         models = {}
         for name in self.spec.models:
             canary, version = self.canary(name), self.version(name)
+            archive = self.environment_of(name)
             proved = canary.is_file() and name not in self.unproved
             files = self.beside(name) | {f"{version}/{target}": path for target, path in self.files(name).items()}
             models[name] = {
                 "version": version,
                 "config": text_format.MessageToString(self.config(name)),
                 "files": {relative: [str(path), self._digest(path)] for relative, path in files.items()},
+                "python": [str(archive), self._digest(archive)] if archive else None,
                 "rows_assumed": self.rows_assumed(name),
                 "canary": str(canary) if proved else None,
                 "canary_file": [str(canary), self._digest(canary)] if proved else None,
@@ -128,6 +131,10 @@ class Triton(Repository):
         repository, backends = place / "models", place / "backends"
         repository.mkdir()
         for model, what in recipe["models"].items():
+            own = place / "environments" / model
+            archive = what.get("python")
+            if archive and unpack(archive[0], archive[1], own, model):
+                what = {**what, "config": with_environment(what["config"], own)}
             lay_out(repository / model, model, what, CONFIG)
         backends.mkdir()
         (backends / "python").symlink_to(env.backends / "python")
