@@ -206,7 +206,7 @@ def hold_rows(client: grpcclient.InferenceServerClient, model: str, canary: str 
     Args:
         client: Of the server.
         model: Its name.
-        canary: Where rows come from; None: numbers drawn at random.
+        canary: Where rows come from; None, or where it has one row: numbers drawn at random.
         deadline_s: For each answer.
 
     Returns:
@@ -216,10 +216,13 @@ def hold_rows(client: grpcclient.InferenceServerClient, model: str, canary: str 
         ModelError: The answer to a row depends on the other rows of its request.
     """
     info = model_info(client, model, None)
-    inputs = known_answer(Path(canary)).inputs if canary else _drawn(info)
-    rows = min((len(array) for array in inputs.values()), default=0) if info.batch else 0
-    if rows < 2:
+    if info.batch < 2:
         return 0
+    inputs = known_answer(Path(canary)).inputs if canary else {}
+    rows = min((len(array) for array in inputs.values()), default=0)
+    if rows < 2:  # one row cannot tell
+        inputs = _drawn(info)
+        rows = len(next(iter(inputs.values())))
     try:
         among = _ask(client, info, inputs, deadline_s)
         alone = _ask(client, info, {name: array[:1] for name, array in inputs.items()}, deadline_s)

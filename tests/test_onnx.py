@@ -255,6 +255,8 @@ def test_an_axis_that_does_not_count_rows_is_found_out(tmp_path):
     mean = node("ReduceMean", ["X"], ["M"], axes=[0], keepdims=1)
     inputs, outputs = [("X", T.FLOAT, ["hits", 2])], [("Y", T.FLOAT, ["hits", 2])]
     save(tmp_path / "centre.onnx", [mean, node("Sub", ["X", "M"], ["Y"])], inputs, outputs)
+    one = np.ones((1, 2), np.float32)
+    np.savez(tmp_path / "centre.canary.npz", **{"input.X": one, "output.Y": one * 0})  # right, and tells nothing
     spec = ServerSpec.model_validate({"models": {"centre": {"onnx": "centre.onnx"}}})
     with (
         pytest.raises(ServerError, match=r"answer to a row depends on the other rows(?s:.*)max_batch_size: 0"),
