@@ -6,6 +6,7 @@ import copy
 import fnmatch
 import glob
 import json
+import math
 import os
 import re
 from array import array
@@ -321,14 +322,42 @@ def _side_file(path: Path, key: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         raise SpecError(f"there is no side file {path}", key=key, remedy="paths are relative to the campaign file")
     table = _read_side_file(path, path.stat().st_mtime_ns)
-    if not isinstance(table, dict) or not all(isinstance(k, str) and isinstance(v, dict) for k, v in table.items()):
+    if not isinstance(table, dict):
         raise SpecError(f"{path} is not a mapping of file pattern to mapping", key=key)
+    for pattern, values in table.items():
+        if not isinstance(pattern, str):
+            raise SpecError(
+                f"{path}: the pattern {pattern!r} is no text",
+                key=key,
+                remedy="write quotes around it, as it stands there",
+            )
+        if not isinstance(values, dict):
+            raise SpecError(
+                f"{path}: '{pattern}' is not a mapping but {values!r}", key=key,
+                remedy=f"write '{pattern}': {{name: value}}",
+            )  # fmt: skip
     return _plain(table, str(path), key)
 
 
 def _plain(table: dict[str, Any], what: str, key: tuple[str, ...]) -> dict[str, Any]:
+    for at, said, remedy in _odd(table, ()):
+        raise SpecError(f"{what}: {'.'.join(at)} {said}", key=(*key, *at) if what == "metadata" else key, remedy=remedy)
     try:
         canonical_json(table)
     except (TypeError, ValueError) as error:
         raise SpecError(f"{what}: {error}", key=key, remedy="use numbers, text, lists and mappings of them") from None
     return table
+
+
+def _odd(value: Any, at: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """What JSON, in which metadata travels, would change or not hold."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if not isinstance(name, str):
+                yield (*at, str(name)), f"is a key that is no text: {name!r}", "write quotes around it"
+            yield from _odd(inner, (*at, str(name)))
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            yield from _odd(inner, (*at, str(i)))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield at, f"is {value!r}, which metadata cannot hold", "write a finite number, text or null"

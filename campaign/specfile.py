@@ -14,6 +14,7 @@ from campaign import yamlscalars
 from campaign.errors import SpecError
 from campaign.spec import Campaign, Key, Origin
 
+MERGE = "tag:yaml.org,2002:merge"
 MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 50_000, 40
 _BAD_YAML = (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError)  # ValueError: a date such as 2020-13-45
 
@@ -177,7 +178,9 @@ def _unshared(value: Any) -> Any:
     return [_unshared(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _walk(node: yaml.Node, key: Key, lines: dict[Key, int], path: Path, seen: list[int], doubts: list[str]) -> None:
+def _walk(
+    node: yaml.Node, key: Key, lines: dict[Key, int], path: Path | str, seen: list[int], doubts: list[str]
+) -> None:
     seen[0] += 1
     # Aliases are walked once per use, so that a few lines that unfold into millions of nodes are counted as such.
     if seen[0] > MAX_NODES or len(key) > MAX_DEPTH:
@@ -188,7 +191,9 @@ def _walk(node: yaml.Node, key: Key, lines: dict[Key, int], path: Path, seen: li
         _no_equal_keys(node, key, path)
         for name, value in node.value:
             child = (*key, str(name.value))
-            _note(name, child, path, doubts)
+            _note(name, child, path, doubts, yamlscalars.key_doubt(name, value, bool(node.flow_style)))
+            if value.tag == MERGE:
+                _note(value, child, path, doubts, f"{value.value} merges mappings; write quotes if it is text")
             if child in lines and name.value != "<<":
                 raise SpecError("stands twice", where=f"{path}:{name.start_mark.line + 1}: {'.'.join(child)}")
             lines[child] = name.start_mark.line + 1
@@ -198,7 +203,7 @@ def _walk(node: yaml.Node, key: Key, lines: dict[Key, int], path: Path, seen: li
             _walk(value, (*key, str(i)), lines, path, seen, doubts)
 
 
-def _no_equal_keys(node: yaml.MappingNode, key: Key, path: Path) -> None:
+def _no_equal_keys(node: yaml.MappingNode, key: Key, path: Path | str) -> None:
     # 1 and 1.0 are written differently and are one key of a dict: the later one would replace the other.
     seen: dict[Any, str] = {}
     for name, _ in node.value:
@@ -209,8 +214,8 @@ def _no_equal_keys(node: yaml.MappingNode, key: Key, path: Path) -> None:
                 raise SpecError(f"is the same key as {other}", where=where, remedy="write quotes around text")
 
 
-def _note(node: yaml.Node, key: Key, path: Path, doubts: list[str]) -> None:
-    found = yamlscalars.doubt(node)
+def _note(node: yaml.Node, key: Key, path: Path | str, doubts: list[str], more: str = "") -> None:
+    found = yamlscalars.doubt(node) or more
     if found:
         doubts.append(f"{path}:{node.start_mark.line + 1}: {'.'.join(key)}: {found}")
 
@@ -226,8 +231,14 @@ def apply(data: dict[str, Any], override: str) -> Key:
     where = f"--set {override}"
     if not equals or not all(key):
         raise SpecError("is not KEY=VALUE", where=where, remedy="for example --set servers.count=2")
+    doubts: list[str] = []
     try:
         value = yamlscalars.load(text)
+        root = yaml.compose(text, Loader=yamlscalars.Loader)
+        if root is not None:
+            _walk(root, (), {}, where, [0], doubts)
+        if doubts:
+            raise _doubtful(doubts)
     except yamlscalars.Doubtful as error:
         raise SpecError(str(error), where=where) from None
     except _BAD_YAML:
@@ -261,9 +272,12 @@ def _index(here: list[Any], part: str, where: str) -> int:
 
 def _explain(error: ValidationError, origin: Origin, data: Any) -> SpecError:
     problems: dict[tuple[str, str], Key] = {}
-    for item in error.errors():
-        key = _real(item, data)
-        problems.setdefault((origin.place(key), _sentence(item, key)), key)
+    items = [(item, _real(item, data)) for item in error.errors()]
+    for item, key in items:
+        # Where a text or a mapping may stand and the mapping is wrong, that it is no text is no news.
+        inside = any(len(other) > len(key) and other[: len(key)] == key for _, other in items)
+        if not (inside and item["type"] == "string_type"):
+            problems.setdefault((origin.place(key), _sentence(item, key)), key)
     (where, message), key = next(iter(problems.items()))
     if len(problems) > 1:
         where, message = "the campaign is wrong", "".join(f"\n{place}: {text}" for place, text in problems)
@@ -293,6 +307,12 @@ def _sentence(item: Any, key: Key) -> str:
         return f"unknown key{guess} (allowed: {', '.join(known)})"
     if item["type"] == "missing":
         return "this key is needed"
+    if item["type"] == "string_type" and isinstance(item["input"], (bool, int, float, type(None))):
+        kind = (
+            "nothing" if item["input"] is None else "true or false" if isinstance(item["input"], bool) else "a number"
+        )
+        what = "a key is text" if item["loc"][-1] == "[key]" else "text is needed"
+        return f"{what}, and {item['input']!r} is {kind}; write quotes around it, as it stands in the file"
     given = item.get("input")  # keys beside the one at fault are not shown: headers may be among them
     found = "a mapping" if isinstance(given, Mapping) else repr(given)
     return f"{item['msg'].removeprefix('Value error, ')}; found {found[:80]}"

@@ -52,5 +52,14 @@ def _values(campaign: Campaign, plan: Plan, models: Models) -> Iterator[tuple[st
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=repr, ensure_ascii=False)
+    text = value if isinstance(value, str) else _text(value)
     return text if len(text) <= WIDTH else f"{text[:WIDTH]}... ({len(text)} characters)"
+
+
+def _text(value: Any) -> str:
+    # As JSON, but keys that are numbers stay numbers: no quotes.
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_text(k)}: {_text(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_text, value)) + "]"
+    return json.dumps(value, default=repr, ensure_ascii=False)

@@ -95,6 +95,26 @@ def doubt(node: yaml.Node) -> str:
     return ""
 
 
+def key_doubt(name: yaml.Node, given: yaml.Node, flow: bool) -> str:
+    """What a reader cannot be sure of in a key that is no text; empty if there is nothing.
+
+    Args:
+        name: The node of the key.
+        given: The node of its value.
+        flow: Whether the mapping is written in braces.
+    """
+    if not isinstance(name, yaml.ScalarNode) or name.tag in (_PREFIX + "str", _PREFIX + "merge") or doubt(name):
+        return ""
+    if flow and isinstance(given, yaml.ScalarNode) and given.tag == _PREFIX + "null" and not given.value:
+        return f"{name.value} stands behind a comma and has no value; in a number write a decimal point"
+    written = str(yaml.dump(value(name), Dumper=Dumper)).partition("\n")[0]
+    if name.style is None and written != name.value:
+        return (
+            f"{name.value} may be the key {written} or text; write quotes ('{name.value}') if it is text, or {written}"
+        )
+    return ""
+
+
 def value(node: yaml.ScalarNode) -> Any:
     """What a scalar node means; ValueError if its tag does not fit its text."""
     text, kind = str(node.value), node.tag.removeprefix(_PREFIX)

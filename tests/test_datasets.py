@@ -194,7 +194,7 @@ def test_a_pattern_without_values_is_a_pattern(tree):
     [
         ('"a_*": {xs: 1}\n', "has no pattern for .*b_1.root"),
         ('"*": {xs: 1}\n"b_*": {xs: 2}\n', "two patterns give .*b_1.root another 'xs'"),
-        ("- a\n", "not a mapping"), ('"*": 3\n', "not a mapping"), ("1: {xs: 1}\n", "not a mapping"),
+        ("- a\n", "not a mapping"), ('"*": 3\n', "not a mapping"), ("1: {xs: 1}\n", "pattern 1 is no text"),
         ('"*": {xs: .nan}\n', "Out of range|nan"), ('"*": {day: 2020-01-01}\n', "may be a date or text"),
         ('"*": {xs: 1\n', "s.yaml:2"), ('"*": {xs: 1, xs: 2}\n', "stands twice"),
     ],
@@ -216,7 +216,7 @@ def test_a_missing_side_file_is_named(tree):
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, b"bytes"])
 def test_metadata_that_has_no_canonical_form_is_refused(tree, value):
     """Metadata of a dataset are plain data: what has no JSON is refused, not passed on."""
-    assert refused(tree, "mc/b_1.root", metadata={"x": value}).key == ("datasets", "mc", "metadata")
+    assert refused(tree, "mc/b_1.root", metadata={"x": value}).key[:3] == ("datasets", "mc", "metadata")
 
 
 # URLs -----------------------------------------------------------------------------------------------------------------

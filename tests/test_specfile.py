@@ -79,7 +79,7 @@ WRONG = {
     "missing use": ('use: "qg.py:factors", ', "", 15, "stages.factors.use", "this key is needed"),
     "missing stages": ("stages:", "variations_:", 1, "stages", "this key is needed"),
     "bad name": ("jes_up:", "jes/up:", 17, "variations.jes/up", "a name is made of letters"),
-    "number as a name": ("jes_up:", "7:", 17, "variations.7", "valid string"),
+    "number as a name": ("jes_up:", "7:", 17, "variations.7", "a key is text, and 7 is a number"),
     "unknown stage": ("from: predict}", "from: predikt}", 14, "stages.first.from", "'predikt' is not one of"),
     "duplicate key": ("provider: local", "campaign: again", 10, "campaign", "stands twice"),
     "duplicate inner key": ("tree: JES", "tree: A, tree: B", 17, "variations.jes_up.tree", "stands twice"),
@@ -99,7 +99,7 @@ def test_an_error_names_file_line_and_key(write, case):
 
 
 NOT_YAML = {
-    "tab": ("campaign: x\n\tdatasets: {}\n", 2, "cannot start any token"),
+    "tab": ("campaign: x\n\tdatasets: {}\n", 2, "a tab stands in this line"),
     "indentation": ("campaign: x\n  datasets: {}\n", 2, "not allowed here"),
     "unclosed": ("campaign: [x\n", 2, "expected"),
     "two documents": ("campaign: x\n---\ncampaign: y\n", 2, "single document|another document"),

@@ -9,7 +9,8 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from campaign import specfile, yamlscalars
+from campaign import specfile, values, yamlscalars
+from campaign.datasets import expand
 from campaign.errors import SpecError
 from tests.conftest import command
 
@@ -130,3 +131,81 @@ def test_two_keys_that_are_one_are_refused(tmp_path):
     path.write_text("campaign: c\nmetadata: {1: a, 1.0: b}\n")
     with pytest.raises(SpecError, match=r"c.yaml:2: metadata.1.0: is the same key as 1"):
         specfile.parse(path)
+
+
+PLACES = """\
+campaign: %s
+datasets: {d: {files: x.root, tree: t, metadata: {%s}}}
+stages: {s: {use: "s.py:s", options: {%s}}}
+variations: {%s: {weight: %s}}
+"""
+GIVEN = ("c", "", "", "v", "w")
+WRONG = {  # name, metadata, options, variation, weight: line and key, what is said
+    ("2018", *GIVEN[1:]): "1: campaign: text is needed, and 2018 is a number; write quotes around it",
+    (*GIVEN[:4], "1e-3"): "4: variations.v.weight: text is needed, and 0.001 is a number; write quotes around it",
+    (*GIVEN[:3], "2018", "w"): "4: variations.2018: a key is text, and 2018 is a number; write quotes around it",
+    ("c", "5: 1", *GIVEN[2:]): "2: datasets.d.metadata.5: a key is text, and 5 is a number",
+    ("c", "1e-3: 1", *GIVEN[2:]): "2: datasets.d.metadata.1e-3: 1e-3 may be the key 0.001 or text; write quotes",
+    ("c", "", "a: {0x10: 1}", *GIVEN[3:]): "3: stages.s.options.a.0x10: 0x10 may be the key 16 or text",
+    ("c", "", "a: {1.50: 1}", *GIVEN[3:]): "3: stages.s.options.a.1.50: 1.50 may be the key 1.5 or text",
+    ("c", "", "a: {True: 1}", *GIVEN[3:]): "3: stages.s.options.a.True: True may be the key true or text",
+    ("c", "xsec: 1,5", *GIVEN[2:]): "2: datasets.d.metadata.5: 5 stands behind a comma and has no value; in a number",
+    ("c", "", "cut: {pt: 0,25}", *GIVEN[3:]): "3: stages.s.options.cut.25: 25 stands behind a comma and has no value",
+    ("c", "a: <<", *GIVEN[2:]): "2: datasets.d.metadata.a: << merges mappings; write quotes if it is text",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", WRONG)
+def test_keys_and_typed_places_follow_the_same_rules(tmp_path, given):
+    """A number is no name, a key is taken as it is written, and a decimal comma makes no second key."""
+    path = tmp_path / "c.yaml"
+    path.write_text(PLACES % given)
+    with pytest.raises(SpecError) as caught:
+        specfile.load(path)
+    assert f"{path}:{WRONG[given]}" in str(caught.value)
+
+
+def test_keys_of_options_that_are_numbers_stay_numbers(tmp_path):
+    """Whole and decimal numbers as they are written, also after they were dumped."""
+    path = tmp_path / "c.yaml"
+    path.write_text(PLACES % ("c", "", "a: {2018: 1, 0.5: 2, '7': 3}", "v", "w"))
+    campaign = specfile.load(path)
+    assert campaign.stages["s"].given == {"a": {2018: 1, 0.5: 2, "7": 3}}
+    path.write_text(specfile.dump(campaign))
+    assert specfile.load(path).stages["s"].given == campaign.stages["s"].given
+
+
+METADATA = {  # side file: what is said of it
+    "410470: {a: 1}": "side.yaml: the pattern 410470 is no text",
+    "'*': 5": "side.yaml: '*' is not a mapping but 5",
+    "'*': {by_year: {2018: 1}}": "side.yaml: *.by_year.2018 is a key that is no text: 2018",
+    "'*': {a: [1, .nan]}": "side.yaml: *.a.1 is nan, which metadata cannot hold",
+    "'*': {a: 1, a: 2}": "side.yaml:1: *.a: stands twice",
+    "'*': {a: 0123}": "side.yaml:1: *.a: 0123 may be an octal number",
+}
+
+
+@pytest.mark.parametrize("text", METADATA)
+def test_metadata_reaches_stages_as_it_stands_or_is_refused(tmp_path, text):
+    """A key that would become text, a number that JSON has not, a file's pattern that is no text."""
+    (tmp_path / "side.yaml").write_text(text + "\n")
+    (tmp_path / "x.root").touch()
+    path = tmp_path / "c.yaml"
+    path.write_text((PLACES % GIVEN).replace("metadata: {}", "metadata: side.yaml"))
+    campaign = specfile.load(path)
+    with pytest.raises(SpecError) as caught:
+        expand(campaign, ["x.root"], "side.yaml", ("datasets", "d", "files"))
+    assert METADATA[text] in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{x: 1, x: 2}", "{1: 1, 1.0: 2}", "{a: {1e-3: 1}}", "{a: 1,5}"])
+def test_a_value_of_set_loses_nothing(text):
+    """What a file would be refused for, ``--set`` is refused for."""
+    with pytest.raises(SpecError, match=r"--set a={"):
+        specfile.apply({}, f"a={text}")
+
+
+def test_a_plan_shows_values_with_their_types():
+    """Text stands in quotes, numbers do not, as keys too."""
+    shown = values._short({"a": 0.001, "b": "1e-3", 2018: [True, None, "NO"], "2018": {0.5: 1}})
+    assert shown == '{"a": 0.001, "b": "1e-3", 2018: [true, null, "NO"], "2018": {0.5: 1}}'
