@@ -321,7 +321,8 @@ class Run:
         if self.todo:
             preflight(self.plan, self.todo, save_job(self.job, self.rundir.job))
         intent.write(self.rundir, self.plan)
-        intent.note_start(self.rundir, self.plan, self.todo)
+        if not self._complete:
+            intent.note_start(self.rundir, self.plan, self.todo)
 
     def _hash_inputs(self) -> None:
         """Beside the work. From now on an old manifest and an old report are wrong, unless there is nothing to do."""

@@ -69,7 +69,7 @@ def test_what_is_no_output_is_refused_by_what_it_is(value, said):
 
 def test_columns_of_unequal_length_are_refused():
     """One entry per row in every column: what differs is named, also when a column was added later."""
-    with pytest.raises(OutputError, match="'x': 3, 'y': 2"):
+    with pytest.raises(OutputError, match="'x' has 3 entries, 'y' has 2"):
         Columns(x=X, y=X[:2])
     later = Columns(x=X)
     later["y"] = X[:2]

@@ -101,7 +101,7 @@ def test_reap_ends_the_dead_and_no_other(state: Path, tmp_path: Path) -> None:
         assert [v.wait(10) for v in victims] == [-signal.SIGTERM, -signal.SIGTERM]
         assert all(o.poll() is None for o in others)
         assert f"ended process {victims[1].pid} " in said.stdout
-        assert f"left process {others[1].pid} " in said.stdout
+        assert f"live process {others[1].pid} " in said.stdout
         assert f"its campaign's driver runs (pid {os.getpid()})" in said.stdout
         assert "its campaign's driver is on elsewhere" in said.stdout
         assert all(f"process {o.pid} " not in said.stdout for o in (others[0], others[4]))
