@@ -55,7 +55,16 @@ def override(
     provider: str | None = None,
     limit: int | None = None,
 ) -> Campaign:
-    """The campaign with another number of workers or servers, another provider, or only some rows of each file."""
+    """The campaign with another number of workers or servers, another provider, or only some rows of each file.
+
+    Raises:
+        SpecError: A number is none, or below one.
+    """
+    for name, number in (("workers", workers), ("servers", servers), ("limit", limit)):
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+            raise SpecError(
+                f"{number!r} is no number of {name}", where=f"{name}=", remedy="write a whole number from 1"
+            )
     changed: dict[str, Any] = {}
     if limit is not None:
         changed["limit"] = limit

@@ -83,7 +83,7 @@ class Report:
         data = read_json(run_dir / "report.json")
         if data is None:
             return None
-        plain = asdict(cls("", ""))
+        plain = asdict(cls("", "", limit=1 if data.get("limit") is not None else None))
         known = {k: v for k, v in data.items() if k in plain}
         if not {"campaign", "run_dir"} <= set(known) or any(not _alike(v, plain[k]) for k, v in known.items()):
             raise CampaignError("is no report", where=str(run_dir / "report.json"), remedy=_AGAIN)

@@ -31,6 +31,10 @@ def info_of(name: str, signature: Signature) -> ModelInfo:
     )
 
 
+class NotAsked(InferenceError):
+    """A model of servers that already run, which a try does not ask."""
+
+
 class StandInServers:
     """What a stage finds as ``ctx.servers`` when it is tried: inputs are checked as a real server's would be.
 
@@ -55,6 +59,8 @@ class StandInServers:
         Raises:
             InferenceError: There is no such model.
         """
+        if not self._models:
+            raise NotAsked("servers that already run are not asked for their models", where=f"model {name}")
         if name not in self._models:
             known = ", ".join(sorted(self._models))
             raise InferenceError(f"is none of the campaign's models ({known})", where=f"model {name}", permanent=True)

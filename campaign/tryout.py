@@ -17,7 +17,7 @@ from campaign.outputs import Columns, as_output
 from campaign.protocols import JobTicket, TwoStepStage
 from campaign.ragged import events
 from campaign.rundir import RunDir
-from campaign.standin import Signature, StandInServers
+from campaign.standin import NotAsked, Signature, StandInServers
 from campaign.task import Step, Task
 from campaign.work import _worker
 
@@ -151,6 +151,10 @@ def _try_steps(made: Tried, chain: Chain, batch: Any, servers: AnyServers) -> No
         calls = servers.calls
         try:
             values[step.key] = _call(chain, step, batch, values, servers)
+        except NotAsked as error:
+            note = f"stage {step.stage} was not tried: {error.message}"
+            made.notes += [note] if note not in made.notes else []
+            continue
         except CampaignError as error:
             if step.key not in guessed or isinstance(error, MissingBranch) or _is_call(error):
                 error.stage = error.stage or step.stage
@@ -175,5 +179,7 @@ def _call(chain: Chain, step: Step, batch: Any, values: dict[str, Any], servers:
 
 
 def _is_call(error: CampaignError) -> bool:
-    """Whether a stage cannot be called at all: no value that it was given is to blame."""
+    """Whether no value that a stage was given can be to blame: it cannot be called, or its code has a wrong name."""
+    if error.message.startswith(("raised NameError", "raised ImportError", "raised ModuleNotFoundError")):
+        return True
     return "raised TypeError" in error.message and "positional argument" in error.message

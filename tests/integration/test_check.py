@@ -10,7 +10,9 @@ import pytest
 import uproot
 import yaml
 
-from campaign import cli
+from campaign import Campaign, cli
+from campaign.errors import SpecError
+from campaign.report import Report
 from tests.conftest import PROJECT
 
 STAGES = """
@@ -34,6 +36,9 @@ def one(batch):
 
 def uneven(batch, ctx):
     return {"x": batch.x, "half": batch.x[::2]}
+
+def misspelt(batch, ctx):
+    return {"y": np.clip(batch.y, 0, upper), ctx.weight: batch[ctx.weight]}
 
 def needs_many(batch, ctx):
     assert len(batch) > 1000, "too few rows"
@@ -138,6 +143,10 @@ TRIED = {  # found with --try
     "column": (infer(inputs={"X": ["xx"]}), "'xx' is none of the columns of the batch; did you mean 'x'?"),
     "width": (infer(inputs={"X": "wide"}), "expected shape (any, 1), got (100, 2) (in model batch_sensitive, input X)"),
     "jagged": (infer(from_=None, inputs={"X": ["j"]}), "the column 'j'"),
+    "name": (
+        {"stages/mid": {"use": "s.py:misspelt", "from": "inf"}},
+        "stages.mid: raised NameError: name 'upper' is not defined",
+    ),
     "later column": (infer(outputs={"z": "Y"}), "stages.fil: asks for 'y', which is not there"),
 }
 
@@ -178,6 +187,15 @@ def test_what_a_stage_raises_on_few_rows_is_a_note(said):
     assert "c.yaml:24: stages.select: raised AssertionError: too few rows" in text
 
 
+def test_servers_that_already_run_are_not_asked(said):
+    """What their models take is not known before a run: that is said, and no error."""
+    servers = {"kind": "attach", "urls": ["localhost:1"], "models": {"batch_sensitive": {"batch": 16}}}
+    code, text = said("check", {"servers": servers}, "--try")
+    assert code == 0
+    assert "note: stage inf was not tried: servers that already run are not asked for their models" in text
+    assert "not tried: inf, fil, tot" in text or "not tried: fil, inf, tot" in text
+
+
 def test_what_stand_in_answers_cannot_tell_is_a_note(said):
     """A stage that fails on zeros may be right with the model's real answers."""
     code, text = said(
@@ -197,6 +215,9 @@ def test_a_limited_run_is_a_try_of_its_own(said, place):
     assert "A TRY     only the first 50 rows of each file were read" in text
     report = json.loads((place / "runs/case-limit-50/report.json").read_text())
     assert ": 0 tasks to do" in said("plan", {}, "--limit", "50")[1]
+    assert Report.load(place / "runs/case-limit-50").limit == 50
+    assert cli.main(["report", "runs/case-limit-50"]) == 0
+    assert cli.main(["status", "runs/case-limit-50"]) == 0
     assert ": 2 tasks to do" in said("plan")[1]
     assert report["limit"] == 50
     assert report["datasets"] == {"d": {"files": 2, "events": 70}}
@@ -209,6 +230,16 @@ def test_a_limited_run_is_a_try_of_its_own(said, place):
     assert said("run", {}, "--quiet", "--limit", "50", "--run-dir", "runs/case")[0] == 0
     assert said("run", {}, "--quiet", "--run-dir", "runs/case")[0] == 0
     assert digests(json.loads((place / "runs/case/report.json").read_text())) == digests(whole)
+
+
+@pytest.mark.parametrize("number", [0, -5, True, 2.5, "10"])
+@pytest.mark.parametrize("name", ["limit", "workers", "servers"])
+def test_a_number_that_is_none_is_refused_in_python_too(place, name, number):
+    """``limit=0`` would be a run of no rows, in the folder of the whole run."""
+    campaign = Campaign(campaign="c", datasets=GOOD["datasets"], stages={"select": {"use": "s.py:select"}})
+    with pytest.raises(SpecError, match=f"{name}=: {number!r} is no number of {name}"):
+        campaign.run(**{name: number}, progress=False)
+    assert not (place / "runs").exists()
 
 
 def test_a_canary_is_made_from_the_campaigns_own_rows(said, place, tmp_path):
