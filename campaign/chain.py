@@ -315,7 +315,8 @@ class Chain:
                 return call(*args)
         except CampaignError as error:
             error.where = error.where or f"stage {step.stage}"
-            error.stage = error.stage or step.stage
+            if not isinstance(error, InputError):  # that is the file's fault, and of no line of the campaign
+                error.stage = error.stage or step.stage
             raise
         except Exception as error:  # the user's code: whatever it raises is told with its traceback
             raise explain(

@@ -125,7 +125,7 @@ class RootSource:
         try:
             value = evaluate(expression, batch)
         except InputError as error:
-            error.where = where
+            error.where = error.where or where  # of a branch that cannot be read: the file alone, as for any stage
             raise
         except (ValueError, IndexError, TypeError, OverflowError) as error:
             raise InputError(str(error).splitlines()[0], where=where, remedy="correct 'weight'") from error
