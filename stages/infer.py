@@ -230,8 +230,10 @@ def flat(batch: Any, column: str) -> np.ndarray[Any, Any]:
         array: np.ndarray[Any, Any] = ak.to_numpy(values, allow_missing=False)
     except (ValueError, TypeError) as error:
         text = str(error).strip().splitlines()[0]
+        text = "some of its entries are missing" if "allow_missing" in text else text
         raise OutputError(
-            f"the column '{column}' of type {values.type} cannot be sent: {text}", remedy="fill or drop such entries"
+            f"the column '{column}' cannot be sent: {text} (its type is {values.type})",
+            remedy="fill or drop such entries",
         ) from error
     return array
 
