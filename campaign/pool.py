@@ -327,7 +327,7 @@ class ServerPool:
         return ServerError(
             why,
             where=f"server {last['name']}",
-            remedy=str(last.get("remedy") or f"see {last['log']}"),
+            remedy="; ".join([*filter(None, [str(last.get("remedy") or "")]), f"see {last['log']}"]),
             log=str(last.get("tail", "")),
         )
 
