@@ -151,7 +151,11 @@ TRIED = {  # found with --try
 }
 
 
-@pytest.mark.parametrize("mistake", [*WRONG, *TRIED])
+SECOND = ("jagged", "later column", "name")  # of a kind that is in the default run
+MISTAKES = [pytest.param(m, marks=pytest.mark.slow) if m in SECOND else m for m in (*WRONG, *TRIED)]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_found_before_anything_is_started(said, mistake):
     """At its key, with exit code 2; and a run finds without servers what ``check`` finds."""
     changes, text = (WRONG | TRIED)[mistake]
@@ -163,6 +167,7 @@ def test_a_mistake_is_found_before_anything_is_started(said, mistake):
         assert said("check", changes)[0] == 0
 
 
+@pytest.mark.slow
 def test_what_could_not_be_looked_at_is_said(said, place):
     """A file that cannot be read is no fault of the campaign file, and nothing is claimed of it."""
     (place / "bad.root").write_bytes(b"root" + bytes(50))
@@ -177,6 +182,7 @@ def test_what_could_not_be_looked_at_is_said(said, place):
             assert "ran on 100 rows" not in text
 
 
+@pytest.mark.slow
 def test_what_a_stage_raises_on_few_rows_is_a_note(said):
     """It may be right with all rows; ``--try`` calls it an error, with the lines of the stage."""
     code, text = said("check", {"stages/select/use": "s.py:needs_many"})
@@ -242,6 +248,7 @@ def test_a_number_that_is_none_is_refused_in_python_too(place, name, number):
     assert not (place / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_canary_is_made_from_the_campaigns_own_rows(said, place, tmp_path):
     """The first rows that a stage would send, and the server's answers; never overwritten unasked."""
     changes = {"servers/models/batch_sensitive/canary": "mine.npz"}

@@ -284,7 +284,10 @@ error: a.root: stage fil (s.py:imports): raised ModuleNotFoundError: No module n
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mistake", RUN)
+SECOND = ("jagged column", "no such package")  # of a kind that is in the default run
+
+
+@pytest.mark.parametrize("mistake", [pytest.param(m, marks=pytest.mark.slow) if m in SECOND else m for m in RUN])
 def test_a_mistake_that_only_the_run_shows_is_told_once_for_all_files(place, mistake):
     """With the line of the campaign or of the user's code, whatever the file of the code is called."""
     changes, message = RUN[mistake]

@@ -85,6 +85,7 @@ def test_files_whose_columns_differ_are_named_in_the_report(tmp_path):
     assert said.startswith("k/d/nominal: its Parquet files differ in the columns more, which some lack")
 
 
+@pytest.mark.slow
 def test_files_of_two_types_are_kept_as_one_table_and_verify_holds(tmp_path):
     """int32 and int64 become int64, which the report says; a second run and verify find it as it was left."""
     stages = {"k": {"use": "s.py:keep", "keep": True, "options": {"alike": True}}}
