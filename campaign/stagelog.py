@@ -63,6 +63,11 @@ class StageLog:
             os.dup2(nowhere, 2)
             os.close(nowhere)
 
+    def printed(self) -> bool:
+        """Whether anything has been printed since the last `move`."""
+        _flush()
+        return self._cut or os.fstat(self._fd).st_size > 0
+
     def move(self, path: Path, title: str) -> bool:
         """Move what has been printed to a log; whether there was anything.
 
@@ -89,8 +94,10 @@ class StageLog:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError, OSError):
+        try:  # noqa: SIM105  once per task: suppress() would cost several times as much
             stream.flush()
+        except (AttributeError, ValueError, OSError):
+            pass
 
 
 def stage_log(folder: Path, call: str) -> StageLog | None:

@@ -179,7 +179,7 @@ def _each(
 
 def _keep_output(log: StageLog | None, rundir: RunDir, task: Task) -> Path | None:
     """Move what the task's stages have printed to the log of its file; where that is, if they have printed anything."""
-    if log is None:
+    if log is None or not log.printed():
         return None
     source, stages = task.source, dict.fromkeys(f"{s.stage}/{s.variation}" for s in task.steps)
     path = log_of(rundir.stage_logs, source.file.url, source.dataset)
