@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from bisect import bisect_right
 from collections import Counter, deque
@@ -42,6 +43,8 @@ class Worker:
     """What a worker process keeps between tasks of one run: stages, and a handle on the pool."""
 
     def __init__(self, job: Job) -> None:
+        # A stage may fork; gRPC's handlers of fork() start threads in the child, which now and then end it.
+        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
         self.job = job
         self._stages: dict[str, Any] = {}
         self._readers: dict[str, Any] = {}
@@ -318,7 +321,7 @@ class Chain:
             if not isinstance(error, InputError):  # that is the file's fault, and of no line of the campaign
                 error.stage = error.stage or step.stage
             raise
-        except Exception as error:  # the user's code: whatever it raises is told with its traceback
+        except (Exception, SystemExit) as error:  # the user's code: whatever it raises is told with its traceback
             raise explain(
                 error, step.stage, self.worker.job.stages[step.stage].where, self.task.source.file.url
             ) from error

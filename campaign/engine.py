@@ -289,7 +289,7 @@ class Run:
             self.rundir.job.unlink(missing_ok=True)
             self.rundir.late_job.unlink(missing_ok=True)
             shutil.rmtree(self.rundir.workers, ignore_errors=True)
-            self.report.printed = stagelog.tidy(self.rundir.stage_logs)
+            self.report.printed = stagelog.tidy(self.rundir.stage_logs, self.logs)
         account.fill(self.report, self.plan, self.state, self.rundir, self.checked.kind, self.pool, self.tasks_to_do)
         self.profile.workers = campaign_workers(self.campaign)
         self.report.profile = account.profiled(self.profile, self.plan, self.state, self.pool).to_json()
@@ -305,6 +305,7 @@ class Run:
     def _remember(self) -> None:
         """What earlier runs of this directory have left, as far as it is still what this plan wants."""
         shutil.rmtree(self.rundir.workers, ignore_errors=True)
+        self.logs = stagelog.logs(self.rundir.stage_logs)
         self.state.ledger.read(self.rundir)
         self.rundir.sweep(self.state.ledger.packs)
         self.state.remember(self.plan, self.rundir)

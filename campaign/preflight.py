@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import faulthandler
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +21,7 @@ from campaign.processes import ask_child
 from campaign.protocols import JobTicket
 from campaign.spec import NOMINAL
 from campaign.stagelog import silent
-from campaign.task import Task
+from campaign.task import Step, Task
 
 if TYPE_CHECKING:
     from campaign.tryout import Tried
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
 ROWS = 100
 FILES = 5  # of one dataset, until one is readable and not empty
 DEADLINE_S = 180.0
+AT, SAID = "at", "said"  # files of the child: the stage it is in, and what is printed
+TAIL = 4000  # bytes of the latter in an error
 
 
 @dataclass
@@ -55,7 +62,7 @@ def preflight(plan: Plan, todo: Iterable[Pass], job: JobTicket) -> Looked:
     groups = [_largest(some) for some in todo if some.shape.artefact is None]
     if not groups:
         return Looked()
-    found = ask_child(_look_at, (job, groups), DEADLINE_S, "check: a stage that was tried")
+    found = _ask(plan, _look_at, (job, groups), "check: a stage that was tried")
     if isinstance(found, Looked):
         return found
     raise _as_spec_error(plan, *found) if isinstance(found, tuple) else found
@@ -77,19 +84,55 @@ def try_out(
         SpecError: Something is wrong for certain; with the key.
     """
     groups = [_largest(some) for some in todo if some.shape.artefact is None]
-    made = ask_child(
-        _try, (job, groups, ROWS, dict(signatures), address), DEADLINE_S, "check --try: a stage that was tried"
-    )
+    made = _ask(plan, _try, (job, groups, ROWS, dict(signatures), address), "check --try: a stage that was tried")
     if made.error is not None and made.task is not None:
         raise _as_spec_error(plan, made.error, made.task)
     return made  # type: ignore[no-any-return]
 
 
-def _try(pipe: Connection, *args: Any) -> None:
+def _ask(plan: Plan, function: Callable[..., None], args: tuple[Any, ...], what: str) -> Any:
+    """The answer of a child that runs stages.
+
+    Raises:
+        SpecError: A stage has ended the child, or hung.
+    """
+    with tempfile.TemporaryDirectory(prefix="campaign-try-") as made:
+        folder = Path(made)
+        found = ask_child(function, (folder, *args), DEADLINE_S, what)
+        if not isinstance(found, CampaignError):
+            return found
+        try:
+            stage, url, dataset = json.loads((folder / AT).read_text())
+        except (OSError, ValueError):
+            raise found from None  # no stage had begun
+        with contextlib.suppress(OSError):
+            found.log = (folder / SAID).read_bytes()[-TAIL:].decode(errors="replace")
+    where = plan.code[stage].where
+    raise plan.campaign.locate(
+        SpecError(
+            f"stage {stage} ({where}) does not return on the first {ROWS} rows of {url} (dataset {dataset}): "
+            f"{found.message}", key=("stages", stage), log=found.log,
+            remedy="run the stage on this file in a Python session of its own; the log shows the last lines it printed",
+        )
+    )  # fmt: skip
+
+
+class _Notes:
+    """Writes down which stage a child is in, for the parent of a child that ends there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / AT
+
+    def __call__(self, task: Task, step: Step) -> None:
+        self._path.write_text(json.dumps([step.stage, task.source.file.url, task.source.dataset]))
+
+
+def _try(pipe: Connection, folder: Path, *args: Any) -> None:
     from campaign.tryout import try_groups
 
-    with silent():
-        try_groups(pipe, *args)
+    with silent(folder / SAID):
+        faulthandler.enable(2)
+        try_groups(pipe, _Notes(folder), *args)
 
 
 def _largest(some: Pass) -> list[Task]:
@@ -98,28 +141,31 @@ def _largest(some: Pass) -> list[Task]:
     return [batch.task(i) for i in range(len(batch))]
 
 
-def _look_at(pipe: Connection, job: JobTicket, groups: list[list[Task]]) -> None:
-    with silent():
-        pipe.send(_first_wrong(job, groups))
+def _look_at(pipe: Connection, folder: Path, job: JobTicket, groups: list[list[Task]]) -> None:
+    with silent(folder / SAID):
+        faulthandler.enable(2)
+        pipe.send(_first_wrong(job, groups, _Notes(folder)))
 
 
-def _first_wrong(job: JobTicket, groups: list[list[Task]]) -> tuple[CampaignError, Task] | Looked:
+def _first_wrong(job: JobTicket, groups: list[list[Task]], begins: _Notes) -> tuple[CampaignError, Task] | Looked:
     made = Looked()
     for tasks in groups:
-        wrong = _look_at_group(job, tasks, made)
+        wrong = _look_at_group(job, tasks, made, begins)
         if wrong is not None:
             return wrong
     return made
 
 
-def _look_at_group(job: JobTicket, tasks: list[Task], made: Looked) -> tuple[CampaignError, Task] | None:
+def _look_at_group(
+    job: JobTicket, tasks: list[Task], made: Looked, begins: _Notes
+) -> tuple[CampaignError, Task] | None:
     from campaign.work import Unseen, look
 
     wrong: tuple[CampaignError, Task] | None = None
     unseen: list[str] = []
     name = _group(tasks[0])
     for task in tasks:
-        told = look(job, task, ROWS)
+        told = look(job, task, ROWS, begins)
         if isinstance(told, Unseen):
             unseen.append(f"{task.source.file.url}: {told.why}")
         elif isinstance(told, CampaignError):

@@ -128,11 +128,19 @@ def ask_child(
         return ours.recv()
     except EOFError:
         child.join(5)
-        return CampaignError(f"its process crashed (exit code {child.exitcode})", where=what)
+        return CampaignError(f"its process crashed ({_ended(child.exitcode)})", where=what)
     finally:
         child.kill()
         child.join()
         ours.close()
+
+
+def _ended(exitcode: int | None) -> str:
+    """How a process has ended, in words."""
+    if exitcode is not None and exitcode < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-exitcode).name
+    return f"exit code {exitcode}"
 
 
 def _child(function: Callable[..., None], pipe: Connection, *args: Any) -> None:

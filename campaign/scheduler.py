@@ -94,7 +94,9 @@ class Scheduler:
         self.unreduced = [r for r in plan.reduces if (r.stage, r.variation) not in state.frozen]
         self.tries: Counter[tuple[int, int]] = Counter()
         self.name, self.numbers = secrets.token_hex(4), count()  # of calls
-        self.calls = Calls(lambda: provider.tasks(workers), lambda: deaths(rundir.workers), workers * AHEAD)
+        self.calls = Calls(
+            lambda: provider.tasks(workers), lambda: deaths(rundir.workers, rundir.stage_logs), workers * AHEAD
+        )
         self.merges = Merges(plan, state, rundir, receipts, self.calls, shown, self._anew)
         self.failures = Failures(plan, state, self.calls, job, self.root, self._id)
 

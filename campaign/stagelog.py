@@ -2,21 +2,33 @@
 
 A worker's standard output and error are one file of its own from its first task on, for code in C too. What a task has
 added there is moved to the log of its input file when the task has ended; of a worker that dies it stays where it is.
+A print beyond the limit is dropped, so that a stage that prints for each row does not fill the disk.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
+import linecache
 import os
 import re
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+import time
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, TextIO
 
-LIMIT = 256 << 10  # bytes of one task; a stage that prints for each row must not fill the disk
+from campaign.userfile import PREFIX
+
+LIMIT = 256 << 10  # bytes of one task
+LOG_LIMIT = 1 << 20  # bytes of one log, of all runs together
+WORKER_LIMIT = 64 << 20  # bytes of one worker; after them a task has LEAST
+LEAST = 4 << 10
+LOOK_S = 0.5  # between two looks at what code in C has printed
 
 _mine: dict[Path, StageLog] = {}
 
@@ -47,16 +59,37 @@ class StageLog:
             folder / f".{socket.gethostname()}-{os.getpid()}", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600
         )
         self._cut = False
+        self._limit, self._printed, self._moved = LIMIT, 0, 0
         _flush()
         os.dup2(self._fd, 1)
         os.dup2(self._fd, 2)
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(AttributeError, ValueError):
-                stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what is printed survives a crash
+        sys.stdout, sys.stderr = self._stream(1), self._stream(2)
+        warnings.showwarning = _show_warning
+        threading.Thread(target=self._look, name="campaign-stage-log", daemon=True).start()
+
+    def _stream(self, fd: int) -> TextIO:
+        raw = io.BufferedWriter(_Bounded(fd, self))
+        # By lines: what is printed survives a crash.
+        return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+    def _look(self) -> None:
+        while _mine.get(self.folder, self) is self:
+            time.sleep(LOOK_S)
+            self.trim()
+
+    def room(self, size: int) -> int:
+        """How many of so many bytes more may be written by the task."""
+        self._printed += size
+        return 0 if self._cut else max(0, min(size, size + self._limit - self._printed))
 
     def trim(self) -> None:
         """Let what is printed go nowhere for the rest of the task, once it is too much."""
-        if not self._cut and os.fstat(self._fd).st_size > LIMIT:
+        if os.fstat(self._fd).st_size > self._limit:
+            self.drop()
+
+    def drop(self) -> None:
+        """Let what is printed go nowhere for the rest of the task."""
+        if not self._cut:
             self._cut = True
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
@@ -76,20 +109,78 @@ class StageLog:
             title: The line above it.
         """
         _flush()
-        size = os.fstat(self._fd).st_size
-        if self._cut:
-            self._cut = False
+        size, cut = os.fstat(self._fd).st_size, self._cut
+        if cut:
             os.dup2(self._fd, 1)
             os.dup2(self._fd, 2)
-        if not size:
+            self._cut = False
+        limit, self._printed = self._limit, 0
+        if not size and not cut:
             return False
-        text = os.pread(self._fd, LIMIT, 0)
-        more = f"\n[cut: stages of one file may print {LIMIT >> 10} KiB]\n" if size > LIMIT else ""
+        text = os.pread(self._fd, limit, 0)
+        if cut or size > limit:
+            text = _whole(text) + f"\n[cut: stages of one file may print {limit >> 10} KiB]\n".encode()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as log:
-            log.write(f"--- {title}\n".encode() + text + more.encode())
+        _append(path, f"--- {title}\n".encode() + text)
         os.ftruncate(self._fd, 0)
+        self._moved += len(text)
+        if self._moved > WORKER_LIMIT:
+            self._limit = LEAST
         return True
+
+
+class _Bounded(io.FileIO):
+    """Standard output or error, which drops what is beyond the limit: at each write, and not after the stage alone."""
+
+    def __init__(self, fd: int, log: StageLog) -> None:
+        super().__init__(fd, "w", closefd=False)
+        self._log = log
+
+    def write(self, data: Any, /) -> int:
+        """Write, or say that it is written."""
+        text = memoryview(data).cast("B")
+        room = self._log.room(len(text))
+        if room == len(text):
+            return super().write(text)
+        super().write(text[:room])
+        self._log.drop()
+        return len(text)
+
+
+def _whole(text: bytes) -> bytes:
+    """Without the piece of a character at its end."""
+    end = len(text)
+    while end and len(text) - end < 3 and text[end - 1] & 0xC0 == 0x80:  # the bytes of a character after its first
+        end -= 1
+    if not end or text[end - 1] < 0xC0:
+        return text
+    wanted = 2 + (text[end - 1] >= 0xE0) + (text[end - 1] >= 0xF0)
+    return text if len(text) - end + 1 >= wanted else text[: end - 1]
+
+
+def _append(path: Path, text: bytes) -> None:
+    """Add to a log; of one that has grown too long, the older half is removed."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size + len(text) > LOG_LIMIT:
+            kept = path.read_bytes()[-LOG_LIMIT // 2 :].partition(b"\n")[2]
+            path.write_bytes(b"[older lines were removed]\n" + kept)
+    with path.open("ab") as log:
+        log.write(text)
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None,
+    line: str | None = None,
+) -> None:  # fmt: skip
+    """As `warnings.showwarning`; behind it the line of the user's file from which the library was called."""
+    text = warnings.formatwarning(message, category, filename, lineno, line)
+    frame = sys._getframe(1)
+    while frame.f_back is not None and not str(frame.f_globals.get("__name__", "")).startswith(PREFIX):
+        frame = frame.f_back
+    code = frame.f_code.co_filename
+    if str(frame.f_globals.get("__name__", "")).startswith(PREFIX) and (code, frame.f_lineno) != (filename, lineno):
+        text += f"  called from {code}:{frame.f_lineno}: {linecache.getline(code, frame.f_lineno).strip()}\n"
+    (file or sys.stderr).write(text)
 
 
 def _flush() -> None:
@@ -116,23 +207,56 @@ def trim() -> None:
         mine.trim()
 
 
-def tidy(folder: Path) -> int:
-    """After the workers have ended: name what those that died have left, remove the empty files; the number of logs."""
-    for path in folder.glob(".*"):
+def logs(folder: Path) -> dict[Path, tuple[int, int]]:
+    """The logs there are: size and time of change."""
+    found = {}
+    for path in folder.glob("**/*.log"):
         with contextlib.suppress(OSError):
-            if path.stat().st_size:
-                path.rename(folder / f"worker-{path.name[1:]}.log")
-            else:
-                path.unlink()
-    return sum(1 for _ in folder.glob("**/*.log"))
+            found[path] = (path.stat().st_size, path.stat().st_mtime_ns)
+    return found
+
+
+def of_dead(folder: Path, worker: str) -> Path | None:
+    """Name what a dead worker has printed; None: nothing.
+
+    Args:
+        folder: ``logs/stages`` of the run directory.
+        worker: ``HOST-PID``.
+    """
+    path, named = folder / f".{worker}", folder / f"worker-{worker}.log"
+    with contextlib.suppress(OSError):
+        if path.stat().st_size:
+            path.rename(named)
+            return named
+    return None
+
+
+def tidy(folder: Path, before: Mapping[Path, tuple[int, int]] | None = None) -> int:
+    """After the workers have ended: name what those that died have left, and remove the empty files.
+
+    Args:
+        folder: ``logs/stages`` of the run directory.
+        before: The `logs` at the run's start.
+
+    Returns:
+        The number of logs that are new or have changed since.
+    """
+    for path in folder.glob(".*"):
+        if of_dead(folder, path.name[1:]) is None:
+            path.unlink(missing_ok=True)
+    return len(logs(folder).items() - (before or {}).items())
 
 
 @contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """In a child that only tries stages: what they print is printed by the run itself, into its logs."""
+def silent(path: Path | None = None) -> Iterator[None]:
+    """In a child that only tries stages: what they print is printed by the run itself, into its logs.
+
+    Args:
+        path: Takes it, for the error of a stage that ends the child; None: it goes nowhere.
+    """
     _flush()
     kept = os.dup(1), os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    nowhere = os.open(path or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -85,13 +85,14 @@ AnyServers = StandInServers | NotingServers
 
 
 def try_groups(
-    pipe: Connection, job: JobTicket, groups: list[list[Task]], rows: int, signatures: Mapping[str, Signature],
-    address: PoolAddress | None = None,
+    pipe: Connection, begins: Callable[[Task, Step], None], job: JobTicket, groups: list[list[Task]], rows: int,
+    signatures: Mapping[str, Signature], address: PoolAddress | None = None,
 ) -> None:  # fmt: skip
     """Try each group on its first file that can be read and is not empty; sends a `Tried`. In a child process.
 
     Args:
         pipe: Where to.
+        begins: Called before each stage.
         job: The job.
         groups: Tasks.
         rows: Of each file.
@@ -104,7 +105,7 @@ def try_groups(
         for tasks in groups:
             for task in tasks:
                 servers: AnyServers = StandInServers(signatures) if real is None else NotingServers(real)
-                if _try_task(made, job, task, rows, servers) or made.error is not None:
+                if _try_task(made, job, task, rows, servers, begins) or made.error is not None:
                     break
             if made.error is not None:
                 break
@@ -114,7 +115,9 @@ def try_groups(
     pipe.send(made)
 
 
-def _try_task(made: Tried, job: JobTicket, task: Task, rows: int, servers: AnyServers) -> bool:
+def _try_task(
+    made: Tried, job: JobTicket, task: Task, rows: int, servers: AnyServers, begins: Callable[[Task, Step], None]
+) -> bool:
     """Whether the file could tell."""
     try:
         worker = _worker(job)
@@ -126,7 +129,7 @@ def _try_task(made: Tried, job: JobTicket, task: Task, rows: int, servers: AnySe
         if not source.entries:
             return False
         batch = chain.weighted(source, source.read(0, min(rows, source.entries)))
-        _try_steps(made, chain, batch, servers)
+        _try_steps(made, chain, batch, servers, begins)
     except CampaignError as error:
         made.error, made.task = error, task
     finally:
@@ -136,7 +139,9 @@ def _try_task(made: Tried, job: JobTicket, task: Task, rows: int, servers: AnySe
     return True
 
 
-def _try_steps(made: Tried, chain: Chain, batch: Any, servers: AnyServers) -> None:
+def _try_steps(
+    made: Tried, chain: Chain, batch: Any, servers: AnyServers, begins: Callable[[Task, Step], None]
+) -> None:
     values: dict[str, Any] = {}
     guessed: set[str] = set()  # steps whose input holds stand-in answers
     for step in chain.task.steps:
@@ -149,6 +154,7 @@ def _try_steps(made: Tried, chain: Chain, batch: Any, servers: AnyServers) -> No
         if step.parent in guessed:
             guessed.add(step.key)
         calls = servers.calls
+        begins(chain.task, step)
         try:
             values[step.key] = _call(chain, step, batch, values, servers)
         except NotAsked as error:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import io
+import multiprocessing
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,13 +38,24 @@ def load_file(path: Path) -> ModuleType:
     before = sys.modules.get(name)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        with _hushed():
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         if before is not None:
             sys.modules[name] = before
         raise
     return module
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """What the file prints when it is imported is no line of the driver's; a worker's goes to the log of the stage."""
+    if multiprocessing.parent_process() is not None:
+        yield
+        return
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def look_in(folder: Path) -> None:

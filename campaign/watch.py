@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from campaign.errors import CampaignError, StageError
+from campaign.stagelog import of_dead
 
 GRACE_S = 5.0  # after its deadline a task may clean up for so long
 REARM_S = 1.0  # the watchdog is a thread of its own each time: not for every task of a few milliseconds
@@ -158,8 +159,13 @@ class Death:
     log: str
 
 
-def deaths(folder: Path) -> list[Death]:
-    """What workers that died have left since this was last asked; each is told once."""
+def deaths(folder: Path, logs: Path | None = None) -> list[Death]:
+    """What workers that died have left since this was last asked; each is told once.
+
+    Args:
+        folder: Where workers say what they do.
+        logs: ``logs/stages`` of the run directory: where what they have printed lies.
+    """
     found = []
     for path in sorted(folder.glob("*")):
         with contextlib.suppress(OSError, ValueError, IndexError):  # foreign, or gone
@@ -171,7 +177,9 @@ def deaths(folder: Path) -> list[Death]:
             said = text[_HEAD:].strip()
             late = said.startswith("Timeout")
             how = f"ran longer than {deadline} s" if late else said.splitlines()[0].removeprefix("Fatal Python error: ")
-            found.append(Death(call, int(place), late, how, _tail(said)))
+            printed = of_dead(logs, path.name) if logs is not None else None
+            log = _tail(said) + (f"\nwhat was printed: {printed}" if printed else "")
+            found.append(Death(call, int(place), late, how, log))
     return found
 
 

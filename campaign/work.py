@@ -40,7 +40,7 @@ from campaign.receipts import parse
 from campaign.rundir import RunDir, file_digest
 from campaign.spent import Spent
 from campaign.stagelog import StageLog, log_of, stage_log
-from campaign.task import Batch, Keys, Task
+from campaign.task import Batch, Keys, Step, Task
 from campaign.watch import Deadline
 
 
@@ -163,7 +163,7 @@ def _each(
             told = _told(error, task)
             printed = _keep_output(log, rundir, task)
             if printed:
-                told.log = f"{told.log}\nwhat was printed: {printed}".strip()
+                told.log = f"{told.log}\nwhat was printed: {printed}".strip("\n")
             answer.errors.append((i, told))
             answer.parked[i] = worker.parked - parked
             continue
@@ -319,47 +319,58 @@ def run_reduce(
     """Call a reduce stage on merged outputs and freeze what it returns; an error is returned."""
     rundir = RunDir(Path(root))
     where = f"stage {reduce.stage}, variation {reduce.variation}"
+    log = stage_log(rundir.stage_logs, call)
+    path = rundir.stage_logs / reduce.stage / f"{reduce.variation}.log"
+    error: CampaignError
     try:
         worker = _worker(job)
-        folder = rundir.artefacts(reduce.stage, reduce.variation)
-        shutil.rmtree(folder, ignore_errors=True)  # what an earlier version of the stage has left is not its work
-        folder.mkdir(parents=True)
-        stage = worker.stage(reduce.stage)
-        before = Counter(worker.servers.rows) if worker.servers else Counter()
-        ctx = Context(
-            dataset="",
-            metadata=metadata,
-            variation=reduce.variation,
-            weight=WEIGHT,
-            options=fresh(worker.job.stages[reduce.stage].options),
-            frozen={at[0]: thawed(*frozen[at]) for at in reduce.frozen},
-            servers=worker.servers,
-            artefacts=folder,
-            missing=missing,
-        )
-        log = stage_log(rundir.stage_logs, call)
-        with Deadline(worker.job.deadline_s, rundir.workers, call) as deadline:
-            deadline.start()
-            value = stage(LazyMerged(merged), ctx)
-            deadline.kept()
+        made = _reduce(worker, rundir, reduce, merged, frozen, metadata, missing, call)
         if log is not None:
-            log.move(rundir.stage_logs / reduce.stage / f"{reduce.variation}.log", where)
-        path = rundir.frozen(reduce.stage, reduce.variation)
-        sha256 = freeze(value, path)
-        artefacts = {str(p.relative_to(folder)): file_digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
-        if not artefacts:
-            folder.rmdir()
-        rungs = Counter(worker.servers.rows) - before if worker.servers else before
-        refused = worker.servers.refused if worker.servers else set()
-        return Reduced(str(path), sha256, artefacts, rungs, refused)
-    except CampaignError as error:
+            log.move(path, where)
+        return made
+    except CampaignError as known:
+        error = known
         error.where = f"{where}: {error.where}" if error.where else where
-        return error
-    except Exception as error:  # noqa: BLE001  process boundary: the user's code may raise anything
+    except (Exception, SystemExit) as foreign:  # noqa: BLE001  process boundary: the user's code may raise anything
         code = worker.job.stages[reduce.stage].where if "worker" in locals() else ""
-        told = explain(error, reduce.stage, code, where)
-        told.where = f"{where} ({code})"
-        return told
+        error = explain(foreign, reduce.stage, code, where)
+        error.where = f"{where} ({code})"
+    if log is not None and log.move(path, where):
+        error.log = f"{error.log}\nwhat was printed: {path}".strip("\n")
+    return error
+
+
+def _reduce(
+    worker: Worker, rundir: RunDir, reduce: ReduceCall, merged: Mapping[str, Merged], frozen: Frozen,
+    metadata: Mapping[str, Any], missing: Mapping[str, Any], call: str,
+) -> Reduced:  # fmt: skip
+    folder = rundir.artefacts(reduce.stage, reduce.variation)
+    shutil.rmtree(folder, ignore_errors=True)  # what an earlier version of the stage has left is not its work
+    folder.mkdir(parents=True)
+    stage = worker.stage(reduce.stage)
+    before = Counter(worker.servers.rows) if worker.servers else Counter()
+    ctx = Context(
+        dataset="",
+        metadata=metadata,
+        variation=reduce.variation,
+        weight=WEIGHT,
+        options=fresh(worker.job.stages[reduce.stage].options),
+        frozen={at[0]: thawed(*frozen[at]) for at in reduce.frozen},
+        servers=worker.servers,
+        artefacts=folder,
+        missing=missing,
+    )
+    with Deadline(worker.job.deadline_s, rundir.workers, call) as deadline:
+        deadline.start()
+        value = stage(LazyMerged(merged), ctx)
+        deadline.kept()
+    path = rundir.frozen(reduce.stage, reduce.variation)
+    sha256 = freeze(value, path)
+    artefacts = {str(p.relative_to(folder)): file_digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    if not artefacts:
+        folder.rmdir()
+    rungs = Counter(worker.servers.rows) - before if worker.servers else before
+    return Reduced(str(path), sha256, artefacts, rungs, worker.servers.refused if worker.servers else set())
 
 
 @dataclass(frozen=True)
@@ -369,8 +380,16 @@ class Unseen:
     why: str
 
 
-def look(job: JobTicket, task: Task, rows: int) -> CampaignError | Unseen | str:
+def look(
+    job: JobTicket, task: Task, rows: int, begins: Callable[[Task, Step], None] = lambda _task, _step: None
+) -> CampaignError | Unseen | str:
     """Try the stages before the first inference on a few rows, in a process of its own.
+
+    Args:
+        job: The job.
+        task: The task.
+        rows: How many.
+        begins: Called before each stage.
 
     Returns:
         What is missing; or that this file cannot tell; or what else a stage has raised, empty if nothing.
@@ -389,7 +408,7 @@ def look(job: JobTicket, task: Task, rows: int) -> CampaignError | Unseen | str:
         if not source.entries:
             return Unseen("it has no rows")
         batch = chain.weighted(source, source.read(0, min(rows, source.entries)))
-        return _try_steps(chain, batch) or ""
+        return _try_steps(chain, batch, begins) or ""
     except InputError as error:
         known = isinstance(error, BranchError) or error.where.startswith("weight ")
         return error if known else Unseen(error.message)
@@ -404,7 +423,7 @@ def look(job: JobTicket, task: Task, rows: int) -> CampaignError | Unseen | str:
         source.close()
 
 
-def _try_steps(chain: Chain, batch: Any) -> CampaignError | None:
+def _try_steps(chain: Chain, batch: Any, begins: Callable[[Task, Step], None]) -> CampaignError | None:
     values: dict[str, Any] = {}
     for step in chain.task.steps:
         known = step.parent is None or isinstance(values.get(step.parent), Columns)
@@ -417,6 +436,7 @@ def _try_steps(chain: Chain, batch: Any) -> CampaignError | None:
         ):
             continue
         given, ctx = chain.weighing.shown(step, chain.given(step, batch, values)), chain.context(step, None)
+        begins(chain.task, step)
         value = as_output(chain.guard(step, stage, given, ctx), step.stage)
         values[step.key] = value
         chain.weighing.returned(step, value)

@@ -45,7 +45,7 @@ FLOORS = [
         "family",
         "address",
     ],
-    ["hardship", "limbs", "slices", "exact", "spent", "stagelog", "userfile", "watch"],
+    ["hardship", "limbs", "slices", "exact", "spent", "userfile", "stagelog", "watch"],
     ["registry", "axes", "binning", "histogram", "spec", "rundir", "yamlscalars"],
     ["tls", "enclose"],
     ["frame", "counts", "receipts", "pack", "frozenvalue", "protocols"],

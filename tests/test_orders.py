@@ -74,7 +74,7 @@ class Lots:
         """In place of a process pool."""
         return Worker()
 
-    def deaths(self, _folder: Path) -> list[Death]:
+    def deaths(self, _folder: Path, _logs: Path) -> list[Death]:
         """What workers that died have left."""
         said, self.said = self.said, []
         return said

@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from campaign.stagelog import LIMIT, log_of, tidy
+import pytest
+
+from campaign.stagelog import LIMIT, LOG_LIMIT, _whole, log_of, logs, tidy
 
 CODE = """
 import os, sys
@@ -44,6 +46,92 @@ def test_what_is_printed_lies_in_the_log_of_its_file(tmp_path):
     (left,) = tmp_path.glob("worker-*.log")
     assert left.read_text() == "last words\n"
     assert not list(tmp_path.glob(".*"))
+
+
+BOUND = """
+import os, sys, time, warnings
+from pathlib import Path
+from campaign import stagelog
+folder = Path(sys.argv[1])
+log = stagelog.stage_log(folder, "call")
+for i in range(40_000):
+    print(f"row {i} \u00e9" + "x" * 100)
+assert os.fstat(log._fd).st_size <= stagelog.LIMIT, os.fstat(log._fd).st_size
+assert log.move(folder / "python.log", "by Python")
+for i in range(5):  # code in C: found by the look, and not by the write
+    os.write(1, b"x" * (100 << 10))
+    time.sleep(2 * stagelog.LOOK_S if i == 2 else 0)
+assert log.move(folder / "c.log", "by C")
+for i in range(8):
+    print("y" * 200_000)
+    assert log.move(folder / "many.log", f"run {i}")
+log._moved = stagelog.WORKER_LIMIT
+print("z")
+log.move(folder / "many.log", "the last whole one")
+print("z" * 5000)
+log.move(folder / "many.log", "after very many")
+"""
+
+
+def test_no_stage_fills_the_disk(tmp_path):
+    """In one call of 40,000 prints too; no character is cut in two; a log keeps its newest lines."""
+    done = subprocess.run([sys.executable, "-c", BOUND, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    python = (tmp_path / "python.log").read_text("utf-8", errors="strict")
+    assert python.startswith("--- by Python\nrow 0 \u00e9xxx")
+    assert python.endswith("\n[cut: stages of one file may print 256 KiB]\n")
+    assert (tmp_path / "c.log").stat().st_size <= LIMIT + 100
+    many = (tmp_path / "many.log").read_text()
+    assert len(many) <= LOG_LIMIT
+    assert many.startswith("[older lines were removed]\n")
+    assert "run 0" not in many
+    assert "run 7" in many
+    assert many.endswith("[cut: stages of one file may print 4 KiB]\n")
+
+
+@pytest.mark.parametrize("whole", ["e", "\u00e9", "\u20ac", "\U0001d53c"])
+def test_a_character_is_not_cut_in_two(whole):
+    """Of one to four bytes: what is left of it at the end goes, a whole one stays."""
+    text = whole.encode()
+    assert _whole(b"ab" + text) == b"ab" + text
+    for some in range(1, len(text)):
+        assert _whole(b"ab" + text[:some]) == b"ab"
+
+
+WARNS = """
+import sys
+from pathlib import Path
+import numpy as np
+from campaign import stagelog
+from campaign.userfile import load_file
+log = stagelog.stage_log(Path(sys.argv[1]), "call")
+load_file(Path(sys.argv[2])).stage()
+log.move(Path(sys.argv[1]) / "w.log", "warned")
+"""
+
+
+def test_a_warning_names_the_line_of_the_stage(tmp_path):
+    """A library's warning names the library's file; the line of the user's that called the library stands below."""
+    stages = tmp_path / "stages.py"
+    stages.write_text("import json, library\n\ndef stage():\n    return library.f(1)\n")
+    (tmp_path / "library.py").write_text("import warnings\ndef f(x):\n    warnings.warn('too few')\n")
+    done = subprocess.run([sys.executable, "-c", WARNS, str(tmp_path), str(stages)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "w.log").read_text() == (
+        f"--- warned\n{tmp_path}/library.py:3: UserWarning: too few\n  warnings.warn('too few')\n"
+        f"  called from {stages}:4: return library.f(1)\n"
+    )
+
+
+def test_only_logs_of_this_run_are_counted(tmp_path):
+    """A run that did nothing says nothing of the logs of an earlier one."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.log").write_text("earlier")
+    before = logs(tmp_path)
+    assert tidy(tmp_path, before) == 0
+    (tmp_path / "d" / "b.log").write_text("new")
+    (tmp_path / "d" / "a.log").write_text("earlier, and more")
+    assert tidy(tmp_path, before) == 2
 
 
 def test_files_of_one_name_have_logs_of_their_own(tmp_path):

@@ -52,6 +52,26 @@ def one(batch):
 
 def imports(batch, ctx):
     import no_such_package
+
+def leaves(batch, ctx):
+    import sys
+    sys.exit(3)
+
+def aborts(batch, ctx):
+    import os
+    print("before the end")
+    os._exit(7)
+
+def dies(batch, ctx):
+    import os
+    print("before the end")
+    if len(batch) > 100:
+        os.kill(os.getpid(), 9 if batch.MET_pt[0] < 0 else 6)
+    return fill(batch, ctx)
+
+def mean(merged, ctx):
+    print("a word of the reduce stage")
+    return 1 / 0
 """
 HELPERS = """\
 def ratio(x):
@@ -120,8 +140,8 @@ campaign: c.yaml:3: datasets.d: 'events' is none of the trees; did you mean 'Eve
   remedy: correct 'tree'
 """),
     "wrong branch": ({"stages/select/use": "s.py:missing"}, """\
-campaign: c.yaml:3: datasets.d: asks for 'MET_ptt', which is not there (in a.root, tree Events: \
-stage select (s.py:missing))
+campaign: c.yaml:3: datasets.d: asks for 'MET_ptt', which is not there; did you mean 'MET_pt'? (in a.root, tree \
+Events: stage select (s.py:missing))
   remedy: correct the name, or the tree, or map it under 'branches'
   log:
     |   File "s.py", line 20, in missing
@@ -144,8 +164,8 @@ campaign: c.yaml:9: servers.models.nn: 'nn' is none of the models of the reposit
 campaign: c.yaml:22: stages.inf.outputs.y: 'SCORE' is none of the outputs of batch_sensitive (known: Y)
 """),
     "no such function": ({"stages/fil/use": "s.py:fil"}, """\
-campaign: c.yaml:24: stages.fil.use: 'fil' is none of the functions of s.py; did you mean 'fill'? (known: chatty, \
-drops, fill, half, imports, missing, one, select, text)
+campaign: c.yaml:24: stages.fil.use: 'fil' is none of the functions of s.py; did you mean 'fill'? (known: aborts, \
+chatty, dies, drops, fill, half, imports, leaves, mean, missing, one, select, text)
 """),
     "wrong arity": ({"stages/select/use": "s.py:one"}, """\
 campaign: c.yaml:13: stages.select.use: s.py:one takes (batch), and a stage is called with (batch, ctx)
@@ -181,6 +201,13 @@ campaign: c.yaml:30: variations.up.weight: [7] is out of range: 'LHEPdfWeight' h
 campaign: c.yaml:30: variations.up.weight: 'genWeight' has one number per event, and so no [0] (in weight \
 'genWeight[0]' in a.root)
   remedy: write genWeight
+"""),
+    "a stage that ends the process": ({"stages/select/use": "s.py:aborts"}, """\
+campaign: c.yaml:12: stages.select: stage select (s.py:aborts) does not return on the first 100 rows of a.root \
+(dataset d): its process crashed (exit code 7)
+  remedy: run the stage on this file in a Python session of its own; the log shows the last lines it printed
+  log:
+    | before the end
 """),
     "a setting Triton would refuse": ({"servers/models/batch_sensitive": {"batch": 100000}}, """\
 campaign: c.yaml:10: servers.models.batch_sensitive.batch: 100000 is more than the model's max_batch_size 1024
@@ -274,6 +301,14 @@ error: a.root: stage select (my_errors.py:divides): raised ZeroDivisionError: di
     |     return x / 0
     | ZeroDivisionError: division by zero
   and 1 more alike"""),
+    "sys.exit": ({"stages/fil/use": "s.py:leaves"}, """\
+error: a.root: stage fil (s.py:leaves): called sys.exit(3)
+  remedy: a stage returns its value or raises an exception; it does not end the process
+  log:
+    |   File "s.py", line 39, in leaves
+    |     sys.exit(3)
+    | SystemExit: 3
+  and 1 more alike"""),
     "no such package": ({"stages/fil/use": "s.py:imports"}, """\
 error: a.root: stage fil (s.py:imports): raised ModuleNotFoundError: No module named 'no_such_package'
   log:
@@ -284,7 +319,7 @@ error: a.root: stage fil (s.py:imports): raised ModuleNotFoundError: No module n
 }  # fmt: skip
 
 
-SECOND = ("jagged column", "no such package")  # of a kind that is in the default run
+SECOND = ("jagged column", "no such package", "sys.exit")  # of a kind that is in the default run
 
 
 @pytest.mark.parametrize("mistake", [pytest.param(m, marks=pytest.mark.slow) if m in SECOND else m for m in RUN])
@@ -315,6 +350,44 @@ def test_what_a_stage_prints_is_in_the_log_of_its_file(place):
     report = Report.load(place / "runs/mine")
     assert str(report) == report.text()
     assert "campaign mine: complete" in str(report)
+
+
+def test_what_is_printed_at_import_or_by_a_run_before_is_not_said_again(place):
+    """A stage file is imported by the driver too: its prints are in the logs only. A run that did nothing says so."""
+    (place / "s.py").write_text(STAGES + '\nprint("at import")\n')
+    (place / "c.yaml").write_text(changed({"stages/inf": None, "servers": None}))
+    done = command("run", "c.yaml", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "at import" not in done.stdout + done.stderr
+    assert "logs in" in done.stdout
+    assert "at import" in "".join(p.read_text() for p in (place / "runs/mine/logs/stages/d").glob("*.log"))
+    again = command("run", "c.yaml", cwd=place)
+    assert again.returncode == 0, again.stderr
+    assert "logs in" not in again.stdout
+
+
+def test_an_error_names_the_log_of_what_was_printed_before(place):
+    """Of a reduce stage that fails, and of a stage that ends its worker: the path stands in the error, and is there."""
+    code, found = errors_of(place, {
+        "stages/inf": None, "servers": None, "stages/mean": {"use": "s.py:mean", "reduce": "fil"},
+    })  # fmt: skip
+    assert code == 1
+    log = "runs/mine/logs/stages/mean/nominal.log"
+    assert found == [
+        f"""\
+error: stage mean, variation nominal (s.py:mean): raised ZeroDivisionError: division by zero
+  log:
+    |   File "s.py", line 55, in mean
+    |     return 1 / 0
+    | ZeroDivisionError: division by zero
+    | what was printed: {log}"""
+    ]
+    assert (place / log).read_text() == "--- stage mean, variation nominal\na word of the reduce stage\n"
+    code, found = errors_of(place, {"stages/inf": None, "servers": None, "stages/fil/use": "s.py:dies"})
+    assert code == 1
+    named = re.findall(r"what was printed: (\S+)", "\n".join(found))
+    assert named, found
+    assert "before the end" in (place / named[0]).read_text()
 
 
 def test_status_counts_what_the_run_in_the_folder_makes(place, capsys):
