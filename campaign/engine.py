@@ -248,6 +248,7 @@ class Run:
         self.campaign, self.plan, self.checked = checked.campaign, checked.plan, checked
         self.rundir, self.shown, self.stop = rundir, shown, stop
         self.report = Report(self.campaign.campaign, str(rundir.root), limit=self.campaign.limit)
+        self.logs: dict[Path, tuple[int, int]] = {}  # that earlier runs have left
         self.profile = Profile(began=time.time())
         self.clock = time.monotonic()  # nobody sets this one
         self.receipts = Receipts(rundir.receipts)
