@@ -9,6 +9,7 @@ from campaign import report
 from campaign.plan import Plan
 from campaign.pool import ServerPool
 from campaign.profile import Profile, by_stage
+from campaign.registry import counted, listed
 from campaign.report import Report
 from campaign.rundir import RunDir
 from campaign.schemas import differences
@@ -28,9 +29,9 @@ def judge(made: Report, plan: Plan, state: State) -> None:
     if missing:
         if len(state.gaps) > state.gaps.limit > 0:
             made.errors.append(
-                f"{len(state.gaps)} files failed; errors.max_failed_files puts up with {state.gaps.limit}"
+                f"{counted(len(state.gaps), 'file')} failed; errors.max_failed_files puts up with {state.gaps.limit}"
             )
-        made.errors.append("missing: " + ", ".join(missing))
+        made.errors.append("missing: " + listed(missing))
 
 
 def failures(state: State) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from campaign import __version__
 from campaign.errors import CampaignError, SpecError
+from campaign.registry import counted
 
 if TYPE_CHECKING:
     from campaign.preflight import Looked
@@ -193,11 +194,16 @@ def _check(args: argparse.Namespace) -> int:
         tried = engine.try_out(checked) if args.try_ else None
     finally:
         stop_fork_server()
+    for dataset, why in looked.broken.items():
+        if not checked.campaign.errors.max_failed_files:
+            key = ("datasets", dataset, "files")
+            remedy = "check or replace it; or let files fail: errors: {max_failed_files: N}"
+            raise checked.campaign.locate(SpecError(why, key=key, remedy=remedy))
     files = {name: len(found) for name, found in checked.plan.files.items()}
     print(
-        f"{args.file}: right. {checked.plan.total} tasks over "
-        + ", ".join(f"{n} files of {name}" for name, n in files.items())
-        + f"; {len(checked.plan.outputs)} outputs, {len(checked.plan.reduces)} frozen values"
+        f"{args.file}: right. {counted(checked.plan.total, 'task')} over "
+        + ", ".join(f"{counted(n, 'file')} of {name}" for name, n in files.items())
+        + f"; {counted(len(checked.plan.outputs), 'output')}, {counted(len(checked.plan.reduces), 'frozen value')}"
     )
     print("\n".join(_seen(looked, tried, list(checked.campaign.stages))))
     return 0
@@ -255,7 +261,7 @@ def _plan(args: argparse.Namespace) -> int:
         print(json.dumps(as_json(plan, reasons, todo), indent=1))
         return 0
     least = "at least " if state.open else ""  # a frozen value that is made anew may differ
-    print(f"plan {plan.digest[:16]}: {least}{sum(len(some.places) for some in todo)} tasks to do")
+    print(f"plan {plan.digest[:16]}: {least}{counted(sum(len(some.places) for some in todo), 'task')} to do")
     for some in todo:
         for group in reasons.groups(some):
             print(f"  {group.text()}")
@@ -268,9 +274,16 @@ def _plan(args: argparse.Namespace) -> int:
     return 0
 
 
+def _is_plan(path: Path) -> bool:
+    """Whether the file is a plan that a run has written, by its first bytes: there may be 100,000 files in it."""
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        return b'"plan"' in stream.read(4096)
+    return False
+
+
 def _existing(args: argparse.Namespace) -> Path:
     path: Path = args.run_dir
-    if not (path / "receipts.jsonl").exists() and not (path / "plan.json").exists():
+    if not (path / "receipts.jsonl").exists() and not _is_plan(path / "plan.json"):
         raise SpecError(
             "is no run directory" if path.exists() else "is not there",
             where=str(path),

@@ -24,6 +24,7 @@ from campaign.errors import InferenceError, ServerError
 from campaign.flight import Flight
 from campaign.kserve import Arrays, ModelInfo, check_inputs, identity_refused, model_info, open_client, permanent
 from campaign.ragged import Ragged
+from campaign.registry import unknown
 from campaign.request import Request
 from campaign.roster import Link, Roster
 from campaign.twin import Twins
@@ -226,7 +227,7 @@ class Servers:
         if name not in self._codecs:
             if self.address.batches and name not in self.address.batches:
                 raise InferenceError(
-                    f"there is no model '{name}' in the pool (it has: {', '.join(sorted(self.address.batches))})",
+                    unknown(name, sorted(self.address.batches), "models of the pool"),
                     permanent=True,
                     remedy="name it under servers.models",
                 )

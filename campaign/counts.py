@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from campaign.errors import OutputError, PartialError
+from campaign.registry import article
 from campaign.rundir import canonical_json, write_aside
 
 
@@ -20,7 +21,7 @@ def what(value: Any) -> str:
     """What a stage returned in place of what it should, in words."""
     if value is None:
         return "nothing (does it 'return'?)"
-    return "an empty dict" if isinstance(value, Mapping) and not value else f"a {type(value).__name__}"
+    return "an empty dict" if isinstance(value, Mapping) and not value else article(type(value).__name__)
 
 
 class CountsPartial:

@@ -19,6 +19,7 @@ from typing import Any, overload
 
 from campaign.errors import SpecError
 from campaign.later import Later
+from campaign.registry import listed
 from campaign.rundir import canonical_json
 from campaign.spec import Campaign
 
@@ -159,7 +160,7 @@ def expand(c: Campaign, patterns: Iterable[str], metadata: Any, key: tuple[str, 
             (name, *_identity(name, key), told.of(name)) for name in iter(lambda: names.pop() if names else "", "")
         )
     except OSError as error:
-        name = error.filename if isinstance(error.filename, str) else ", ".join(patterns)
+        name = error.filename if isinstance(error.filename, str) else listed(patterns)
         link = isinstance(error, FileNotFoundError) and os.path.islink(name)  # noqa: PTH114  as it was named
         said = "is a link to a file that is not there" if link else f"cannot be looked at: {error.strerror or error}"
         raise c.locate(SpecError(f"{name} {said}", key=key, remedy="mend it, or take it away")) from error

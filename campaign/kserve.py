@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import weakref
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from campaign.address import Secret
 from campaign.casting import DoesNotFit, as_dtype
 from campaign.errors import InferenceError
 from campaign.private import door
+from campaign.registry import listed
 from campaign.text import as_bytes_objects
 
 Arrays = Mapping[str, Any]
@@ -171,9 +173,12 @@ def check_names(info: ModelInfo, inputs: Arrays) -> None:
     """
     known = [t.name for t in info.inputs]
     if not set(known) - info.optional <= set(inputs) <= set(known) or not inputs:
-        shown = ", ".join(f"{name} (optional)" if name in info.optional else name for name in known)
+        shown = listed(f"{name} (optional)" if name in info.optional else name for name in known)
+        strange = next((name for name in inputs if name not in known), "")
+        near = difflib.get_close_matches(strange, known, 1) if strange else []
+        guess = f"; did you mean '{near[0]}' in place of '{strange}'?" if near else ""
         raise InferenceError(
-            f"takes the inputs {shown}; given: {', '.join(inputs) or 'none'}",
+            f"takes the inputs {shown}; given: {listed(inputs) or 'none'}{guess}",
             where=f"model {info.name}",
             permanent=True,
         )

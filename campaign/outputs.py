@@ -25,6 +25,7 @@ from campaign.counts import CountsPartial, what
 from campaign.errors import ArtefactError, OutputError, PartialError
 from campaign.histogram import Histogram
 from campaign.later import Later
+from campaign.registry import listed
 from campaign.rundir import canonical_json, write_aside, writing
 from campaign.schemas import PARQUET
 from campaign.text import decoded
@@ -143,7 +144,7 @@ def _as_output(value: Any, stage: str) -> Output:
             return Counts(value)
         if all(_is_array(v) for v in value.values()):
             return Columns(value)
-        kinds = ", ".join(f"{name}: {type(v).__name__}" for name, v in value.items())
+        kinds = listed(f"{name}: {type(v).__name__}" for name, v in value.items())
         raise OutputError(f"returned a dict of different things ({kinds})", where=f"stage {stage}", remedy=_RETURN)
     raise OutputError(
         f"returned {what(value)}",
@@ -383,17 +384,17 @@ def _table(array: ak.Array) -> pa.Table:
 
 def _cannot_hold(schema: pa.Schema, error: Exception) -> OutputError:
     names = [f.name for f in schema if "union" in str(f.type)] or schema.names
-    return OutputError(f"columns cannot be kept: {', '.join(names)}: {error}", remedy="give each column one type")
+    return OutputError(f"columns cannot be kept: {listed(names)}: {error}", remedy="give each column one type")
 
 
 def _difference(one: pa.Schema, other: pa.Schema) -> str:
     names = sorted(set(one.names) ^ set(other.names))
     if names:
-        return f"{', '.join(names)} not in all"
+        return f"{listed(names)} not in all"
     changed = [
-        f"{n}: {one.field(n).type} and {other.field(n).type}" for n in one.names if one.field(n) != other.field(n)
+        f"{n} ({one.field(n).type} and {other.field(n).type})" for n in one.names if one.field(n) != other.field(n)
     ]
-    return "; ".join(changed) or "another order"
+    return listed(changed) or "another order"
 
 
 class ColumnsReader:

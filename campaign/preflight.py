@@ -40,10 +40,12 @@ class Looked:
     Attributes:
         files: The file of each dataset, by ``dataset`` or ``dataset/variation``.
         notes: What could not be looked at, or may be wrong, one sentence each.
+        broken: Of a dataset of which no file that was tried can be read: why, by dataset.
     """
 
     files: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
 
 
 def preflight(plan: Plan, todo: Iterable[Pass], job: JobTicket) -> Looked:
@@ -163,11 +165,13 @@ def _look_at_group(
 
     wrong: tuple[CampaignError, Task] | None = None
     unseen: list[str] = []
+    broken: list[bool] = []
     name = _group(tasks[0])
     for task in tasks:
         told = look(job, task, ROWS, begins)
         if isinstance(told, Unseen):
             unseen.append(f"{task.source.file.url}: {told.why}")
+            broken.append(told.broken)
         elif isinstance(told, CampaignError):
             wrong = wrong or (told, task)
         else:  # what one file has and another has not is that file's fault: the run will name it
@@ -177,6 +181,9 @@ def _look_at_group(
     if wrong is None:
         tried = f"none of {len(unseen)} files" if len(unseen) > 1 else "no file"
         made.notes.append(f"{name}: {tried} could be looked at ({unseen[0]})")
+        if all(broken):
+            those = "no file" if len(unseen) == 1 else f"none of {len(unseen)} files that were tried"
+            made.broken[tasks[0].source.dataset] = f"{those} can be read ({unseen[0]})"
     return wrong
 
 

@@ -106,3 +106,13 @@ def listed(names: Iterable[str], near: str = "") -> str:
         return ", ".join(every)
     close = difflib.get_close_matches(near, every, FEW, cutoff=0.0) if near else every[:FEW]
     return f"{', '.join(close)} and {len(every) - FEW:,} more"
+
+
+def counted(n: int, noun: str) -> str:
+    """A number and its noun: ``1 file``, ``2 files``, ``1,000 files``."""
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def article(noun: str) -> str:
+    """A noun behind its indefinite article: ``a str``, ``an Array``."""
+    return f"{'an' if noun[:1].lower() in 'aeiou' or noun == 'ndarray' else 'a'} {noun}"

@@ -14,6 +14,7 @@ from typing import Any
 from campaign.address import RUNGS
 from campaign.errors import CampaignError
 from campaign.profile import Profile
+from campaign.registry import counted
 from campaign.rundir import read_json, write_json
 
 COMPLETE, INCOMPLETE, FAILED, INTERRUPTED = "complete", "incomplete", "failed", "interrupted"
@@ -109,7 +110,7 @@ class Report:
         if self.limit is not None:
             yield f"  A TRY     only the first {self.limit:,} rows of each file were read: no result of the campaign"
         for name, d in self.datasets.items():
-            yield f"  dataset  {name}: {d['files']} files, {d['events']:,} events"
+            yield f"  dataset  {name}: {counted(d['files'], 'file')}, {counted(d['events'], 'event')}"
         t = self.tasks
         yield f"  tasks    {t['total']}: {t['done']} done, {t['reused']} reused, {t['failed']} failed"
         rows = {k: v for k, v in self.rows.items() if v}
@@ -120,7 +121,7 @@ class Report:
         if self.artefacts:
             yield f"  plots and tables  {len(self.artefacts)} in {self.run_dir}/artefacts"
         if self.printed:
-            yield f"  printed  by stages: {self.printed} logs in {self.run_dir}/logs/stages"
+            yield f"  printed  by stages: {counted(self.printed, 'log')} in {self.run_dir}/logs/stages"
         for warning in self.warnings:
             yield f"  note: {warning}"
         for error in self.errors:

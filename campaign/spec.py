@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from campaign.errors import SpecError
+from campaign.registry import unknown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -417,7 +418,7 @@ def check_references(c: Campaign) -> None:
 
 def _known(name: str, known: list[str], key: tuple[str, ...], what: str) -> None:
     if name not in known:
-        raise SpecError(f"'{name}' is not one of the {what}: {', '.join(known) or 'there are none'}", key=key)
+        raise SpecError(unknown(name, known, what), key=key)
 
 
 def _refuse_circles(c: Campaign) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from campaign.errors import InferenceError
 from campaign.kserve import ModelInfo, Tensor, check_inputs
 from campaign.ragged import Ragged, events, parts
+from campaign.registry import unknown
 
 Signature = Mapping[str, Any]
 """A model's ``inputs`` and ``outputs`` (name, datatype, shape), ``batch``, ``max_batch``, ``optional``: JSON-able."""
@@ -62,8 +63,9 @@ class StandInServers:
         if not self._models:
             raise NotAsked("servers that already run are not asked for their models", where=f"model {name}")
         if name not in self._models:
-            known = ", ".join(sorted(self._models))
-            raise InferenceError(f"is none of the campaign's models ({known})", where=f"model {name}", permanent=True)
+            raise InferenceError(
+                unknown(name, sorted(self._models), "models of the campaign"), where=f"model {name}", permanent=True
+            )
         return self._models[name]
 
     def start(self, model: str, inputs: Mapping[str, Any]) -> StandInAnswer:

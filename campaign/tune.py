@@ -27,6 +27,7 @@ from campaign.plan import Plan, longest_first
 from campaign.pool import ServerPool
 from campaign.processes import ask_child
 from campaign.protocols import Job, JobTicket, save_job
+from campaign.registry import counted
 from campaign.rundir import RunDir
 from campaign.spec import NOMINAL, Campaign
 from campaign.spent import AHEAD, RUN, WAIT, WRITE
@@ -97,7 +98,7 @@ def tune(checked: Checked, say: Callable[[str], None]) -> tuple[Measured, list[P
             job = Job(
                 checked.plan.code, checked.plan.readers, pool.address, campaign.read_rows, campaign.task_deadline_s
             )
-            say(f"reading {len(tasks)} files as the campaign does, then asking the server again and again")
+            say(f"reading {counted(len(tasks), 'file')} as the campaign does, then asking the server again and again")
             found = _in_child(save_job(job, root / "job"), tasks, root)
     return found, [propose(model, rates, found) for model, rates in sorted(found.rates.items())]
 
@@ -237,7 +238,7 @@ def _first(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
 def lines(campaign: Campaign, found: Measured, proposals: Sequence[Proposal]) -> Iterator[str]:
     """For a terminal: the table of rates, and the keys to set."""
     assert campaign.servers is not None
-    yield f"sample: {found.files} files, {found.events:,} events"
+    yield f"sample: {counted(found.files, 'file')}, {counted(found.events, 'event')}"
     yield f"a worker had {found.worker_s:.2f} s of work of its own and waited {found.waited_s:.2f} s for the server"
     for p in proposals:
         rates = found.rates[p.model]

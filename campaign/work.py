@@ -375,9 +375,15 @@ def _reduce(
 
 @dataclass(frozen=True)
 class Unseen:
-    """Why a file cannot tell whether the campaign is right."""
+    """Why a file cannot tell whether the campaign is right.
+
+    Attributes:
+        why: In words.
+        broken: The file cannot be read, and will not be readable if it is tried again.
+    """
 
     why: str
+    broken: bool = False
 
 
 def look(
@@ -399,7 +405,7 @@ def look(
         chain = Chain(worker, RunDir(Path("/nonexistent")), task, {})
         source = worker.open(task)
     except InputError as error:
-        return error if error.remedy.startswith("correct ") else Unseen(error.message)
+        return error if error.remedy.startswith("correct ") else Unseen(error.message, error.permanent)
     except CampaignError as error:
         return error
     except Exception as error:  # noqa: BLE001  a reader of the user's own; the run will tell

@@ -161,9 +161,9 @@ class Infer:
                 return Ragged.of(batch[columns], tensor, tensor.dtype, unsafe=unsafe)
             return Ragged.stack([batch[c] for c in names], tensor.dtype, tensor.shape, unsafe=unsafe)
         except DoesNotFit as error:
-            raise self._unfit(", ".join(names), tensor, error) from None
+            raise self._unfit(listed(names), tensor, error) from None
         except InferenceError as error:
-            text = f"the column{'s' * (len(names) > 1)} {', '.join(names)} cannot be sent as {tensor.name}"
+            text = f"the column{'s' * (len(names) > 1)} {listed(names)} cannot be sent as {tensor.name}"
             raise OutputError(f"{text}: {error.message}", remedy="fill, drop or convert such entries") from error
 
     def _column(self, array: Any, tensor: Tensor, batches: bool) -> Any:

@@ -54,9 +54,9 @@ def test_kinds_are_recognised(value, kind):
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (None, "returned nothing"), ({}, "an empty dict"), (3, "returned a int"), ([1, 2], "returned a list"),
+        (None, "returned nothing"), ({}, "an empty dict"), (3, "returned an int"), ([1, 2], "returned a list"),
         ({"x": X, "n": 3}, "different things .x: ndarray, n: int"), ({"x": "text"}, "different things"),
-        ({"h": H, "x": X}, "different things"), (X, "returned a ndarray"), ({"x": np.array(3.0)}, "different things"),
+        ({"h": H, "x": X}, "different things"), (X, "returned an ndarray"), ({"x": np.array(3.0)}, "different things"),
     ],
 )  # fmt: skip
 def test_what_is_no_output_is_refused_by_what_it_is(value, said):
@@ -75,7 +75,7 @@ def test_columns_of_unequal_length_are_refused():
     later["y"] = X[:2]
     with pytest.raises(OutputError, match="differ in length"):
         as_output(later, "s")
-    with pytest.raises(OutputError, match="column 'n' is a int"):
+    with pytest.raises(OutputError, match="column 'n' is an int"):
         Columns(n=3)
 
 
@@ -178,7 +178,7 @@ def test_an_empty_range_keeps_its_columns(tmp_path, name):
 def test_a_change_of_columns_between_ranges_is_named(tmp_path):
     """Ranges of one file have one schema: a column that comes, goes or changes its type is named."""
     for second, said in (
-        ({"x": X}, "y not in all"), ({"x": X, "y": X.astype(int)}, "y: double and int64"), ({"y": X, "x": X}, "order"),
+        ({"x": X}, "y not in all"), ({"x": X, "y": X.astype(int)}, "y .double and int64."), ({"y": X, "x": X}, "order"),
     ):  # fmt: skip
         made = ColumnsPartial(tmp_path / "p.parquet")
         made.add(Columns(x=X, y=X))

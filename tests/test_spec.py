@@ -54,7 +54,7 @@ REFUSED = {
         stages(x={"use": "u", "reduce": "hists", "datasets": "mc"}), ("stages", "x", "datasets"), "no 'datasets'"
     ),
     "with a per-file stage": (
-        stages(x={"use": "u", "with": ["hists"]}), ("stages", "x", "with"), "reduce stages: factors"
+        stages(x={"use": "u", "with": ["hists"]}), ("stages", "x", "with"), "reduce stages .known: factors"
     ),
     "with an unknown stage": (stages(x={"use": "u", "with": "nope"}), ("stages", "x", "with"), "'nope'"),
     "an unknown dataset": (stages(x={"use": "u", "datasets": ["md"]}), ("stages", "x", "datasets"), "mc, data"),

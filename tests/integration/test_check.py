@@ -169,13 +169,20 @@ def test_a_mistake_is_found_before_anything_is_started(said, mistake):
 
 @pytest.mark.slow
 def test_what_could_not_be_looked_at_is_said(said, place):
-    """A file that cannot be read is no fault of the campaign file, and nothing is claimed of it."""
+    """A file without rows is a note. Files that cannot be read are an error, where none may fail."""
     (place / "bad.root").write_bytes(b"root" + bytes(50))
     with uproot.recreate(place / "none.root") as file:
         file.mktree("t", {"x": "float32"})
     for name, why in (("bad", "cannot be read"), ("none", "it has no rows")):
         for options in ((), ("--try",)):
-            code, text = said("check", {"datasets/d/files": f"{name}.root"}, *options)
+            changes = {"datasets/d/files": f"{name}.root"}
+            if name == "bad":
+                code, text = said("check", changes, *options)
+                assert code == 2
+                assert f"datasets.d.files: no file can be read ({place}/bad.root: cannot be read: " in text
+                assert "  remedy: check or replace it; or let files fail: errors: {max_failed_files: N}" in text
+                changes["errors"] = {"max_failed_files": 1}
+            code, text = said("check", changes, *options)
             assert code == 0
             assert f"note: d: no file could be looked at ({place}/{name}.root: {why}" in text
             assert "looked at up to" not in text

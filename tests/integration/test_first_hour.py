@@ -253,7 +253,11 @@ def test_yaml_that_is_none_shows_the_line(place, capsys, mistake):
 @pytest.mark.parametrize("what", ["stop", "status", "report", "verify"])
 def test_a_folder_that_is_no_run_is_a_wrong_request(place, capsys, what):
     """Exit code 2, for a folder and for nothing at all."""
-    for name, said in (("models", "is no run directory"), ("nothing", "is not there")):
+    (place / "other").mkdir()
+    (place / "other/plan.json").write_text("{}")  # of another tool
+    for name, said in (
+        ("models", "is no run directory"), ("other", "is no run directory"), ("nothing", "is not there"),
+    ):  # fmt: skip
         assert cli.main([what, name]) == 2
         assert capsys.readouterr().err == (
             f"campaign: {name}: {said}\n  remedy: give the folder that 'campaign run' has made, runs/NAME for example\n"

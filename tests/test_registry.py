@@ -1,0 +1,67 @@
+"""Lists of names in messages: short for a file with thousands of branches, with the near name first."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from campaign.counts import what
+from campaign.errors import CampaignError
+from campaign.kserve import ModelInfo, Tensor, check_names
+from campaign.outputs import _cannot_hold, _difference, as_output
+from campaign.registry import article, counted, listed, unknown
+from campaign.spec import _known
+from campaign.standin import StandInServers
+
+NAMES = [f"a_branch_with_a_long_name_{i:05d}" for i in range(1_700)]
+NEAR = "a_branch_with_a_long_name_0160"
+
+
+def message(call) -> str:
+    """Of the error that is raised."""
+    with pytest.raises(CampaignError) as caught:
+        call()
+    return caught.value.message
+
+
+def model() -> ModelInfo:
+    """With as many inputs."""
+    return ModelInfo("m", tuple(Tensor(n, "FP32", (-1, 1)) for n in NAMES), (), 8, 8, False)
+
+
+SIGNATURE = {"inputs": [], "outputs": [], "batch": 8, "max_batch": 8, "optional": []}
+LISTS = {
+    "unknown": lambda: unknown(NEAR, NAMES, "branches"),
+    "campaign": lambda: message(lambda: _known(NEAR, NAMES, ("stages",), "stages")),
+    "inputs": lambda: message(lambda: check_names(model(), dict.fromkeys([*NAMES[1:], NEAR], np.zeros(1)))),
+    "stand-in": lambda: message(lambda: StandInServers(dict.fromkeys(NAMES, SIGNATURE)).model(NEAR)),
+    "a dict of different things": lambda: message(
+        lambda: as_output({**dict.fromkeys(NAMES, 1), NEAR: np.zeros(3)}, "s")
+    ),
+    "columns": lambda: _cannot_hold(pa.schema([(n, pa.int8()) for n in NAMES]), ValueError("x")).message,
+    "other columns": lambda: _difference(pa.schema([(n, pa.int8()) for n in NAMES]), pa.schema([])),
+    "other types": lambda: _difference(*(pa.schema([(n, t) for n in NAMES]) for t in (pa.int8(), pa.int16()))),
+}
+
+
+@pytest.mark.parametrize("place", LISTS)
+def test_a_list_of_names_is_cut(place):
+    """Five of them, and how many more there are."""
+    text = LISTS[place]()
+    assert len(text) < 600, text
+    assert "more" in text
+
+
+@pytest.mark.parametrize("place", ["unknown", "campaign", "inputs", "stand-in"])
+def test_the_near_name_is_asked_for(place):
+    """As the user may have meant it."""
+    assert "did you mean 'a_branch_with_a_long_name_0" in LISTS[place]()
+
+
+def test_words_agree_with_their_number():
+    """And the article with the noun."""
+    assert [counted(n, "file") for n in (0, 1, 2, 1_000)] == ["0 files", "1 file", "2 files", "1,000 files"]
+    assert [article(n) for n in ("str", "int", "Array", "ndarray")] == ["a str", "an int", "an Array", "an ndarray"]
+    assert what(1) == "an int"
+    assert listed(["a", "b"]) == "a, b"
