@@ -51,8 +51,10 @@ def check_options(
         if item["type"] == "missing":
             raise SpecError(f"the key '{at[-1]}' is needed", key=key, remedy=f"allowed: {', '.join(known)}") from None
         field = options.model_fields.get(str(item["loc"][0])) if item["loc"] else None
-        found = "" if field is not None and not field.repr else f"; found {item.get('input')!r}"
-        raise SpecError(item["msg"].removeprefix("Value error, ") + found, key=at) from None
+        text = registry.needed(item)
+        if field is not None and not field.repr:  # a secret
+            text = text.rpartition("; found ")[0] or text
+        raise SpecError(text, key=at) from None
 
 
 SHELL = ("worker_init",)  # options that are lines of a shell script on purpose

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -116,3 +116,37 @@ def counted(n: int, noun: str) -> str:
 def article(noun: str) -> str:
     """A noun behind its indefinite article: ``a str``, ``an Array``."""
     return f"{'an' if noun[:1].lower() in 'aeiou' or noun == 'ndarray' else 'a'} {noun}"
+
+
+_NEEDED = (  # what pydantic's type of an error begins with: in our words
+    (("dict", "mapping", "model", "dataclass"), "a mapping of keys is needed"),
+    (("list", "tuple", "set", "iterable"), "a list is needed"),
+    (("string_too_short",), "text that is not empty is needed"),
+    (("string_type", "path", "callable"), "text is needed"),
+    (("int",), "a whole number is needed"),
+    (("float", "decimal"), "a number is needed"),
+    (("finite",), "a finite number is needed"),
+    (("bool",), "true or false is needed"),
+    (("greater_than_equal",), "at least {ge} is needed"),
+    (("greater_than",), "more than {gt} is needed"),
+    (("less_than_equal",), "at most {le} is needed"),
+    (("less_than",), "less than {lt} is needed"),
+    (("literal",), "one of {expected} is needed"),
+    (("too_short",), "at least {min_length} entries are needed"),
+    (("too_long",), "at most {max_length} entries are allowed"),
+)
+
+
+def needed(item: Mapping[str, Any]) -> str:
+    """What is wrong with a value, in words of ours.
+
+    Args:
+        item: One of pydantic's ``errors()``; keys beside the one at fault are not shown: headers may be among them.
+    """
+    given = item.get("input")
+    if given is None:
+        return "nothing stands behind this key; write a value, or remove the key"
+    found = "a mapping" if isinstance(given, Mapping) else "a list" if isinstance(given, (list, tuple)) else repr(given)
+    words = next((words for kinds, words in _NEEDED if item["type"].startswith(kinds)), None)
+    text = words.format(**item.get("ctx", {})) if words else str(item["msg"]).removeprefix("Value error, ")
+    return f"{text}; found {found[:80]}"

@@ -150,6 +150,9 @@ def _models(value: Any) -> Any:
     if isinstance(value, str):
         value = [value]
     if isinstance(value, (list, tuple)):
+        odd = next((name for name in value if not isinstance(name, str)), None)
+        if odd is not None:
+            raise ValueError(f"a list of models holds names, and {odd!r} is none")
         return {name: {} for name in value}
     return {k: {} if v is None else v for k, v in value.items()} if isinstance(value, Mapping) else value
 

@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from campaign import yamlscalars
+from campaign import yamlscalars, yamlwords
 from campaign.errors import SpecError
+from campaign.registry import needed
 from campaign.spec import Campaign, Key, Origin
 
 MERGE = "tag:yaml.org,2002:merge"
@@ -122,14 +123,14 @@ def parse(path: Path) -> tuple[Any, dict[Key, int]]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise SpecError(f"is larger than {MAX_BYTES} bytes", where=str(path), remedy="list files in a .txt file")
-        text = path.read_text(encoding="utf-8")
+        text = yamlwords.decoded(path.read_bytes(), str(path))
         root = yaml.compose(text, Loader=yamlscalars.Loader)
     except OSError as error:
         raise SpecError(
             f"cannot be read: {error.strerror or error}", where=str(path), remedy="check the path"
         ) from None
     except _BAD_YAML as error:
-        raise _not_yaml("is not valid YAML", path, error, "check indentation and quotes") from None
+        raise yamlwords.refusal(error, text, str(path)) from None
     lines: dict[Key, int] = {}
     doubts: list[str] = []
     if root is not None:
@@ -139,7 +140,7 @@ def parse(path: Path) -> tuple[Any, dict[Key, int]]:
     try:
         return _unshared(yaml.load(text, Loader=yamlscalars.Loader)), lines  # noqa: S506  a SafeLoader
     except _BAD_YAML as error:
-        raise _not_yaml("is not plain YAML data", path, error, "write plain text, numbers, lists and keys") from None
+        raise yamlwords.refusal(error, text, str(path)) from None
 
 
 def _doubtful(doubts: list[str]) -> SpecError:
@@ -147,28 +148,6 @@ def _doubtful(doubts: list[str]) -> SpecError:
         where, _, said = doubts[0].partition(": ")
         return SpecError(said, where=where)
     return SpecError("".join(f"\n{doubt}" for doubt in doubts), where="values that may mean two things")
-
-
-def _not_yaml(what: str, path: Path, error: Exception, remedy: str) -> SpecError:
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    if "could not find expected ':'" in str(getattr(error, "problem", "")):
-        mark = getattr(error, "context_mark", None) or mark  # where the key began that has none
-    where = f"{path}:{mark.line + 1}" if mark else str(path)
-    line = _line_of(path, mark.line) if mark else ""
-    if "\\t" in str(getattr(error, "problem", "")) or "\t" in line[: len(line) - len(line.lstrip())]:
-        return SpecError(f"a tab stands in this line: {line.strip()}", where=where, remedy="indent with spaces")
-    why = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error) or type(error).__name__
-    if line.strip() and ("':'" in str(why) or "mapping values" in str(why)):
-        return SpecError(
-            f"{what}: {why}, at this line: {line.strip()}", where=where,
-            remedy="write 'key: value' with a colon and a space after each key; quote text that holds ': '",
-        )  # fmt: skip
-    return SpecError(f"{what}: {why}", where=where, remedy=remedy)
-
-
-def _line_of(path: Path, number: int) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return lines[number] if number < len(lines) else ""
 
 
 def _unshared(value: Any) -> Any:
@@ -274,9 +253,10 @@ def _explain(error: ValidationError, origin: Origin, data: Any) -> SpecError:
     problems: dict[tuple[str, str], Key] = {}
     items = [(item, _real(item, data)) for item in error.errors()]
     for item, key in items:
-        # Where a text or a mapping may stand and the mapping is wrong, that it is no text is no news.
+        # Where a text or a mapping may stand and the mapping is wrong, that it is no text is no news. A function can
+        # stand in Python only.
         inside = any(len(other) > len(key) and other[: len(key)] == key for _, other in items)
-        if not (inside and item["type"] == "string_type"):
+        if not (inside and item["type"] == "string_type") and item["type"] != "callable_type":
             problems.setdefault((origin.place(key), _sentence(item, key)), key)
     (where, message), key = next(iter(problems.items()))
     if len(problems) > 1:
@@ -307,15 +287,12 @@ def _sentence(item: Any, key: Key) -> str:
         return f"unknown key{guess} (allowed: {', '.join(known)})"
     if item["type"] == "missing":
         return "this key is needed"
-    if item["type"] == "string_type" and isinstance(item["input"], (bool, int, float, type(None))):
-        kind = (
-            "nothing" if item["input"] is None else "true or false" if isinstance(item["input"], bool) else "a number"
-        )
-        what = "a key is text" if item["loc"][-1] == "[key]" else "text is needed"
-        return f"{what}, and {item['input']!r} is {kind}; write quotes around it, as it stands in the file"
-    given = item.get("input")  # keys beside the one at fault are not shown: headers may be among them
-    found = "a mapping" if isinstance(given, Mapping) else repr(given)
-    return f"{item['msg'].removeprefix('Value error, ')}; found {found[:80]}"
+    given = item["input"]
+    if item["type"] == "string_type" and isinstance(given, (bool, int, float)):
+        kind = "true or false" if isinstance(given, bool) else "a number"
+        want = "a key is text" if item["loc"][-1] == "[key]" else "text is needed"
+        return f"{want}, and {given!r} is {kind}; write quotes around it, as it stands in the file"
+    return needed(item)
 
 
 def known_keys(model: type[BaseModel], key: Key) -> list[str]:

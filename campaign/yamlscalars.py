@@ -43,6 +43,10 @@ _DOUBTFUL: tuple[tuple[str, str, str], ...] = (
     ),
     (r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt\s].*)?", "a date or text", ""),
 )
+ODD_NAMES = {"\u00a0": "a no-break space", "\u200b": "a zero-width space", "\ufeff": "a byte order mark"}
+ODD_SPACE = "[\u00a0\u1680\u2000-\u200d\u202f\u205f\u2060\u3000\ufeff]"  # spaces to the eye, letters to YAML
+_CURLY = "[\u2018-\u201f]"
+_ODD = rf"(?s:{ODD_SPACE}.*|.*{ODD_SPACE}|{_CURLY}.*)"
 _DOUBT = [(re.compile(pattern), might, write) for pattern, might, write in _DOUBTFUL]
 _PREFIX = "tag:yaml.org,2002:"
 _TAGS = ((_NULL, "null"), (_BOOL, "bool"), (_INT, "int"), (_FLOAT, "float"))
@@ -67,7 +71,7 @@ class Loader(yaml.SafeLoader):
 class Dumper(yaml.SafeDumper):
     """Writes what `Loader` reads back: text that would be another value, or be refused, is quoted."""
 
-    yaml_implicit_resolvers = _resolvers((*_TAGS, *((pattern, "doubt") for pattern, _, _ in _DOUBTFUL)))
+    yaml_implicit_resolvers = _resolvers((*_TAGS, (_ODD, "odd"), *((pattern, "doubt") for pattern, _, _ in _DOUBTFUL)))
 
 
 def doubt(node: yaml.Node) -> str:
@@ -82,6 +86,8 @@ def doubt(node: yaml.Node) -> str:
         return ""
     text = node.value
     if node.style is None and node.tag == _PREFIX + "str":
+        if odd := _odd(text):
+            return odd
         for pattern, might, write in _DOUBT:
             if pattern.fullmatch(text):
                 other = f", or {write}" if write else ""
@@ -95,17 +101,33 @@ def doubt(node: yaml.Node) -> str:
     return ""
 
 
+def _odd(text: str) -> str:
+    """What a reader cannot see at the edges of a text without quotes: odd spaces and curly quotes."""
+    if re.match(_CURLY, text):
+        return f"{text} begins with a curly quote (U+{ord(text[0]):04X}); write straight quotes around the text"
+    found = re.match(ODD_SPACE, text) or re.search(rf"{ODD_SPACE}\Z", text)
+    if not found:
+        return ""
+    name, place = ODD_NAMES.get(found[0], "an odd space"), "ends" if found.start() else "begins"
+    shown = re.sub(rf"^{ODD_SPACE}+|{ODD_SPACE}+$", "", text)
+    return f"{shown} {place} with {name} (U+{ord(found[0]):04X}); write plain spaces"
+
+
 def key_doubt(name: yaml.Node, given: yaml.Node, flow: bool) -> str:
-    """What a reader cannot be sure of in a key that is no text; empty if there is nothing.
+    """What a reader cannot be sure of in a key; empty if there is nothing.
 
     Args:
         name: The node of the key.
         given: The node of its value.
         flow: Whether the mapping is written in braces.
     """
-    if not isinstance(name, yaml.ScalarNode) or name.tag in (_PREFIX + "str", _PREFIX + "merge") or doubt(name):
+    if not isinstance(name, yaml.ScalarNode) or name.tag == _PREFIX + "merge" or doubt(name):
         return ""
-    if flow and isinstance(given, yaml.ScalarNode) and given.tag == _PREFIX + "null" and not given.value:
+    alone = flow and isinstance(given, yaml.ScalarNode) and given.tag == _PREFIX + "null" and not given.value
+    if name.tag == _PREFIX + "str":
+        parts = re.fullmatch(r"(\w+)(?::| +)(\S.*)", name.value) if alone and name.style is None else None
+        return f"{name.value} has no value; write '{parts[1]}: {parts[2]}' with a colon and a space" if parts else ""
+    if alone:
         return f"{name.value} stands behind a comma and has no value; in a number write a decimal point"
     written = str(yaml.dump(value(name), Dumper=Dumper)).partition("\n")[0]
     if name.style is None and written != name.value:

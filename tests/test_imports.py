@@ -46,7 +46,7 @@ FLOORS = [
         "address",
     ],
     ["hardship", "limbs", "slices", "exact", "spent", "userfile", "stagelog", "watch"],
-    ["registry", "axes", "binning", "histogram", "spec", "rundir", "yamlscalars"],
+    ["registry", "axes", "binning", "histogram", "spec", "rundir", "yamlscalars", "yamlwords"],
     ["tls", "enclose"],
     ["frame", "counts", "receipts", "pack", "frozenvalue", "protocols"],
     ["codehash", "weighwords", "stagecode", "checks", "specfile"],

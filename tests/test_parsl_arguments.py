@@ -112,7 +112,7 @@ def test_arguments_of_the_executor_are_looked_at_too(tmp_path, line, said):
     ("provider: {class: SlurmProvider}", "without 'kind' the provider is 'local'; for another write kind: parsl"),
     ("provider: {kind: 'site.py:Mine'}", "there is no file {}/site.py"),
     ("provider: {kind: 'mine.py:Min'}", "'Min' is none of the classes of mine.py; did you mean 'Mine'?"),
-    ("provider: {kind: 'mine.py:Mine', account: 5}", "provider.account: Input should be a valid string; found 5"),
+    ("provider: {kind: 'mine.py:Mine', account: 5}", "provider.account: text is needed; found 5"),
     ("provider: {kind: 'mine.py:Mine', acount: m}", "provider.acount: 'acount' is none of the keys here"),
     ("provider: {kind: 'mine.py:Mine'}", "the key 'account' is needed"),
 ])  # fmt: skip

@@ -237,7 +237,7 @@ def test_a_model_input_or_output_that_is_not_there_is_refused(made, key, said):
         (registry.PROVIDERS, ProviderSpec, {"nope": 1}, "'nope' is none of the keys here"),
         (registry.SERVERS, ServerSpec, {"model_repositry": "m"}, "did you mean 'model_repository'"),
         (registry.SERVERS, ServerSpec, {"model_repository": {"a": 1}}, "found"),
-        (registry.SERVERS, ServerSpec, {"launcher": "nope"}, "Input should be 'embedded'"),
+        (registry.SERVERS, ServerSpec, {"launcher": "nope"}, "one of 'embedded'.* is needed; found 'nope'"),
     ],
 )
 def test_options_of_a_kind_are_held_against_what_it_publishes(group, owner, given, said):

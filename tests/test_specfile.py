@@ -65,16 +65,16 @@ WRONG = {
     "unknown key of a model": (
         "batch: 64", "batsh: 64", 8, "servers.models.tagger.batsh", "did you mean 'batch'? (allowed: batch, tails,"
     ),
-    "a range for the count": ("count: 1", "count: {min: 1, max: 4}", 9, "servers.count", "valid integer"),
+    "a range for the count": ("count: 1", "count: {min: 1, max: 4}", 9, "servers.count", "a whole number is needed"),
     "unknown key of a variation": (
         "tree: JES", "three: JES", 17, "variations.jes_up.three", "did you mean 'tree'? (allowed: datasets, tree,"
     ),
     "nothing near": ("provider: local", "zzz: 1", 10, "zzz", "unknown key (allowed: campaign, datasets, stages,"),
-    "wrong type": ("count: 1", "count: many", 9, "servers.count", "valid integer"),
-    "wrong value": ("batch: 64", "batch: -1", 8, "servers.models.tagger.batch", "greater than or equal to 1; found -1"),
-    "list for a mapping": ("{batch: 64}", "[64]", 8, "servers.models.tagger", "found [64]"),
+    "wrong type": ("count: 1", "count: many", 9, "servers.count", "a whole number is needed; found 'many'"),
+    "wrong value": ("batch: 64", "batch: -1", 8, "servers.models.tagger.batch", "at least 1 is needed; found -1"),
+    "list for a mapping": ("{batch: 64}", "[64]", 8, "servers.models.tagger", "a mapping of keys is needed"),
     "number for a name": ("provider: local", "provider: 7", 10, "provider", "found 7"),
-    "nothing for a stage": ('{use: "qg.py:select"}', "", 12, "stages.select", "found None"),
+    "nothing for a stage": ('{use: "qg.py:select"}', "", 12, "stages.select", "nothing stands behind this key"),
     "missing key": ("    tree: nominal\n", "", 4, "datasets.data.tree", "this key is needed"),
     "missing use": ('use: "qg.py:factors", ', "", 15, "stages.factors.use", "this key is needed"),
     "missing stages": ("stages:", "variations_:", 1, "stages", "this key is needed"),
@@ -100,14 +100,14 @@ def test_an_error_names_file_line_and_key(write, case):
 
 NOT_YAML = {
     "tab": ("campaign: x\n\tdatasets: {}\n", 2, "a tab stands in this line"),
-    "indentation": ("campaign: x\n  datasets: {}\n", 2, "not allowed here"),
-    "unclosed": ("campaign: [x\n", 2, "expected"),
-    "two documents": ("campaign: x\n---\ncampaign: y\n", 2, "single document|another document"),
+    "indentation": ("campaign: x\n  datasets: {}\n", 2, "indented deeper than the line above it"),
+    "unclosed": ("campaign: [x\n", 1, "the bracket .* is not closed"),
+    "two documents": ("campaign: x\n---\ncampaign: y\n", 2, "a second document begins here"),
     "python object": ("campaign: !!python/object/apply:os.system ['touch /tmp/never']\n", 1, "has the tag !!python"),
     "python name": ("campaign: x\nstages: !!python/name:os.system\n", 2, "has the tag !!python"),
-    "key that is a list": ("campaign: x\n? [a, b]\n: c\n", 2, "unhashable"),
+    "key that is a list": ("campaign: x\n? [a, b]\n: c\n", 2, "where a key is expected"),
     "impossible date": ("campaign: 2020-13-45\n", 1, "may be a date or text"),
-    "control character": ("campaign: \x01\n", None, "special characters"),
+    "control character": ("campaign: \x01\n", 1, "U.0001 cannot stand in YAML"),
     "list": ("- a\n- b\n", 1, "not a mapping of keys but a list"),
     "text": ("hello\n", 1, "not a mapping of keys but a str"),
     "empty": ("", 1, "is empty"),
@@ -197,7 +197,7 @@ WRONG_SETS = {
     "datasets.mc.files.0=x": "'files' is 'mc/*.root' and has no keys",
     "campaign.name=x": "'campaign' is 'demo' and has no keys",
     "server.count=2": "did you mean 'servers'?",
-    "servers.count=many": "valid integer",
+    "servers.count=many": "a whole number is needed",
     "stages.first.from=nope": "'nope' is none of",
 }
 

@@ -66,7 +66,7 @@ def dies(batch, ctx):
     import os
     print("before the end")
     if len(batch) > 100:
-        os.kill(os.getpid(), 9 if batch.MET_pt[0] < 0 else 6)
+        os.kill(os.getpid(), 6)
     return fill(batch, ctx)
 
 def mean(merged, ctx):
@@ -235,7 +235,7 @@ campaign: c.yaml:3: a tab stands in this line: d:
   remedy: indent with spaces
 """),
     "no colon": ("tree: Events", "tree Events", """\
-campaign: c.yaml:5: is not valid YAML: could not find expected ':', at this line: tree Events
+campaign: c.yaml:5: there is no colon after the key in this line: tree Events
   remedy: write 'key: value' with a colon and a space after each key; quote text that holds ': '
 """),
 }  # fmt: skip
