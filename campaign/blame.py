@@ -46,6 +46,8 @@ def explain(error: Exception | SystemExit, stage: str, where: str, url: str) -> 
     if not text and user and user[-1].line:  # assert x > 0
         text = f"at '{user[-1].line}'"
     made = StageError(f"raised {type(error).__name__}: {_cut(text, LINE)}", where=place, log=log)
+    mine = next((f for f in reversed(user) if "/site-packages/" not in f.filename), None)
+    made.line = f"{mine.filename}:{mine.lineno}" if mine else ""
     made.permanent = not passing(error)
     return made
 

@@ -169,7 +169,13 @@ def passing(error: BaseException) -> bool:
 
 
 class StageError(CampaignError):
-    """A stage raised; carries the stage's traceback as its log."""
+    """A stage raised; carries the stage's traceback as its log.
+
+    Attributes:
+        line: ``FILE:LINE`` of the user's code where it did; empty: not known.
+    """
+
+    line = ""
 
 
 class PartialError(CampaignError):

@@ -31,6 +31,7 @@ from campaign.registry import counted
 from campaign.rundir import RunDir
 from campaign.spec import NOMINAL, Campaign
 from campaign.spent import AHEAD, RUN, WAIT, WRITE
+from campaign.stagelog import silent
 from campaign.task import Task
 
 ROWS = 131_072  # of a model's input that are kept to be sent again
@@ -139,7 +140,9 @@ def _in_child(job: JobTicket, tasks: list[Task], root: Path) -> Measured:
 
 def _measure_and_tell(pipe: Connection, job: JobTicket, tasks: list[Task], root: Path) -> None:
     try:
-        pipe.send(_measure(job, tasks, root))
+        with silent():  # what stages print is no line of the table
+            found = _measure(job, tasks, root)
+        pipe.send(found)
     except CampaignError as error:
         pipe.send(error)
 

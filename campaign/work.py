@@ -19,7 +19,7 @@ from typing import Any
 from campaign.blame import MissingBranch, explain
 from campaign.chain import Chain, Frozen, Worker
 from campaign.datasets import changed
-from campaign.errors import BranchError, CampaignError, InputError, OutputError, PartialError
+from campaign.errors import BranchError, CampaignError, InputError, OutputError, PartialError, StageError
 from campaign.frozenvalue import freeze, fresh, thawed
 from campaign.merge import (
     LazyMerged,
@@ -424,7 +424,8 @@ def look(
     except OutputError as error:
         return error
     except CampaignError as error:
-        return f"{error.where}: {error.message}"  # a few rows may be to blame: the run will tell with all of them
+        at = f" ({error.line})" if isinstance(error, StageError) and error.line else ""
+        return f"{error.where}: {error.message}{at}"  # a few rows may be to blame: the run will tell with all of them
     finally:
         source.close()
 
