@@ -276,6 +276,16 @@ def test_a_wrong_number_on_the_command_line_is_named(place, capsys, option, valu
     assert capsys.readouterr().err.splitlines()[-1] == f"campaign run: error: {said}"
 
 
+def test_a_wrong_percentage_is_named(place, capsys):
+    """More than all files cannot be read again."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["verify", "runs/mine", "--sample", "200"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "campaign verify: error: argument --sample: '200' is no percentage from 0 to 100"
+    )
+
+
 def errors_of(place, changes):
     (place / "c.yaml").write_text(changed(changes))
     done = command("run", "c.yaml", "--quiet", cwd=place)
