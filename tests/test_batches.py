@@ -8,7 +8,7 @@ from concurrent.futures import BrokenExecutor, Executor, Future
 import numpy as np
 import pytest
 
-from campaign import Campaign, Dataset, StageSpec, batches
+from campaign import Campaign, Dataset, StageSpec, Variation, batches
 from campaign.batches import Queue
 from campaign.errors import ProviderError
 from campaign.ledger import Ledger
@@ -294,3 +294,20 @@ def test_tasks_tried_again_join_the_others_of_their_shape(two_passes):
     queue.add(Pass(shape, np.array([3, 39])))
     left = np.concatenate([p for s, p in everything(queue, ready=lambda shape: shape is first.shape)])
     assert left.tolist() == sorted([*range(39), 3, 39], reverse=True)
+
+
+def test_nominal_goes_first(tmp_path):
+    """Before variations whose files are larger: who draws figures of it, or waits for it, works beside the rest."""
+    (tmp_path / "st.py").write_text(STAGES)
+    (tmp_path / "small.root").write_bytes(b"x")
+    (tmp_path / "large.root").write_bytes(b"x" * 1000)
+    campaign = Campaign(
+        campaign="c", datasets={"d": Dataset(files="small.root", tree="t")}, stages={"a": StageSpec(use="st.py:s")},
+        variations={"up": Variation(datasets=["d"], files="large.root")},
+    ).at(tmp_path)  # fmt: skip
+    made = plan(campaign, {})
+    passes = made.todo()
+    assert [p.shape.nominal for p in passes].count(True) == 1
+    for order in (passes, passes[::-1]):
+        found = everything(Queue(order, Ledger(made, Receipts(tmp_path / "log")), 1))
+        assert [shape.nominal for shape, _ in found] == [True, False]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from campaign.chain import row_ranges
+from campaign import Campaign, Dataset, StageSpec
+from campaign.chain import Chain, Worker, row_ranges
+from campaign.engine import check, job_of
+from campaign.pack import PackWriter
+from campaign.rundir import RunDir
+from campaign.spent import AHEAD
+from tests.conftest import write_tree
 
 
 @given(st.integers(0, 500), st.integers(1, 60), st.lists(st.integers(0, 500), max_size=40))
@@ -39,3 +46,36 @@ def test_a_file_of_one_large_cluster_is_cut_all_the_same():
 def test_an_empty_file_has_one_range_of_nothing():
     """So that its stages are called and its outputs exist."""
     assert list(row_ranges(0, 100)) == [(0, 0)]
+
+
+STAGE = """
+def count(batch, ctx):
+    return {"n": len(batch)}
+"""
+
+
+def test_the_next_range_is_read_while_the_one_before_is_worked_on(tmp_path):
+    """In the background from the second range on: the first says which branches are used."""
+    (tmp_path / "s.py").write_text(STAGE)
+    write_tree(tmp_path / "a.root", n=1000)
+    spec = Campaign(
+        campaign="c", datasets={"d": Dataset(files="a.root", tree="events")}, stages={"n": StageSpec(use="s.py:count")},
+        read_rows=300,
+    ).at(tmp_path)  # fmt: skip
+    checked = check(spec)
+    (only,) = checked.plan.todo()
+    rundir = RunDir(tmp_path / "r")
+    with PackWriter(rundir) as pack:
+        chain = Chain(Worker(job_of(checked.plan)), rundir, only.shape.tasks([0]).task(0), {}, "", pack)
+        read, names = chain._read_range, []
+
+        def noted(source, span, *more):
+            names.append((span, threading.current_thread() is threading.main_thread()))
+            return read(source, span, *more)
+
+        chain._read_range = noted
+        chain.run()
+    spans = [span for span, _ in sorted(names)]
+    assert len(spans) == 4
+    assert [main for _, main in sorted(names)] == [True, True, False, False]
+    assert chain.spent["read", AHEAD] > 0

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from campaign.errors import PartialError, RunDirBusy, SpecError
+from campaign.frozenvalue import freeze
 from campaign.pack import PackReader, PackWriter
 from campaign.receipts import Receipt, Receipts, parse
 from campaign.report import Report
@@ -360,7 +361,7 @@ def test_whoever_may_read_a_run_directory_sees_its_owner(tmp_path):
     run = RunDir(tmp_path)
     bound = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
     argv = [*bound, sys.executable, "-m", "campaign.cli", "status", str(tmp_path)]
-    (tmp_path / "plan.json").write_text("{}")
+    (tmp_path / "plan.json").write_text('{"plan": ""}')
     with run.owned():
         (tmp_path / "lock").chmod(0o444)
         told = subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -369,3 +370,43 @@ def test_whoever_may_read_a_run_directory_sees_its_owner(tmp_path):
         told = subprocess.run(argv, capture_output=True, text=True, check=False)
         assert told.returncode == 1
         assert "whether a campaign runs there cannot be told: Permission denied" in told.stderr
+
+
+def test_what_is_durable_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """The content is synced before the file appears, and its name after: a power cut leaves all of it, or none."""
+    path, seen, sync = tmp_path / "report.json", [], os.fsync
+
+    def noted(fd):
+        seen.append((Path(f"/proc/self/fd/{fd}").readlink(), path.exists(), os.fstat(fd).st_size))
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    write_json(path, {"a": 1})
+    assert seen == []
+    path.unlink()
+    write_json(path, {"a": 1}, durable=True)
+    (aside, there, size), (folder, then, _) = seen
+    assert aside.parent == tmp_path
+    assert (aside != path, there, size) == (True, False, path.stat().st_size)
+    assert (folder, then) == (tmp_path, True)
+
+
+def test_what_says_that_a_run_is_complete_is_durable(tmp_path, monkeypatch):
+    """The report, a frozen value, and the receipt of one."""
+    synced, sync = [], os.fsync
+
+    def noted(fd):
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    Report("c", str(tmp_path)).save()
+    assert any("report.json" in name for name in synced)
+    freeze({"a": 1}, tmp_path / "value")
+    assert any("value" in name for name in synced)
+    log = Receipts(tmp_path / "receipts.jsonl")
+    log.add(receipt("a"))
+    assert "receipts.jsonl" not in synced
+    log.add(receipt("b"), durable=True)
+    log.close()
+    assert "receipts.jsonl" in synced
