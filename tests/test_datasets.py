@@ -196,7 +196,7 @@ def test_a_pattern_without_values_is_a_pattern(tree):
         ('"*": {xs: 1}\n"b_*": {xs: 2}\n', "two patterns give .*b_1.root another 'xs'"),
         ("- a\n", "not a mapping"), ('"*": 3\n', "not a mapping"), ("1: {xs: 1}\n", "pattern 1 is no text"),
         ('"*": {xs: .nan}\n', "Out of range|nan"), ('"*": {day: 2020-01-01}\n', "may be a date or text"),
-        ('"*": {xs: 1\n', "s.yaml:2"), ('"*": {xs: 1, xs: 2}\n', "stands twice"),
+        ('"*": {xs: 1\n', "s.yaml:1"), ('"*": {xs: 1, xs: 2}\n', "stands twice"),
     ],
 )  # fmt: skip
 def test_a_wrong_side_file_is_refused(tree, text, said):
