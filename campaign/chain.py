@@ -16,7 +16,7 @@ import awkward as ak
 import numpy as np
 
 from campaign.aside import aside
-from campaign.blame import explain
+from campaign.blame import MissingBranch, explain
 from campaign.client import Servers, Shared, Stream, connect
 from campaign.errors import BranchError, CampaignError, InputError, OutputError, StageError
 from campaign.frozenvalue import fresh, thawed
@@ -322,9 +322,11 @@ class Chain:
                 error.stage = error.stage or step.stage
             raise
         except (Exception, SystemExit) as error:  # the user's code: whatever it raises is told with its traceback
-            raise explain(
-                error, step.stage, self.worker.job.stages[step.stage].where, self.task.source.file.url
-            ) from error
+            told = explain(error, step.stage, self.worker.job.stages[step.stage].where, self.task.source.file.url)
+            before = next((s.stage for s in self.task.steps if s.key == step.parent), None)
+            if before is not None and isinstance(told, MissingBranch):  # no branch of the file, whatever it has
+                told.stage, told.remedy = step.stage, f"correct the name, or return this column in stage {before}"
+            raise told from error
         finally:
             trim()
             waited = self.worker.waited_s - waited

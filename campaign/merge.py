@@ -19,6 +19,7 @@ from campaign.outputs import COLUMNS, COUNTS, HISTOGRAMS, ColumnsReader, Histogr
 from campaign.pack import AGAIN, PackReader
 from campaign.plan import Output
 from campaign.receipts import MERGED, Receipt
+from campaign.registry import unknown
 from campaign.rundir import RunDir, canonical_json, digest, file_digest, sync_all, write_aside, write_json
 from campaign.schemas import Schemas, unify
 
@@ -68,6 +69,13 @@ class Merged:
         return read_counts(self.path.with_suffix(".exact.json")).rounded()
 
 
+class MissingDataset(KeyError):
+    """A reduce stage asks for a dataset of which nothing is merged for it."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError shows the repr
+
+
 @dataclass
 class LazyMerged(Mapping[str, Any]):
     """Merged outputs by dataset, each read when it is asked for."""
@@ -76,6 +84,8 @@ class LazyMerged(Mapping[str, Any]):
     _read: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, dataset: str) -> Any:
+        if dataset not in self.by_dataset:
+            raise MissingDataset(unknown(dataset, list(self.by_dataset), "datasets that are merged here"))
         if dataset not in self._read:
             self._read[dataset] = self.by_dataset[dataset].load()
         return self._read[dataset]

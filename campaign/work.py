@@ -419,6 +419,8 @@ def look(
         known = isinstance(error, BranchError) or error.where.startswith("weight ")
         return error if known else Unseen(error.message)
     except MissingBranch as error:
+        if error.stage:  # a column of another stage
+            return error
         error.where = f"{task.source.file.url}, tree {task.source.tree}: {error.where}"
         return error
     except OutputError as error:

@@ -309,3 +309,15 @@ def test_a_range_with_a_file_made_anew_is_merged_again():
     tree.drop(2 * LEAF)
     assert tree.leaves == {0: None}
     assert tree.spoilt == {2 * LEAF}
+
+
+def test_a_dataset_that_is_not_merged_is_named_with_those_that_are():
+    """As a mapping does, with the near name; ``get`` and ``in`` as ever."""
+    merged = LazyMerged({"data_2018": None, "mc": None})
+    with pytest.raises(KeyError) as caught:
+        merged["data_2017"]
+    assert str(caught.value) == (
+        "'data_2017' is none of the datasets that are merged here; did you mean 'data_2018'? (known: data_2018, mc)"
+    )
+    assert merged.get("nope") is None
+    assert "nope" not in merged

@@ -72,6 +72,9 @@ def dies(batch, ctx):
 def mean(merged, ctx):
     print("a word of the reduce stage")
     return 1 / 0
+
+def other(batch, ctx):
+    return {"x": batch.mett}
 """
 HELPERS = """\
 def ratio(x):
@@ -148,6 +151,14 @@ Events: stage select (s.py:missing))
     |     return {"x": batch.MET_ptt}
     | AttributeError: no field named 'MET_ptt'
 """),
+    "wrong column": ({"stages/inf": None, "servers": None, "stages/fil/use": "s.py:other"}, """\
+campaign: c.yaml:9: stages.fil: asks for 'mett', which is not there; did you mean 'met'? (in stage fil (s.py:other))
+  remedy: correct the name, or return this column in stage select
+  log:
+    |   File "s.py", line 58, in other
+    |     return {"x": batch.mett}
+    | AttributeError: no field named 'mett'
+"""),
     "wrong name under branches": ({"datasets/d/branches": {"met": "MET_ptt"}}, """\
 campaign: c.yaml:3: datasets.d: 'MET_ptt' is none of the branches of Events; did you mean 'MET_pt'? (known: \
 MET_pt, Muon_pt, nMuon_pt, HLT_path9, HLT_path8 and 41 more) (in a.root)
@@ -165,7 +176,7 @@ campaign: c.yaml:22: stages.inf.outputs.y: 'SCORE' is none of the outputs of bat
 """),
     "no such function": ({"stages/fil/use": "s.py:fil"}, """\
 campaign: c.yaml:24: stages.fil.use: 'fil' is none of the functions of s.py; did you mean 'fill'? (known: aborts, \
-chatty, dies, drops, fill, half, imports, leaves, mean, missing, one, select, text)
+chatty, dies, drops, fill, half, imports, leaves, mean, missing, one, other, select, text)
 """),
     "wrong arity": ({"stages/select/use": "s.py:one"}, """\
 campaign: c.yaml:13: stages.select.use: s.py:one takes (batch), and a stage is called with (batch, ctx)
@@ -373,11 +384,11 @@ def test_what_is_printed_at_import_or_by_a_run_before_is_not_said_again(place):
     done = command("run", "c.yaml", cwd=place)
     assert done.returncode == 0, done.stderr
     assert "at import" not in done.stdout + done.stderr
-    assert "logs in" in done.stdout
+    assert "  printed  by stages: " in done.stdout
     assert "at import" in "".join(p.read_text() for p in (place / "runs/mine/logs/stages/d").glob("*.log"))
     again = command("run", "c.yaml", cwd=place)
     assert again.returncode == 0, again.stderr
-    assert "logs in" not in again.stdout
+    assert "printed  by stages" not in again.stdout
 
 
 def test_an_error_names_the_log_of_what_was_printed_before(place):
