@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from campaign import report
+from campaign.messages import counted, listed
 from campaign.plan import Plan
 from campaign.pool import ServerPool
 from campaign.profile import Profile, by_stage
-from campaign.registry import counted, listed
 from campaign.report import Report
 from campaign.rundir import RunDir
 from campaign.schemas import differences

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import traceback
 from pathlib import Path
 
 import uproot
 
 from campaign.errors import CampaignError, InputError, StageError, passing
+from campaign.messages import meant
 
 _READER = Path(uproot.__file__).parent
 _OURS = Path(__file__).parent
@@ -20,8 +20,16 @@ class MissingBranch(StageError):
     """A stage asks for a branch or a column that is not there."""
 
 
-def explain(error: Exception | SystemExit, stage: str, where: str, url: str) -> CampaignError:
-    """Whose fault an exception inside a stage is: the file's, or the stage's; with the user's part of the traceback."""
+def explain(error: Exception | SystemExit, stage: str, where: str, url: str, before: str = "") -> CampaignError:
+    """Whose fault an exception inside a stage is: the file's, or the stage's; with the user's part of the traceback.
+
+    Args:
+        error: The exception.
+        stage: The stage.
+        where: Its code.
+        url: The file, or what else it was given.
+        before: The stage whose columns it was given; empty: it was given the file's branches.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     text = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, Exception) and any(Path(f.filename).is_relative_to(_READER) for f in frames):
@@ -32,10 +40,13 @@ def explain(error: Exception | SystemExit, stage: str, where: str, url: str) -> 
     place = f"stage {stage} ({where})"
     if isinstance(error, (AttributeError, KeyError, IndexError, ValueError)) and "no field" in text:
         name = (text.split("no field", 1)[1].split("'")[1:2] or ["?"])[0]
-        return MissingBranch(
+        other = f"return this column in stage {before}" if before else "the tree, or map it under 'branches'"
+        missing = MissingBranch(
             f"asks for '{name}', which is not there{_near(error, name)}", where=place, log=log,
-            remedy="correct the name, or the tree, or map it under 'branches'",
+            remedy=f"correct the name, or {other}",
         )  # fmt: skip
+        missing.stage = stage if before else ""  # what a file has not may be the dataset's fault
+        return missing
     if isinstance(error, SystemExit):
         made = StageError(
             f"called sys.exit({error.code!r})", where=place, log=log,
@@ -62,8 +73,7 @@ def _near(error: BaseException, name: str) -> str:
     inside = [n for n in known if n.startswith(f"{name}_")]
     if inside:
         return f"; did you mean '{inside[0]}'? {len(inside):,} columns begin with '{name}_'"
-    near = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    return meant(name, known)
 
 
 def _columns(error: BaseException) -> list[str]:

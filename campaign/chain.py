@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from bisect import bisect_right
 from collections import Counter, deque
@@ -16,7 +15,7 @@ import awkward as ak
 import numpy as np
 
 from campaign.aside import aside
-from campaign.blame import MissingBranch, explain
+from campaign.blame import explain
 from campaign.client import Servers, Shared, Stream, connect
 from campaign.errors import BranchError, CampaignError, InputError, OutputError, StageError
 from campaign.frozenvalue import fresh, thawed
@@ -43,8 +42,6 @@ class Worker:
     """What a worker process keeps between tasks of one run: stages, and a handle on the pool."""
 
     def __init__(self, job: Job) -> None:
-        # A stage may fork; gRPC's handlers of fork() start threads in the child, which now and then end it.
-        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
         self.job = job
         self._stages: dict[str, Any] = {}
         self._readers: dict[str, Any] = {}
@@ -130,6 +127,7 @@ class Chain:
         self.answered = 0.0  # when the first prediction was there, seconds since the epoch
         self.streams: dict[tuple[str, str], Stream] = {}
         self.weighing = Weighings(task.steps, worker.job.stages)
+        self.begins: Callable[[Step], None] | None = None  # called before each call of the user's code
         several = len({s.stage for s in task.steps}) < len(task.steps)
         self.shared: Shared | None = WeakValueDictionary() if several else None
         # A range's events are let go when the last step that takes them has them.
@@ -313,6 +311,8 @@ class Chain:
         """Call the user's code; what it raises is told with stage, file and traceback."""
         waited = self.worker.waited_s
         start = time.perf_counter()
+        if self.begins is not None:
+            self.begins(step)
         try:
             with self.weighing.looking(step):
                 return call(*args)
@@ -322,11 +322,9 @@ class Chain:
                 error.stage = error.stage or step.stage
             raise
         except (Exception, SystemExit) as error:  # the user's code: whatever it raises is told with its traceback
-            told = explain(error, step.stage, self.worker.job.stages[step.stage].where, self.task.source.file.url)
-            before = next((s.stage for s in self.task.steps if s.key == step.parent), None)
-            if before is not None and isinstance(told, MissingBranch):  # no branch of the file, whatever it has
-                told.stage, told.remedy = step.stage, f"correct the name, or return this column in stage {before}"
-            raise told from error
+            before = next((s.stage for s in self.task.steps if s.key == step.parent), "")
+            code, url = self.worker.job.stages[step.stage].where, self.task.source.file.url
+            raise explain(error, step.stage, code, url, before) from error
         finally:
             trim()
             waited = self.worker.waited_s - waited

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from campaign import registry
+from campaign import messages, registry
 from campaign.errors import SpecError
 from campaign.spec import Campaign
 from campaign.stagecode import StageCode
@@ -47,14 +47,11 @@ def check_options(
         own = [f.alias or n for n, f in owner.model_fields.items() if n != "options"]
         known = [*own, *(f.alias or n for n, f in options.model_fields.items())]
         if item["type"] == "extra_forbidden":
-            raise SpecError(registry.unknown(str(at[-1]), known, "keys here"), key=at, remedy=remedy) from None
+            raise SpecError(messages.unknown(str(at[-1]), known, "keys here"), key=at, remedy=remedy) from None
         if item["type"] == "missing":
             raise SpecError(f"the key '{at[-1]}' is needed", key=key, remedy=f"allowed: {', '.join(known)}") from None
         field = options.model_fields.get(str(item["loc"][0])) if item["loc"] else None
-        text = registry.needed(item)
-        if field is not None and not field.repr:  # a secret
-            text = text.rpartition("; found ")[0] or text
-        raise SpecError(text, key=at) from None
+        raise SpecError(messages.needed(item, secret=field is not None and not field.repr), key=at) from None
 
 
 SHELL = ("worker_init",)  # options that are lines of a shell script on purpose
@@ -115,13 +112,13 @@ def check_models(campaign: Campaign, code: Mapping[str, StageCode], kind: Any) -
             raise SpecError("infers, but the campaign has no 'servers'", key=key, remedy="add servers: {models: ...}")
         if model not in campaign.servers.models:
             known = sorted(campaign.servers.models)
-            raise SpecError(registry.unknown(model, known, "models under servers.models"), key=(*key, "model"))
+            raise SpecError(messages.unknown(model, known, "models under servers.models"), key=(*key, "model"))
         if not hasattr(kind, "tensors"):
             continue  # servers that already run are asked when they are used
         inputs, outputs = kind.tensors(model)
         for what in given:
             if what not in inputs:
-                raise SpecError(registry.unknown(what, inputs, f"inputs of {model}"), key=(*key, "inputs", what))
+                raise SpecError(messages.unknown(what, inputs, f"inputs of {model}"), key=(*key, "inputs", what))
         for column, what in wanted.items():
             if what not in outputs:
-                raise SpecError(registry.unknown(what, outputs, f"outputs of {model}"), key=(*key, "outputs", column))
+                raise SpecError(messages.unknown(what, outputs, f"outputs of {model}"), key=(*key, "outputs", column))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from campaign import __version__
 from campaign.errors import CampaignError, SpecError
-from campaign.registry import counted
+from campaign.messages import counted
 
 if TYPE_CHECKING:
     from campaign.preflight import Looked
@@ -274,16 +274,11 @@ def _plan(args: argparse.Namespace) -> int:
     return 0
 
 
-def _is_plan(path: Path) -> bool:
-    """Whether the file is a plan that a run has written, by its first bytes: there may be 100,000 files in it."""
-    with contextlib.suppress(OSError), path.open("rb") as stream:
-        return b'"plan"' in stream.read(4096)
-    return False
-
-
 def _existing(args: argparse.Namespace) -> Path:
+    from campaign.rundir import RunDir
+
     path: Path = args.run_dir
-    if not (path / "receipts.jsonl").exists() and not _is_plan(path / "plan.json"):
+    if not RunDir(path).begun:
         raise SpecError(
             "is no run directory" if path.exists() else "is not there",
             where=str(path),

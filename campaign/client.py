@@ -23,8 +23,8 @@ from campaign.address import RUNGS, PoolAddress
 from campaign.errors import InferenceError, ServerError
 from campaign.flight import Flight
 from campaign.kserve import Arrays, ModelInfo, check_inputs, identity_refused, model_info, open_client, permanent
+from campaign.messages import unknown
 from campaign.ragged import Ragged
-from campaign.registry import unknown
 from campaign.request import Request
 from campaign.roster import Link, Roster
 from campaign.twin import Twins

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from campaign.errors import OutputError, PartialError
-from campaign.registry import article
+from campaign.messages import article
 from campaign.rundir import canonical_json, write_aside
 
 

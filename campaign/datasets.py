@@ -19,7 +19,7 @@ from typing import Any, overload
 
 from campaign.errors import SpecError
 from campaign.later import Later
-from campaign.registry import listed
+from campaign.messages import listed
 from campaign.rundir import canonical_json
 from campaign.spec import Campaign
 

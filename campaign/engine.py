@@ -248,7 +248,7 @@ class Run:
         self.campaign, self.plan, self.checked = checked.campaign, checked.plan, checked
         self.rundir, self.shown, self.stop = rundir, shown, stop
         self.report = Report(self.campaign.campaign, str(rundir.root), limit=self.campaign.limit)
-        self.logs: dict[Path, tuple[int, int]] = {}  # that earlier runs have left
+        self.logs = stagelog.logs(rundir.stage_logs)  # that earlier runs have left
         self.profile = Profile(began=time.time())
         self.clock = time.monotonic()  # nobody sets this one
         self.receipts = Receipts(rundir.receipts)
@@ -306,7 +306,6 @@ class Run:
     def _remember(self) -> None:
         """What earlier runs of this directory have left, as far as it is still what this plan wants."""
         shutil.rmtree(self.rundir.workers, ignore_errors=True)
-        self.logs = stagelog.logs(self.rundir.stage_logs)
         self.state.ledger.read(self.rundir)
         self.rundir.sweep(self.state.ledger.packs)
         self.state.remember(self.plan, self.rundir)

@@ -125,7 +125,19 @@ class InputError(CampaignError):
     """An input file cannot be read as the campaign asks.
 
     ``permanent`` unless the reader's exception says otherwise (`passing`).
+
+    Attributes:
+        key: Of the dataset's or variation's description, if that is wrong and not the file.
     """
+
+    key: tuple[str, ...] = ()
+
+    @classmethod
+    def described(cls, message: str, url: str, key: tuple[str, ...]) -> InputError:
+        """The error for a file that is whole, and in which what the campaign names is not there."""
+        made = cls(message, where=url, remedy=f"correct '{key[0]}'")
+        made.key = key
+        return made
 
     @classmethod
     def unreadable(cls, url: str, error: BaseException) -> InputError:

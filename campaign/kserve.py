@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import weakref
 from collections.abc import Mapping
@@ -17,8 +16,8 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 from campaign.address import Secret
 from campaign.casting import DoesNotFit, as_dtype
 from campaign.errors import InferenceError
+from campaign.messages import listed, meant
 from campaign.private import door
-from campaign.registry import listed
 from campaign.text import as_bytes_objects
 
 Arrays = Mapping[str, Any]
@@ -175,10 +174,8 @@ def check_names(info: ModelInfo, inputs: Arrays) -> None:
     if not set(known) - info.optional <= set(inputs) <= set(known) or not inputs:
         shown = listed(f"{name} (optional)" if name in info.optional else name for name in known)
         strange = next((name for name in inputs if name not in known), "")
-        near = difflib.get_close_matches(strange, known, 1) if strange else []
-        guess = f"; did you mean '{near[0]}' in place of '{strange}'?" if near else ""
         raise InferenceError(
-            f"takes the inputs {shown}; given: {listed(inputs) or 'none'}{guess}",
+            f"takes the inputs {shown}; given: {listed(inputs) or 'none'}{meant(strange, known)}",
             where=f"model {info.name}",
             permanent=True,
         )

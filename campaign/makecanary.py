@@ -14,9 +14,9 @@ from campaign import engine
 from campaign.canary import ask, hold_rows, known_answer
 from campaign.errors import ModelError, SpecError
 from campaign.kserve import open_client
+from campaign.messages import unknown
 from campaign.pool import ServerPool
 from campaign.ragged import Ragged
-from campaign.registry import unknown
 from campaign.spec import Campaign, ServerSpec
 
 ROWS = 32

@@ -15,11 +15,11 @@ from campaign import outputs
 from campaign.counts import CountsPartial, read_counts, unpack_counts
 from campaign.errors import OutputError, PartialError
 from campaign.histogram import Histogram
+from campaign.messages import unknown
 from campaign.outputs import COLUMNS, COUNTS, HISTOGRAMS, ColumnsReader, HistogramsPartial
 from campaign.pack import AGAIN, PackReader
 from campaign.plan import Output
 from campaign.receipts import MERGED, Receipt
-from campaign.registry import unknown
 from campaign.rundir import RunDir, canonical_json, digest, file_digest, sync_all, write_aside, write_json
 from campaign.schemas import Schemas, unify
 

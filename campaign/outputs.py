@@ -25,7 +25,7 @@ from campaign.counts import CountsPartial, what
 from campaign.errors import ArtefactError, OutputError, PartialError
 from campaign.histogram import Histogram
 from campaign.later import Later
-from campaign.registry import listed
+from campaign.messages import listed
 from campaign.rundir import canonical_json, write_aside, writing
 from campaign.schemas import PARQUET
 from campaign.text import decoded

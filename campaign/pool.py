@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from campaign import keeper, registry
+from campaign import keeper, messages, registry
 from campaign.address import PoolAddress, Secret
 from campaign.errors import CampaignError, ServerError, SpecError
 from campaign.guardian import own
@@ -432,4 +432,4 @@ def check_provider(name: str) -> None:
         SpecError: The message lists those there are.
     """
     if name not in registry.names(registry.PROVIDERS):
-        raise SpecError(registry.unknown(name, registry.names(registry.PROVIDERS), "providers"), key=("provider",))
+        raise SpecError(messages.unknown(name, registry.names(registry.PROVIDERS), "providers"), key=("provider",))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from campaign.address import PoolAddress
-from campaign.errors import CampaignError, SpecError
+from campaign.errors import CampaignError, InputError, SpecError
 from campaign.plan import Pass, Plan, longest_first
 from campaign.processes import ask_child
 from campaign.protocols import JobTicket
@@ -29,8 +28,7 @@ if TYPE_CHECKING:
 ROWS = 100
 FILES = 5  # of one dataset, until one is readable and not empty
 DEADLINE_S = 180.0
-AT, SAID = "at", "said"  # files of the child: the stage it is in, and what is printed
-TAIL = 4000  # bytes of the latter in an error
+TAIL = 4000  # bytes of what was printed in an error
 
 
 @dataclass
@@ -64,7 +62,7 @@ def preflight(plan: Plan, todo: Iterable[Pass], job: JobTicket) -> Looked:
     groups = [_largest(some) for some in todo if some.shape.artefact is None]
     if not groups:
         return Looked()
-    found = _ask(plan, _look_at, (job, groups), "check: a stage that was tried")
+    found = _ask(plan, _look_at, job, (groups,), "check: a stage that was tried")
     if isinstance(found, Looked):
         return found
     raise _as_spec_error(plan, *found) if isinstance(found, tuple) else found
@@ -86,55 +84,78 @@ def try_out(
         SpecError: Something is wrong for certain; with the key.
     """
     groups = [_largest(some) for some in todo if some.shape.artefact is None]
-    made = _ask(plan, _try, (job, groups, ROWS, dict(signatures), address), "check --try: a stage that was tried")
+    made = _ask(plan, _try, job, (groups, ROWS, dict(signatures), address), "check --try: a stage that was tried")
     if made.error is not None and made.task is not None:
         raise _as_spec_error(plan, made.error, made.task)
     return made  # type: ignore[no-any-return]
 
 
-def _ask(plan: Plan, function: Callable[..., None], args: tuple[Any, ...], what: str) -> Any:
-    """The answer of a child that runs stages.
+def _ask(plan: Plan, function: Callable[..., None], job: JobTicket, args: tuple[Any, ...], what: str) -> Any:
+    """The answer of a child that runs stages; its notes lie beside the job, whose folder somebody removes.
 
     Raises:
         SpecError: A stage has ended the child, or hung.
     """
-    with tempfile.TemporaryDirectory(prefix="campaign-try-") as made:
-        folder = Path(made)
-        found = ask_child(function, (folder, *args), DEADLINE_S, what)
+    notes = _Notes(Path(job.path))
+    try:
+        found = ask_child(function, (notes, job, *args), DEADLINE_S, what)
         if not isinstance(found, CampaignError):
             return found
-        try:
-            stage, url, dataset = json.loads((folder / AT).read_text())
-        except (OSError, ValueError):
-            raise found from None  # no stage had begun
-        with contextlib.suppress(OSError):
-            found.log = (folder / SAID).read_bytes()[-TAIL:].decode(errors="replace")
-    where = plan.code[stage].where
+        begun = notes.read()
+        if begun is None:
+            raise found
+        found.log = notes.tail()
+    finally:
+        notes.remove()
+    stage, url, dataset = begun
     raise plan.campaign.locate(
         SpecError(
-            f"stage {stage} ({where}) does not return on the first {ROWS} rows of {url} (dataset {dataset}): "
-            f"{found.message}", key=("stages", stage), log=found.log,
+            f"stage {stage} ({plan.code[stage].where}) does not return on the first {ROWS} rows of {url} "
+            f"(dataset {dataset}): {found.message}", key=("stages", stage), log=found.log,
             remedy="run the stage on this file in a Python session of its own; the log shows the last lines it printed",
         )
     )  # fmt: skip
 
 
 class _Notes:
-    """Writes down which stage a child is in, for the parent of a child that ends there."""
+    """What a child leaves for its parent, should it end: the stage it is in, and what was printed.
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / AT
+    Args:
+        job: The file beside which they lie.
+    """
 
-    def __call__(self, task: Task, step: Step) -> None:
-        self._path.write_text(json.dumps([step.stage, task.source.file.url, task.source.dataset]))
+    def __init__(self, job: Path) -> None:
+        self._at, self.printed = job.with_name(f"{job.name}.at"), job.with_name(f"{job.name}.printed")
+
+    def begins(self, task: Task, step: Step) -> None:
+        """A stage is called."""
+        self._at.write_text(json.dumps([step.stage, task.source.file.url, task.source.dataset]))
+
+    def read(self) -> tuple[str, str, str] | None:
+        """Stage, file and dataset; None if no stage was called."""
+        with contextlib.suppress(OSError, ValueError):
+            stage, url, dataset = json.loads(self._at.read_text())
+            return stage, url, dataset
+        return None
+
+    def tail(self) -> str:
+        """The last of what was printed."""
+        with contextlib.suppress(OSError):
+            return self.printed.read_bytes()[-TAIL:].decode(errors="replace")
+        return ""
+
+    def remove(self) -> None:
+        """Nobody asks any more."""
+        for path in (self._at, self.printed):
+            path.unlink(missing_ok=True)
 
 
-def _try(pipe: Connection, folder: Path, *args: Any) -> None:
+def _try(pipe: Connection, notes: _Notes, *args: Any) -> None:
     from campaign.tryout import try_groups
 
-    with silent(folder / SAID):
+    with silent(notes.printed):
         faulthandler.enable(2)
-        try_groups(pipe, _Notes(folder), *args)
+        try_groups(pipe, notes.begins, *args)
 
 
 def _largest(some: Pass) -> list[Task]:
@@ -143,24 +164,22 @@ def _largest(some: Pass) -> list[Task]:
     return [batch.task(i) for i in range(len(batch))]
 
 
-def _look_at(pipe: Connection, folder: Path, job: JobTicket, groups: list[list[Task]]) -> None:
-    with silent(folder / SAID):
+def _look_at(pipe: Connection, notes: _Notes, job: JobTicket, groups: list[list[Task]]) -> None:
+    with silent(notes.printed):
         faulthandler.enable(2)
-        pipe.send(_first_wrong(job, groups, _Notes(folder)))
+        pipe.send(_first_wrong(job, groups, notes))
 
 
-def _first_wrong(job: JobTicket, groups: list[list[Task]], begins: _Notes) -> tuple[CampaignError, Task] | Looked:
+def _first_wrong(job: JobTicket, groups: list[list[Task]], notes: _Notes) -> tuple[CampaignError, Task] | Looked:
     made = Looked()
     for tasks in groups:
-        wrong = _look_at_group(job, tasks, made, begins)
+        wrong = _look_at_group(job, tasks, made, notes)
         if wrong is not None:
             return wrong
     return made
 
 
-def _look_at_group(
-    job: JobTicket, tasks: list[Task], made: Looked, begins: _Notes
-) -> tuple[CampaignError, Task] | None:
+def _look_at_group(job: JobTicket, tasks: list[Task], made: Looked, notes: _Notes) -> tuple[CampaignError, Task] | None:
     from campaign.work import Unseen, look
 
     wrong: tuple[CampaignError, Task] | None = None
@@ -168,7 +187,7 @@ def _look_at_group(
     broken: list[bool] = []
     name = _group(tasks[0])
     for task in tasks:
-        told = look(job, task, ROWS, begins)
+        told = look(job, task, ROWS, notes.begins)
         if isinstance(told, Unseen):
             unseen.append(f"{task.source.file.url}: {told.why}")
             broken.append(told.broken)
@@ -200,6 +219,8 @@ def _as_spec_error(plan: Plan, error: CampaignError, task: Task) -> SpecError:
     key: tuple[str, ...] = ("datasets", d.dataset)
     if varied and (d.tree != nominal.tree or d.branches != tuple(sorted(nominal.branches.items()))):
         key = ("variations", varied)
+    if isinstance(error, InputError):
+        key = (*key, *error.key)
     if error.where.startswith("weight "):
         weighted = next((s.variation for s in task.steps if s.weight), varied)
         key = ("variations", str(weighted), "weight")

@@ -128,7 +128,7 @@ def ask_child(
         return ours.recv()
     except EOFError:
         child.join(5)
-        return CampaignError(f"its process crashed ({_ended(child.exitcode)})", where=what)
+        return CampaignError(f"its process ended ({_ended(child.exitcode)})", where=what)
     finally:
         child.kill()
         child.join()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -11,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from campaign.errors import SpecError
+from campaign.messages import unknown
 from campaign.userfile import module_of
 
 PROVIDERS, SERVERS, STAGES = "campaign.providers", "campaign.servers", "campaign.stages"
-
-
-MOST, FEW = 20, 5  # names that a message lists all; of more, so many
 
 
 @cache
@@ -83,70 +79,3 @@ def _own(name: str, key: tuple[str, ...], base: Path | None) -> Any:
         ) from error
     have = sorted(n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__)
     raise SpecError(unknown(own, have, f"classes of {place}"), key=key)
-
-
-def unknown(name: str, known: list[str], what: str) -> str:
-    """The sentence for a name that is not known, with the nearest one and the list."""
-    near = difflib.get_close_matches(name, known, 1)
-    guess = f"; did you mean '{near[0]}'?" if near else ""
-    if not known:
-        return f"'{name}' is none of the {what}: there are none"
-    return f"'{name}' is none of the {what}{guess} (known: {listed(known, name)})"
-
-
-def listed(names: Iterable[str], near: str = "") -> str:
-    """Names for a message: all of a few, else the five nearest and how many more there are.
-
-    Args:
-        names: The names.
-        near: What they shall be near to; empty: the first five.
-    """
-    every = list(names)
-    if len(every) <= MOST:
-        return ", ".join(every)
-    close = difflib.get_close_matches(near, every, FEW, cutoff=0.0) if near else every[:FEW]
-    return f"{', '.join(close)} and {len(every) - FEW:,} more"
-
-
-def counted(n: int, noun: str) -> str:
-    """A number and its noun: ``1 file``, ``2 files``, ``1,000 files``."""
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")
-
-
-def article(noun: str) -> str:
-    """A noun behind its indefinite article: ``a str``, ``an Array``."""
-    return f"{'an' if noun[:1].lower() in 'aeiou' or noun == 'ndarray' else 'a'} {noun}"
-
-
-_NEEDED = (  # what pydantic's type of an error begins with: in our words
-    (("dict", "mapping", "model", "dataclass"), "a mapping of keys is needed"),
-    (("list", "tuple", "set", "iterable"), "a list is needed"),
-    (("string_too_short",), "text that is not empty is needed"),
-    (("string_type", "path", "callable"), "text is needed"),
-    (("int",), "a whole number is needed"),
-    (("float", "decimal"), "a number is needed"),
-    (("finite",), "a finite number is needed"),
-    (("bool",), "true or false is needed"),
-    (("greater_than_equal",), "at least {ge} is needed"),
-    (("greater_than",), "more than {gt} is needed"),
-    (("less_than_equal",), "at most {le} is needed"),
-    (("less_than",), "less than {lt} is needed"),
-    (("literal",), "one of {expected} is needed"),
-    (("too_short",), "at least {min_length} entries are needed"),
-    (("too_long",), "at most {max_length} entries are allowed"),
-)
-
-
-def needed(item: Mapping[str, Any]) -> str:
-    """What is wrong with a value, in words of ours.
-
-    Args:
-        item: One of pydantic's ``errors()``; keys beside the one at fault are not shown: headers may be among them.
-    """
-    given = item.get("input")
-    if given is None:
-        return "nothing stands behind this key; write a value, or remove the key"
-    found = "a mapping" if isinstance(given, Mapping) else "a list" if isinstance(given, (list, tuple)) else repr(given)
-    words = next((words for kinds, words in _NEEDED if item["type"].startswith(kinds)), None)
-    text = words.format(**item.get("ctx", {})) if words else str(item["msg"]).removeprefix("Value error, ")
-    return f"{text}; found {found[:80]}"

@@ -13,8 +13,8 @@ from typing import Any
 
 from campaign.address import RUNGS
 from campaign.errors import CampaignError
+from campaign.messages import counted
 from campaign.profile import Profile
-from campaign.registry import counted
 from campaign.rundir import read_json, write_json
 
 COMPLETE, INCOMPLETE, FAILED, INTERRUPTED = "complete", "incomplete", "failed", "interrupted"

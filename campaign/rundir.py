@@ -142,6 +142,15 @@ class RunDir:
         return self.root / "plan.json"
 
     @property
+    def begun(self) -> bool:
+        """Whether a run has been here: a folder with another tool's ``plan.json`` is none. Reads no whole plan."""
+        if self.receipts.exists():
+            return True
+        with suppress(OSError), self.intent.open("rb") as stream:
+            return b'"plan"' in stream.read(4096)
+        return False
+
+    @property
     def receipts(self) -> Path:
         """The log of receipts."""
         return self.root / "receipts.jsonl"

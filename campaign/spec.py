@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from campaign.errors import SpecError
-from campaign.registry import unknown
+from campaign.messages import unknown
 
 if TYPE_CHECKING:
     from typing_extensions import Self

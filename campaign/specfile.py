@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from campaign import yamlscalars, yamlwords
 from campaign.errors import SpecError
-from campaign.registry import needed
+from campaign.messages import meant, needed
 from campaign.spec import Campaign, Key, Origin
 
 MERGE = "tag:yaml.org,2002:merge"
@@ -282,9 +281,7 @@ def _real(item: Any, data: Any) -> Key:
 def _sentence(item: Any, key: Key) -> str:
     if item["type"] == "extra_forbidden":
         known = known_keys(Campaign, key[:-1])
-        near = difflib.get_close_matches(key[-1], known, 1)
-        guess = f"; did you mean '{near[0]}'?" if near else ""
-        return f"unknown key{guess} (allowed: {', '.join(known)})"
+        return f"unknown key{meant(key[-1], known)} (allowed: {', '.join(known)})"
     if item["type"] == "missing":
         return "this key is needed"
     given = item["input"]

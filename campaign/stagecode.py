@@ -18,7 +18,7 @@ from typing import Any
 
 import cloudpickle
 
-from campaign import __version__, codehash, registry, weighwords
+from campaign import __version__, codehash, messages, registry, weighwords
 from campaign.errors import SpecError
 from campaign.spec import Campaign, StageSpec
 from campaign.userfile import PREFIX, load_file, look_in
@@ -178,7 +178,7 @@ def _named(campaign: Campaign, use: str, key: tuple[str, ...]) -> tuple[Any, str
         have = sorted(
             n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__
         )
-        raise SpecError(registry.unknown(name, have, f"functions of {place}"), key=key)
+        raise SpecError(messages.unknown(name, have, f"functions of {place}"), key=key)
     return getattr(module, name), file, target
 
 
@@ -250,7 +250,7 @@ def _check_options(thing: Any, spec: StageSpec, name: str, where: str) -> None:
     if not isinstance(thing, type):
         for option in spec.inline:
             raise SpecError(
-                registry.unknown(option, own, "keys of a stage"),
+                messages.unknown(option, own, "keys of a stage"),
                 key=(*key, option),
                 remedy=f"the options of a function stand under 'options: {{{option}: ...}}'",
             )
@@ -265,7 +265,7 @@ def _check_options(thing: Any, spec: StageSpec, name: str, where: str) -> None:
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for option in spec.given:
         if option not in known and not open_ended:
-            raise SpecError(registry.unknown(option, [*known, *own], f"keys of {where}"), key=(*key, option))
+            raise SpecError(messages.unknown(option, [*known, *own], f"keys of {where}"), key=(*key, option))
     for option in known:
         if parameters[option].default is inspect.Parameter.empty and option not in spec.given:
             raise SpecError(f"{where} needs the key '{option}'", key=key, remedy=f"its keys: {', '.join(known)}")

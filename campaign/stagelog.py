@@ -58,7 +58,8 @@ class StageLog:
         self._fd = os.open(
             folder / f".{socket.gethostname()}-{os.getpid()}", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600
         )
-        self._cut = False
+        self._cut = self._closed = False
+        self._lock = threading.RLock()  # the look at what code in C has printed must not meet a move
         self._limit, self._printed, self._moved = LIMIT, 0, 0
         _flush()
         os.dup2(self._fd, 1)
@@ -73,7 +74,7 @@ class StageLog:
         return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
     def _look(self) -> None:
-        while _mine.get(self.folder, self) is self:
+        while not self._closed:
             time.sleep(LOOK_S)
             self.trim()
 
@@ -84,12 +85,21 @@ class StageLog:
 
     def trim(self) -> None:
         """Let what is printed go nowhere for the rest of the task, once it is too much."""
-        if os.fstat(self._fd).st_size > self._limit:
-            self.drop()
+        with self._lock:
+            if not self._closed and os.fstat(self._fd).st_size > self._limit:
+                self.drop()
+
+    def close(self) -> None:
+        """Another one takes its place."""
+        with self._lock:
+            self._closed = True
+            os.close(self._fd)
 
     def drop(self) -> None:
         """Let what is printed go nowhere for the rest of the task."""
-        if not self._cut:
+        with self._lock:
+            if self._cut or self._closed:
+                return
             self._cut = True
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
@@ -108,6 +118,10 @@ class StageLog:
             path: The log.
             title: The line above it.
         """
+        with self._lock:
+            return self._move(path, title)
+
+    def _move(self, path: Path, title: str) -> bool:
         _flush()
         size, cut = os.fstat(self._fd).st_size, self._cut
         if cut:
@@ -196,8 +210,10 @@ def stage_log(folder: Path, call: str) -> StageLog | None:
     if not call or threading.current_thread() is not threading.main_thread():
         return None
     if folder not in _mine:
-        _mine.clear()
+        before = [_mine.pop(other) for other in list(_mine)]
         _mine[folder] = StageLog(folder)
+        for log in before:  # now that standard output is the new one's
+            log.close()
     return _mine[folder]
 
 

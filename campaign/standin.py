@@ -9,8 +9,8 @@ import numpy as np
 
 from campaign.errors import InferenceError
 from campaign.kserve import ModelInfo, Tensor, check_inputs
+from campaign.messages import unknown
 from campaign.ragged import Ragged, events, parts
-from campaign.registry import unknown
 
 Signature = Mapping[str, Any]
 """A model's ``inputs`` and ``outputs`` (name, datatype, shape), ``batch``, ``max_batch``, ``optional``: JSON-able."""

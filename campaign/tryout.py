@@ -122,6 +122,7 @@ def _try_task(
     try:
         worker = _worker(job)
         chain = Chain(worker, RunDir(Path("/nonexistent")), task, {})
+        chain.begins = lambda step: begins(task, step)
         source = worker.open(task)
     except InputError:
         return False  # the look at the files has said so, or the run will
@@ -129,7 +130,7 @@ def _try_task(
         if not source.entries:
             return False
         batch = chain.weighted(source, source.read(0, min(rows, source.entries)))
-        _try_steps(made, chain, batch, servers, begins)
+        _try_steps(made, chain, batch, servers)
     except CampaignError as error:
         made.error, made.task = error, task
     finally:
@@ -139,9 +140,7 @@ def _try_task(
     return True
 
 
-def _try_steps(
-    made: Tried, chain: Chain, batch: Any, servers: AnyServers, begins: Callable[[Task, Step], None]
-) -> None:
+def _try_steps(made: Tried, chain: Chain, batch: Any, servers: AnyServers) -> None:
     values: dict[str, Any] = {}
     guessed: set[str] = set()  # steps whose input holds stand-in answers
     for step in chain.task.steps:
@@ -154,7 +153,6 @@ def _try_steps(
         if step.parent in guessed:
             guessed.add(step.key)
         calls = servers.calls
-        begins(chain.task, step)
         try:
             values[step.key] = _call(chain, step, batch, values, servers)
         except NotAsked as error:

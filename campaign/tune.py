@@ -22,12 +22,12 @@ from campaign.engine import Checked
 from campaign.errors import CampaignError
 from campaign.guardian import own
 from campaign.identity import mark
+from campaign.messages import counted
 from campaign.pack import PackWriter
 from campaign.plan import Plan, longest_first
 from campaign.pool import ServerPool
 from campaign.processes import ask_child
 from campaign.protocols import Job, JobTicket, save_job
-from campaign.registry import counted
 from campaign.rundir import RunDir
 from campaign.spec import NOMINAL, Campaign
 from campaign.spent import AHEAD, RUN, WAIT, WRITE

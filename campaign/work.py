@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from campaign import grpcfork  # noqa: F401  before all that imports gRPC
 from campaign.blame import MissingBranch, explain
 from campaign.chain import Chain, Frozen, Worker
 from campaign.datasets import changed
@@ -403,9 +404,10 @@ def look(
     try:
         worker = _worker(job)
         chain = Chain(worker, RunDir(Path("/nonexistent")), task, {})
+        chain.begins = lambda step: begins(task, step)
         source = worker.open(task)
     except InputError as error:
-        return error if error.remedy.startswith("correct ") else Unseen(error.message, error.permanent)
+        return error if error.key else Unseen(error.message, error.permanent)
     except CampaignError as error:
         return error
     except Exception as error:  # noqa: BLE001  a reader of the user's own; the run will tell
@@ -414,7 +416,7 @@ def look(
         if not source.entries:
             return Unseen("it has no rows")
         batch = chain.weighted(source, source.read(0, min(rows, source.entries)))
-        return _try_steps(chain, batch, begins) or ""
+        return _try_steps(chain, batch) or ""
     except InputError as error:
         known = isinstance(error, BranchError) or error.where.startswith("weight ")
         return error if known else Unseen(error.message)
@@ -432,7 +434,7 @@ def look(
         source.close()
 
 
-def _try_steps(chain: Chain, batch: Any, begins: Callable[[Task, Step], None]) -> CampaignError | None:
+def _try_steps(chain: Chain, batch: Any) -> CampaignError | None:
     values: dict[str, Any] = {}
     for step in chain.task.steps:
         known = step.parent is None or isinstance(values.get(step.parent), Columns)
@@ -445,7 +447,6 @@ def _try_steps(chain: Chain, batch: Any, begins: Callable[[Task, Step], None]) -
         ):
             continue
         given, ctx = chain.weighing.shown(step, chain.given(step, batch, values)), chain.context(step, None)
-        begins(chain.task, step)
         value = as_output(chain.guard(step, stage, given, ctx), step.stage)
         values[step.key] = value
         chain.weighing.returned(step, value)

@@ -14,7 +14,7 @@ from typing import Any
 import typeguard
 
 from campaign.checks import check_script
-from campaign.registry import unknown
+from campaign.messages import unknown
 
 _WALLTIME = re.compile(r"[0-9]+:[0-5][0-9]:[0-5][0-9]")
 _AT_LEAST_ONE = ("nodes_per_block", "max_blocks", "cmd_timeout", "cores_per_node", "cores_per_block")

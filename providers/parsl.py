@@ -29,8 +29,8 @@ from campaign import runs
 from campaign.checks import ASSIGNMENT
 from campaign.errors import ProviderError, SpecError
 from campaign.identity import VARIABLE, mark, marked
+from campaign.messages import unknown
 from campaign.protocols import Carried
-from campaign.registry import unknown
 
 WATCH_S = 1.0
 DIRECTIVES = {

@@ -12,9 +12,9 @@ import numpy as np
 
 from campaign.casting import DoesNotFit, as_dtype
 from campaign.errors import CampaignError, InferenceError, OutputError
+from campaign.messages import listed, unknown
 from campaign.outputs import Columns
 from campaign.protocols import WEIGHT, Context
-from campaign.registry import listed, unknown
 from campaign.text import decoded, is_text, of_awkward
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ import uproot
 from campaign.stages.branches import branches_of
 
 from campaign.errors import InputError
+from campaign.messages import article, unknown
 from campaign.protocols import WEIGHT
-from campaign.registry import unknown
 
 
 class RootSource:
@@ -58,11 +58,11 @@ class RootSource:
             have = sorted({k.split(";")[0] for k, c in self._file.classnames().items() if "Tree" in c or "NTuple" in c})
             if not have:  # as a file has whose directory was lost
                 raise InputError.unreadable(self.url, LookupError(f"it holds no tree at all, so no '{name}'")) from None
-            raise InputError(unknown(name, have, "trees"), where=self.url, remedy="correct 'tree'") from None
+            raise InputError.described(unknown(name, have, "trees"), self.url, ("tree",)) from None
         except Exception as error:
             raise InputError.unreadable(self.url, error) from error
         if not hasattr(tree, "num_entries"):
-            raise InputError(f"'{name}' is a {type(tree).__name__}, not a tree", where=self.url)
+            raise InputError.described(f"'{name}' is {article(type(tree).__name__)}, not a tree", self.url, ("tree",))
         try:
             self._branches = branches_of(tree, self.url)
         except Exception as error:
@@ -71,9 +71,8 @@ class RootSource:
         for use, branch in self.branches.items():
             found = self._branches.find(branch)
             if found is None:
-                raise InputError(
-                    unknown(branch, self.names, f"branches of {name}"), where=self.url, remedy="correct 'branches'"
-                )
+                told = unknown(branch, self.names, f"branches of {name}")
+                raise InputError.described(told, self.url, ("branches", use))
             self.branches[use] = found
         return tree
 

@@ -22,6 +22,7 @@ import yaml
 from hypothesis import HealthCheck, settings
 
 import campaign
+from campaign import grpcfork  # noqa: F401  tests fork this process; as in workers
 from tests.memory import limited
 
 # The same examples each time, and no example fails because the machine is busy.
@@ -49,9 +50,6 @@ OURS = (
 # somebody's own campaign, is not taken for ours.
 MARK = ("CAMPAIGN_TEST_SESSION", str(os.getpid()))
 os.environ[MARK[0]] = MARK[1]
-# gRPC's own handlers of fork() start threads in the child, and now and then the child aborts in them. A test that
-# forks this process looks at our words, and not at gRPC's handlers; workers have them off as well.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
 def pytest_report_header() -> str:

@@ -33,6 +33,8 @@ HEAVY = (
 FLOORS = [
     [
         "errors",
+        "messages",
+        "grpcfork",
         "later",
         "aside",
         "casting",

@@ -123,6 +123,52 @@ def test_a_warning_names_the_line_of_the_stage(tmp_path):
     )
 
 
+TWO_RUNS = """
+import os, sys, threading, time
+from pathlib import Path
+from campaign import stagelog
+first, second = Path(sys.argv[1]) / "one", Path(sys.argv[1]) / "two"
+old = stagelog.stage_log(first, "call")
+os.write(1, b"x" * (stagelog.LIMIT + 1))  # too much, and not yet looked at
+log = stagelog.stage_log(second, "call")
+time.sleep(3 * stagelog.LOOK_S)
+print("of the second run")
+assert log.move(second / "a.log", "second")
+assert [t.name for t in threading.enumerate()].count("campaign-stage-log") == 1
+assert not any(os.path.realpath(f"/proc/self/fd/{fd}").startswith(str(first)) for fd in os.listdir("/proc/self/fd"))
+"""
+
+
+def test_a_worker_of_two_runs_prints_into_the_second(tmp_path):
+    """A long-lived worker: no thread, open file or limit of the first run is left."""
+    done = subprocess.run([sys.executable, "-c", TWO_RUNS, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "two" / "a.log").read_text() == "--- second\nof the second run\n"
+
+
+RACE = """
+import os, sys, time
+from pathlib import Path
+from campaign import stagelog
+stagelog.LIMIT = 1 << 10
+stagelog.LOOK_S = 0.0
+log = stagelog.stage_log(Path(sys.argv[1]), "call")
+for i in range(300):
+    os.write(1, b"x" * 5000)
+    log.move(Path(sys.argv[1]) / "much.log", "much")
+    os.write(1, b"task %d\\n" % i)
+    assert log.move(Path(sys.argv[1]) / "little.log", "little"), i
+"""
+
+
+def test_a_look_that_meets_a_move_takes_nothing_from_the_next_task(tmp_path):
+    """What the next task prints is there, however often the size is looked at."""
+    done = subprocess.run([sys.executable, "-c", RACE, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    lines = (tmp_path / "little.log").read_text().splitlines()
+    assert lines[1::2] == [f"task {i}" for i in range(300)]
+
+
 def test_only_logs_of_this_run_are_counted(tmp_path):
     """A run that did nothing says nothing of the logs of an earlier one."""
     (tmp_path / "d").mkdir()

@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf import text_format
 
 from campaign.errors import SpecError
-from campaign.registry import unknown
+from campaign.messages import unknown
 from campaign.rundir import file_digest
 from campaign.servers import environment, onnx_backend, settings
 from campaign.servers.layout import beside, tree

@@ -227,8 +227,13 @@ def test_the_profile_accounts_for_the_workers_seconds(finished: Path) -> None:
 def test_tune_proposes_what_it_has_measured(finished: Path) -> None:
     """The table holds the rates; batch and window proposed are among those tried; nothing is left in the folder."""
     before = sorted(p.name for p in finished.iterdir())
+    (code,) = finished.glob("*.py")
+    text = code.read_text()
+    code.write_text(text + '\nprint("at import")\n')  # by the child that measures
     done = command("tune", "c.yaml", cwd=finished)
+    code.write_text(text)
     assert done.returncode == 0, done.stderr
+    assert "at import" not in done.stdout + done.stderr
     assert sorted(p.name for p in finished.iterdir()) == before
     lines = done.stdout.splitlines()
     sizes = {line.split()[0] for line in lines if line.split()[0].isdigit()}

@@ -132,7 +132,7 @@ def infer(**changes):
 
 
 WRONG = {  # what is changed, and what is said of it; found without --try
-    "tree": ({"datasets/d/tree": "tt"}, "c.yaml:3: datasets.d: 'tt' is none of the trees; did you mean 't'?"),
+    "tree": ({"datasets/d/tree": "tt"}, "c.yaml:5: datasets.d.tree: 'tt' is none of the trees; did you mean 't'?"),
     "weight": (up("ww"), "variations.up.weight: 'ww' is none of the branches"),
     "drops": ({**up("w"), "stages/select/use": "s.py:drops"}, "drops the column ctx.weight"),
     "uneven": ({"stages/select/use": "s.py:uneven"}, "columns differ in length: 'x' has 100 entries, 'half' has 50"),

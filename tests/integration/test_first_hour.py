@@ -111,6 +111,7 @@ def place(tmp_path, monkeypatch):
         types = {k: "var * float32" if isinstance(v, ak.Array) else v.dtype for k, v in columns.items()}
         with uproot.recreate(tmp_path / f"{name}.root") as file:
             file.mktree("Events", types).extend(columns)
+            file["h"] = np.histogram([1.0])
     (tmp_path / "s.py").write_text(STAGES)
     (tmp_path / "my_errors.py").write_text(HELPERS)
     shutil.copytree(PROJECT / "tests/models/batch_sensitive", tmp_path / "models/batch_sensitive")
@@ -139,7 +140,11 @@ def plain(text, place):
 UP = {"datasets": ["d"], "weight": "genWeight"}
 BEFORE = {  # what is changed: the whole message; nothing was started
     "wrong tree": ({"datasets/d/tree": "events"}, """\
-campaign: c.yaml:3: datasets.d: 'events' is none of the trees; did you mean 'Events'? (known: Events) (in a.root)
+campaign: c.yaml:5: datasets.d.tree: 'events' is none of the trees; did you mean 'Events'? (known: Events) (in a.root)
+  remedy: correct 'tree'
+"""),
+    "a histogram for a tree": ({"datasets/d/tree": "h"}, """\
+campaign: c.yaml:5: datasets.d.tree: 'h' is a Model_TH1D_v3, not a tree (in a.root)
   remedy: correct 'tree'
 """),
     "wrong branch": ({"stages/select/use": "s.py:missing"}, """\
@@ -160,8 +165,8 @@ campaign: c.yaml:9: stages.fil: asks for 'mett', which is not there; did you mea
     | AttributeError: no field named 'mett'
 """),
     "wrong name under branches": ({"datasets/d/branches": {"met": "MET_ptt"}}, """\
-campaign: c.yaml:3: datasets.d: 'MET_ptt' is none of the branches of Events; did you mean 'MET_pt'? (known: \
-MET_pt, Muon_pt, nMuon_pt, HLT_path9, HLT_path8 and 41 more) (in a.root)
+campaign: c.yaml:7: datasets.d.branches.met: 'MET_ptt' is none of the branches of Events; did you mean 'MET_pt'? \
+(known: MET_pt, Muon_pt, nMuon_pt, HLT_path9, HLT_path8 and 41 more) (in a.root)
   remedy: correct 'branches'
 """),
     "wrong model": ({"stages/inf/model": "batch_sensitiv"}, """\
@@ -215,7 +220,7 @@ campaign: c.yaml:30: variations.up.weight: 'genWeight' has one number per event,
 """),
     "a stage that ends the process": ({"stages/select/use": "s.py:aborts"}, """\
 campaign: c.yaml:12: stages.select: stage select (s.py:aborts) does not return on the first 100 rows of a.root \
-(dataset d): its process crashed (exit code 7)
+(dataset d): its process ended (exit code 7)
   remedy: run the stage on this file in a Python session of its own; the log shows the last lines it printed
   log:
     | before the end
@@ -237,6 +242,7 @@ def test_a_mistake_is_told_whole_and_before_anything_is_started(place, capsys, m
     said = re.sub(r"    \| +[\^~]+\n", "", said)  # which Python from 3.11 on adds
     assert said == message
     assert not (place / "runs/mine/outputs").exists()
+    assert not list(place.glob("runs/mine/job*"))
     assert not list(place.glob("runs/mine/servers/*"))
 
 

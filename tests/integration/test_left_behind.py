@@ -293,3 +293,20 @@ def test_a_pilot_that_stops_is_ended_by_its_guardian(slow: Path, before: Before)
     driver.send_signal(signal.SIGINT)
     driver.communicate(timeout=30)
     assert wait_until(lambda: not left(before), 15), left(before)
+
+
+def test_a_driver_killed_while_it_tries_the_stages_leaves_nothing(small: Path, before: Before) -> None:
+    """Before there is any server: its child ends too, no temporary folder is left; the next run removes the notes."""
+    code = next(small.glob("*.py"))
+    text = code.read_text()
+    code.write_text(text.replace("def select(batch, ctx):", "def select(batch, ctx):\n    import time; time.sleep(60)"))
+    assert code.read_text() != text
+    driver = start("run", "c.yaml", "--run-dir", "r", cwd=small)
+    assert wait_until(lambda: (small / "r" / "job.pickle.at").exists(), 60), driver.communicate(timeout=5)
+    assert driver.poll() is None
+    driver.kill()
+    driver.wait(10)
+    assert wait_until(lambda: not left(before), 15), left(before)
+    code.write_text(text)
+    assert command("run", "c.yaml", "--run-dir", "r", "--quiet", cwd=small).returncode == 0
+    assert not list((small / "r").glob("job*"))

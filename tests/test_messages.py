@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
+from pydantic import BaseModel, Field
 
+from campaign.checks import check_options
 from campaign.counts import what
-from campaign.errors import CampaignError
+from campaign.errors import CampaignError, SpecError
 from campaign.kserve import ModelInfo, Tensor, check_names
+from campaign.messages import article, counted, listed, unknown
 from campaign.outputs import _cannot_hold, _difference, as_output
-from campaign.registry import article, counted, listed, unknown
-from campaign.spec import _known
+from campaign.spec import ProviderSpec, _known
 from campaign.standin import StandInServers
 
 NAMES = [f"a_branch_with_a_long_name_{i:05d}" for i in range(1_700)]
@@ -65,3 +67,21 @@ def test_words_agree_with_their_number():
     assert [article(n) for n in ("str", "int", "Array", "ndarray")] == ["a str", "an int", "an Array", "an ndarray"]
     assert what(1) == "an int"
     assert listed(["a", "b"]) == "a, b"
+
+
+class Secret(BaseModel):
+    """Options of a provider with a token."""
+
+    token: int = Field(repr=False)
+    port: int = 1
+
+
+@pytest.mark.parametrize("value", ["abc; found def", {"a": "abc; found def"}])
+def test_a_secret_is_in_no_message(value):
+    """Whatever stands in it; the value of another option is shown."""
+    with pytest.raises(SpecError) as caught:
+        check_options(Secret, {"token": value}, ("provider",), ProviderSpec)
+    assert "a whole number is needed" in str(caught.value)
+    assert not [part for part in ("abc", "def", "found") if part in str(caught.value)]
+    with pytest.raises(SpecError, match="a whole number is needed; found 'x'"):
+        check_options(Secret, {"token": 1, "port": "x"}, ("provider",), ProviderSpec)
