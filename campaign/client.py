@@ -72,6 +72,7 @@ class Pending:
         self._flight.drop([span.request for span in self._spans], unwanted)
 
     def _join(self) -> dict[str, Any]:
+        self._flight.check_process()  # in a forked child even giving up would wait for a lock that nobody lets go
         try:
             answers = self._flight.take([span.request for span in self._spans])
         except Exception:
@@ -218,7 +219,9 @@ class Servers:
         return self._codec(name).info
 
     def close(self) -> None:
-        """Give up what is not answered, and close all channels."""
+        """Give up what is not answered, and close all channels. A forked child leaves them to its parent."""
+        if self._flight.forked:
+            return
         self._flight.close()
         self._roster.close()
 

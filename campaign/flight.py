@@ -75,13 +75,18 @@ class Flight:
         self._sending = threading.local()
         self.waited_s = 0.0
 
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a fork of the one that made it: threads and channels are the other one's."""
+        return os.getpid() != self._pid
+
     def check_process(self) -> None:
         """Refuse a handle that was carried through a fork.
 
         Raises:
             ServerError: It was.
         """
-        if os.getpid() != self._pid:
+        if self.forked:
             raise ServerError("this handle was made in another process", remedy="call connect(address) here")
 
     @contextmanager
@@ -148,7 +153,11 @@ class Flight:
 
         Returns:
             Them; the others go on.
+
+        Raises:
+            ServerError: This is another process.
         """
+        self.check_process()
         with self._lock:
             queued = set(requests).intersection(self._queue)
             unwanted = queued | set(requests).intersection(self._again)
