@@ -16,7 +16,7 @@ from collections.abc import Callable
 import hist
 import numpy as np
 
-from campaign.histogram import Histogram
+from campaign.histogram.histogram import Histogram
 
 ENTRIES = 1_000_000
 ROUNDS = 15

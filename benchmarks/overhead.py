@@ -74,10 +74,11 @@ def campaign(folder: Path, name: str, stage: str, reader: str, pattern: str) -> 
 
 def one(file: Path, run_dir: Path, provider: str) -> None:
     """Run one campaign in this very process; tell what it took as JSON."""
-    from campaign import engine, specfile
+    from campaign.driver import run
+    from campaign.spec import yaml_file
 
     start = time.perf_counter()
-    report = engine.run(specfile.load(file), run_dir=run_dir, provider=provider, progress=False)
+    report = run.run(yaml_file.load(file), run_dir=run_dir, provider=provider, progress=False)
     wall = time.perf_counter() - start
     mine, others = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     told = {

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from campaign import ServerPool, connect
-from campaign.client import PoolAddress, Ragged
+from campaign.inference.client import PoolAddress, Ragged
 
 REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
 EVENTS, POINTS, EDGES = 100, 314, 584

@@ -32,11 +32,11 @@ from typing import Any
 import numpy as np
 
 from campaign import ServerPool, connect
-from campaign.client import PoolAddress
-from campaign.guardian import sweep
+from campaign.inference.client import PoolAddress
 from campaign.servers.environment import cache_dir, environment
 from campaign.servers.triton import Triton
-from campaign.spec import ServerSpec
+from campaign.spec.models import ServerSpec
+from campaign.supervision.server_watchdog import sweep
 
 MODELS = Path(__file__).resolve().parent / "models"
 BATCH, DELAY_S, MOST = 8192, 0.05, 4

@@ -7,40 +7,40 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from campaign.client import connect
-    from campaign.engine import run
-    from campaign.errors import CampaignError, InferenceError, SpecError
-    from campaign.histogram import Histogram, fill_together
-    from campaign.outputs import Columns, Counts, Histograms
-    from campaign.pool import ServerPool
-    from campaign.spec import Campaign, Dataset, ModelSpec, ProviderSpec, ServerSpec, StageSpec, Variation
-    from campaign.specfile import load
-    from campaign.verification import verify
+from campaign._version import __version__ as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from campaign.audit.verify import verify
+    from campaign.driver.run import run
+    from campaign.errors import CampaignError, InferenceError, SpecError
+    from campaign.histogram.histogram import Histogram, fill_together
+    from campaign.inference.client import connect
+    from campaign.outputs.kinds import Columns, Counts, Histograms
+    from campaign.pool.pool import ServerPool
+    from campaign.spec.models import Campaign, Dataset, ModelSpec, ProviderSpec, ServerSpec, StageSpec, Variation
+    from campaign.spec.yaml_file import load
 
 _WHERE = {
-    "Campaign": "spec",
+    "Campaign": "spec.models",
     "CampaignError": "errors",
-    "Columns": "outputs",
-    "Counts": "outputs",
-    "Dataset": "spec",
-    "Histogram": "histogram",
-    "Histograms": "outputs",
+    "Columns": "outputs.kinds",
+    "Counts": "outputs.kinds",
+    "Dataset": "spec.models",
+    "Histogram": "histogram.histogram",
+    "Histograms": "outputs.kinds",
     "InferenceError": "errors",
-    "ModelSpec": "spec",
-    "ProviderSpec": "spec",
-    "ServerPool": "pool",
-    "ServerSpec": "spec",
+    "ModelSpec": "spec.models",
+    "ProviderSpec": "spec.models",
+    "ServerPool": "pool.pool",
+    "ServerSpec": "spec.models",
     "SpecError": "errors",
-    "StageSpec": "spec",
-    "Variation": "spec",
-    "connect": "client",
-    "fill_together": "histogram",
-    "load": "specfile",
-    "run": "engine",
-    "verify": "verification",
+    "StageSpec": "spec.models",
+    "Variation": "spec.models",
+    "connect": "inference.client",
+    "fill_together": "histogram.histogram",
+    "load": "spec.yaml_file",
+    "run": "driver.run",
+    "verify": "audit.verify",
 }
 
 __all__ = [

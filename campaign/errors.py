@@ -229,7 +229,7 @@ class CampaignFailed(CampaignError):
 
     Args:
         message: What is missing.
-        report: The `campaign.report.Report`.
+        report: The `campaign.report.report.Report`.
     """
 
     def __init__(self, message: str, *, report: Any = None, where: str = "", remedy: str = "", log: str = "") -> None:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel
 
-from campaign.address import Secret
+from campaign.discovery.address import Secret
 from campaign.errors import PartialError
-from campaign.rundir import write_aside
+from campaign.storage.rundir import write_aside
 
 if TYPE_CHECKING:
-    from campaign.spec import Campaign, ServerSpec
+    from campaign.spec.models import Campaign, ServerSpec
 
 WEIGHT = "variation_weight"
 """Name of the column that carries a variation's weight; stages say ``ctx.weight``."""
@@ -233,9 +233,9 @@ class Job:
     """What every worker of a run needs once; pickled by the driver for its own workers only.
 
     Attributes:
-        stages: `campaign.stagecode.StageCode` by stage name.
-        readers: What opens the files (`campaign.stagecode.StageCode` of a `Source`), by dataset.
-        servers: Where the pool is found (`campaign.client.PoolAddress`), None without one.
+        stages: `campaign.planning.stage_code.StageCode` by stage name.
+        readers: What opens the files (`campaign.planning.stage_code.StageCode` of a `Source`), by dataset.
+        servers: Where the pool is found (`campaign.inference.client.PoolAddress`), None without one.
         read_rows: Rows of one range.
         deadline_s: Of one task.
         limit: Rows of each file that are read; None: all.

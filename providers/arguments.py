@@ -13,8 +13,8 @@ from typing import Any
 
 import typeguard
 
-from campaign.checks import check_script
-from campaign.messages import unknown
+from campaign.spec.options import check_script
+from campaign.util.messages import unknown
 
 _WALLTIME = re.compile(r"[0-9]+:[0-5][0-9]:[0-5][0-9]")
 _AT_LEAST_ONE = ("nodes_per_block", "max_blocks", "cmd_timeout", "cores_per_node", "cores_per_block")
@@ -46,7 +46,7 @@ def check_arguments(
     Args:
         cls: A class of Parsl.
         given: Its arguments.
-        directive: See `campaign.checks.check_script`.
+        directive: See `campaign.spec.options.check_script`.
         made: Arguments that describe objects yet to be made, and are looked at elsewhere.
 
     Returns:

@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 
-from campaign.guardian import Guardian
+from campaign.supervision.server_watchdog import Guardian
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from campaign.identity import environment
-from campaign.processes import child_setup, context, no_main, stop_fork_server, wake_fork_server
 from campaign.protocols import Carried
+from campaign.supervision.forkserver import child_setup, context, no_main, stop_fork_server, wake_fork_server
+from campaign.supervision.identity import environment
 
 CANCEL_S = 8.0  # between SIGTERM and SIGKILL: a pilot gives a busy server 6 s
 

@@ -25,12 +25,12 @@ from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 from parsl.providers.base import ExecutionProvider
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from campaign import runs
-from campaign.checks import ASSIGNMENT
 from campaign.errors import ProviderError, SpecError
-from campaign.identity import VARIABLE, mark, marked
-from campaign.messages import unknown
 from campaign.protocols import Carried
+from campaign.spec.options import ASSIGNMENT
+from campaign.supervision import run_registry
+from campaign.supervision.identity import VARIABLE, mark, marked
+from campaign.util.messages import unknown
 
 WATCH_S = 1.0
 DIRECTIVES = {
@@ -284,7 +284,7 @@ _HAND_ON = "trap 'kill -TERM $(jobs -p) 2>/dev/null; wait' TERM"
 def _remember(provider: Any, job: Any, name: str) -> None:
     # Without a number before it is submitted: a driver that is killed then has a job all the same.
     if not isinstance(provider, parsl.providers.LocalProvider):  # those are processes of this machine
-        runs.remember(job=(type(provider).__name__, str(job), name))
+        run_registry.remember(job=(type(provider).__name__, str(job), name))
 
 
 def _beside_python(program: str) -> str:
@@ -346,7 +346,7 @@ class _Htex(Executor):
         _remember(self._htex.provider, "", self._htex.label)
         self._htex.start()
         if self._htex.cert_dir:
-            runs.remember(secret=Path(self._htex.cert_dir))
+            run_registry.remember(secret=Path(self._htex.cert_dir))
         with marked():
             started = self._htex.scale_out_facade(self._blocks)
         for job in self._htex.blocks_to_job_id.values():

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import awkward as ak
 import numpy as np
 
-from campaign.casting import DoesNotFit, as_dtype
 from campaign.errors import CampaignError, InferenceError, OutputError
-from campaign.messages import listed, unknown
-from campaign.outputs import Columns
+from campaign.outputs.kinds import Columns
 from campaign.protocols import WEIGHT, Context
-from campaign.text import decoded, is_text, of_awkward
+from campaign.util.casting import DoesNotFit, as_dtype
+from campaign.util.messages import listed, unknown
+from campaign.util.text import decoded, is_text, of_awkward
 
 if TYPE_CHECKING:
-    from campaign.kserve import ModelInfo, Tensor
-    from campaign.ragged import Ragged
+    from campaign.inference.kserve import ModelInfo, Tensor
+    from campaign.inference.ragged import Ragged
 
 SAFE, UNSAFE = "safe", "unsafe"
 
@@ -40,7 +40,7 @@ class Infer:
             (rows, columns); jagged ones of equal lengths to the shape of an event, (-1, columns) or (columns, -1)),
             converted to the input's dtype. Inputs that the model calls optional may be left out.
         outputs: New columns, ``{column: output}``; an output of shape (rows, 1) becomes a flat column.
-        cast: ``safe``: a value that the input's dtype cannot hold is refused (see `campaign.casting`); ``unsafe``:
+        cast: ``safe``: a value that the input's dtype cannot hold is refused (see `campaign.util.casting`); ``unsafe``:
             converted as numpy's ``astype`` does, without a word.
     """
 
@@ -151,7 +151,7 @@ class Infer:
 
     def _events(self, batch: Any, columns: str | Sequence[str], tensor: Tensor) -> Ragged:
         """An input of a model that takes one event per request."""
-        from campaign.ragged import Ragged  # the client, which the driver need not load to check options
+        from campaign.inference.ragged import Ragged  # the client, which the driver need not load to check options
 
         names, unsafe = [columns] if isinstance(columns, str) else list(columns), self.cast == UNSAFE
         if not any(jagged(batch, c) for c in names):

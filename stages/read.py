@@ -18,8 +18,8 @@ import uproot
 from campaign.stages.branches import branches_of
 
 from campaign.errors import InputError
-from campaign.messages import article, unknown
 from campaign.protocols import WEIGHT
+from campaign.util.messages import article, unknown
 
 
 class RootSource:

@@ -22,7 +22,7 @@ import yaml
 from hypothesis import HealthCheck, settings
 
 import campaign
-from campaign import grpcfork  # noqa: F401  tests fork this process; as in workers
+from campaign.util import grpc_fork  # noqa: F401  tests fork this process; as in workers
 from tests.memory import limited
 
 # The same examples each time, and no example fails because the machine is busy.
@@ -34,10 +34,10 @@ SHARED = PROJECT.parent / "shared" / "data"
 OURS = (
     "tritonserver",
     "triton_python_backend_stub",
-    "campaign.pilot",
-    "campaign.enclose",
-    "campaign.guardian",
-    "campaign.keeper",
+    "campaign.pool.pilot",
+    "campaign.pool.sandbox",
+    "campaign.supervision.server_watchdog",
+    "campaign.supervision.driver_watchdog",
     "multiprocessing.forkserver",
     "multiprocessing.resource_tracker",
     "process_worker_pool",

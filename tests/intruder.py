@@ -21,10 +21,10 @@ from typing import Any
 import grpc
 import numpy as np
 
-from campaign.address import PoolAddress
-from campaign.client import connect
+from campaign.discovery.address import PoolAddress
 from campaign.errors import CampaignError
-from campaign.wire import SERVICE
+from campaign.inference.client import connect
+from campaign.inference.codec import SERVICE
 
 REFUSED = (OSError, grpc.RpcError, CampaignError)
 

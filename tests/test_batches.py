@@ -8,16 +8,17 @@ from concurrent.futures import BrokenExecutor, Executor, Future
 import numpy as np
 import pytest
 
-from campaign import Campaign, Dataset, StageSpec, Variation, batches
-from campaign.batches import Queue
+from campaign import Campaign, Dataset, StageSpec, Variation
+from campaign.driver import task_queue
+from campaign.driver.merge_trees import LEAF, Tree
+from campaign.driver.partial_index import Ledger
+from campaign.driver.task_queue import Queue
+from campaign.driver.worker_calls import LOSSES, Call, Calls
 from campaign.errors import ProviderError
-from campaign.ledger import Ledger
-from campaign.lost import LOSSES, Call, Calls
-from campaign.plan import Pass
-from campaign.planner import plan
-from campaign.receipts import Receipts
-from campaign.trees import LEAF, Tree
-from campaign.watch import Death
+from campaign.planning.plan import Pass
+from campaign.planning.planner import plan
+from campaign.storage.receipts import Receipts
+from campaign.worker.deadline import Death
 
 STAGES = "def s(b, c):\n    return {'x': b.x}\n\n\ndef r(m, c):\n    return {}\n"
 
@@ -69,7 +70,7 @@ def test_batches_grow_with_what_tasks_take_and_shrink_at_the_end(two_passes):
     assert sizes[0] == 1
     assert max(sizes) > 1
     for size in sizes:
-        assert size <= -(-left // batches.SHARE)
+        assert size <= -(-left // task_queue.SHARE)
         left -= size
     assert sizes[-1] == 1
 
@@ -222,9 +223,9 @@ def test_a_machine_on_which_nothing_lives_is_given_up():
 
 def test_a_ledger_matches_what_lies_there(two_passes, tmp_path):
     """Read back: what the log names, the plan wants and the files hold; the last word counts, foreign keys do not."""
-    from campaign.pack import PackWriter
-    from campaign.receipts import Receipt
-    from campaign.rundir import RunDir
+    from campaign.storage.packs import PackWriter
+    from campaign.storage.receipts import Receipt
+    from campaign.storage.rundir import RunDir
 
     made, _ = two_passes
     run = RunDir(tmp_path / "run")
@@ -261,9 +262,9 @@ def test_a_ledger_matches_what_lies_there(two_passes, tmp_path):
 
 def test_partials_made_with_another_frozen_value_are_forgotten(two_passes, tmp_path):
     """Each is known by the mark of its receipt, the last word counts, and what needs no frozen value is kept."""
-    from campaign.pack import PackWriter
-    from campaign.receipts import Receipt
-    from campaign.rundir import RunDir
+    from campaign.storage.packs import PackWriter
+    from campaign.storage.receipts import Receipt
+    from campaign.storage.rundir import RunDir
 
     made, _ = two_passes
     run = RunDir(tmp_path / "run")

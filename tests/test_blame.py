@@ -7,9 +7,9 @@ import sys
 import awkward as ak
 import pytest
 
-from campaign.blame import LINE, TEXT, MissingBranch, explain
 from campaign.errors import CampaignError
-from campaign.userfile import load_file
+from campaign.util.user_code import load_file
+from campaign.worker.stage_errors import LINE, TEXT, MissingBranch, explain
 
 BATCH = ak.Array({"MET_pt": [1.0], "Muon_pt": [[1.0]], "Muon_eta": [[1.0]], "run": [1]})
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from campaign.casting import DoesNotFit, as_dtype
+from campaign.util.casting import DoesNotFit, as_dtype
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 WRONG = [  # values, dtype, first row that does not fit, what is said of it

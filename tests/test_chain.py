@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from campaign import Campaign, Dataset, StageSpec
-from campaign.chain import Chain, Worker, row_ranges
-from campaign.engine import check, job_of
-from campaign.pack import PackWriter
-from campaign.rundir import RunDir
-from campaign.spent import AHEAD
+from campaign.driver.run import check, job_of
+from campaign.report.timing import AHEAD
+from campaign.storage.packs import PackWriter
+from campaign.storage.rundir import RunDir
+from campaign.worker.pipeline import Chain, Worker, row_ranges
 from tests.conftest import write_tree
 
 

@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 
 from campaign import InferenceError, ServerPool, connect
-from campaign.client import Servers
 from campaign.errors import CampaignError, ServerError
-from campaign.request import Request
+from campaign.inference.client import Servers
+from campaign.inference.request import Request
 from tests.conftest import PROJECT, left, lying_about, ours, wait_until
 
 REPOSITORY = PROJECT / "tests" / "models"
@@ -174,7 +174,7 @@ def test_servers_do_not_wait_for_the_caller(servers: Servers) -> None:
 
 def test_who_brings_too_much_waits(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more than a limit of bytes waits for room: the next caller is held back until requests have left."""
-    monkeypatch.setattr("campaign.flight.WAITING_BYTES", 8 * 4 * 10)
+    monkeypatch.setattr("campaign.inference.dispatcher.WAITING_BYTES", 8 * 4 * 10)
     waiting = []
     for i in range(12):
         waiting.append(servers.start("slow", {"X": column(8 * 5, seed=i)}))
@@ -185,7 +185,7 @@ def test_who_brings_too_much_waits(servers: Servers, monkeypatch: pytest.MonkeyP
 
 def test_large_requests_narrow_the_window(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bytes in flight are bounded too; a server without any request is given one all the same."""
-    monkeypatch.setattr("campaign.flight.OUT_BYTES", 1)
+    monkeypatch.setattr("campaign.inference.dispatcher.OUT_BYTES", 1)
     pending = servers.start("slow", {"X": column(8 * 12)})
     while not all(span.request.done.is_set() for span in pending._spans):
         assert all(link.outstanding <= 1 for link in servers._roster.links.values())
@@ -395,7 +395,7 @@ def test_the_last_resort_is_asked_when_nobody_is_left() -> None:
 def test_attached_servers_are_used_as_they_are(long_lived_pool: ServerPool) -> None:
     """Kind ``attach``: by URL, started and stopped by somebody else."""
     urls = [r["url"] for r in long_lived_pool.records()]
-    from campaign.spec import ServerSpec
+    from campaign.spec.models import ServerSpec
 
     spec = ServerSpec(kind="attach", models={"batch_sensitive": {"batch": 64}}, urls=urls)
     with ServerPool(spec) as pool:

@@ -13,9 +13,9 @@ import threading
 import pytest
 
 from campaign import Campaign
-from campaign.datasets import File, Files, expand
 from campaign.errors import SpecError
-from campaign.spec import Origin
+from campaign.planning.datasets import File, Files, expand
+from campaign.spec.models import Origin
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from campaign.errors import OutputError
-from campaign.exact import BLOCK, ExactSum, add_block, add_together
-from campaign.slices import cut, extents
+from campaign.histogram.exact_sum import BLOCK, ExactSum, add_block, add_together
+from campaign.histogram.extraction import cut, extents
 
 SIZE = 3
 ANY_FINITE = st.floats(allow_nan=False, allow_infinity=False)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from campaign.errors import FrozenChanged, OutputError
-from campaign.frozenvalue import freeze, thaw
+from campaign.storage.frozen_values import freeze, thaw
 
 DTYPES = st.sampled_from(["?", "i1", "u1", "<i4", ">i4", "<u8", "<i8", "f2", "<f4", ">f4", "<f8", ">f8", "U3"])
 arrays = hnp.arrays(DTYPES, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3))

@@ -19,16 +19,17 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from campaign import ServerPool, cli, frame, manifest, specfile
-from campaign.address import PoolAddress
-from campaign.counts import CountsPartial, unpack_counts
+from campaign import ServerPool, cli
+from campaign.discovery.address import PoolAddress
+from campaign.discovery.records import blank
+from campaign.driver import manifest
+from campaign.driver.partial_index import Ledger
 from campaign.errors import CampaignError, FrozenChanged, PartialError
-from campaign.frozenvalue import freeze, thaw
-from campaign.histogram import Histogram
-from campaign.incarnation import blank
-from campaign.intent import Intent
-from campaign.ledger import Ledger
-from campaign.outputs import (
+from campaign.histogram.histogram import Histogram
+from campaign.inference.connections import Roster
+from campaign.outputs import array_frame
+from campaign.outputs.counts import CountsPartial, unpack_counts
+from campaign.outputs.kinds import (
     Columns,
     ColumnsPartial,
     HistogramsPartial,
@@ -36,12 +37,14 @@ from campaign.outputs import (
     read_histograms,
     unpack_histograms,
 )
-from campaign.pack import PackReader
-from campaign.plan import Plan
-from campaign.receipts import CHECK, Receipt, Receipts, parse
-from campaign.replacer import Replacer
-from campaign.roster import Roster
-from campaign.rundir import RunDir
+from campaign.planning.plan import Plan
+from campaign.planning.plan_file import Intent
+from campaign.pool.restarts import Replacer
+from campaign.spec import yaml_file
+from campaign.storage.frozen_values import freeze, thaw
+from campaign.storage.packs import PackReader
+from campaign.storage.receipts import CHECK, Receipt, Receipts, parse
+from campaign.storage.rundir import RunDir
 
 EXAMPLES = int(os.environ.get("CAMPAIGN_FUZZ_EXAMPLES", "24"))  # of each law; more find more
 
@@ -111,7 +114,7 @@ def load(content: bytes, folder: Path, *sets: str) -> None:
     (folder / "c.yaml").write_bytes(content)
     refused = None
     try:
-        specfile.load(folder / "c.yaml", sets)
+        yaml_file.load(folder / "c.yaml", sets)
     except CampaignError as error:
         refused = error
     assert refused is None or (refused.exit_code == 2 and len(str(refused)) > 10)
@@ -189,7 +192,7 @@ def test_names_lead_nowhere(folder: Path, at: str, name: str) -> None:
         part[name] = part.pop(next(iter(part)))
     (folder / "c.yaml").write_text(yaml.safe_dump(data))
     with pytest.raises(CampaignError):
-        specfile.load(folder / "c.yaml")
+        yaml_file.load(folder / "c.yaml")
 
 
 # Receipts -------------------------------------------------------------------------------------------------------------
@@ -242,9 +245,9 @@ LOG = b"".join(Receipt(f"{i:064x}", "s", "d", "nominal", f"/{i}.root", "counts",
 @settings(max_examples=EXAMPLES)
 def test_a_log_is_read_as_far_as_it_is_one(folder: Path, log: bytes) -> None:
     """The ledger takes what is whole and passes over the rest; places told are places found."""
-    from campaign.datasets import Files
-    from campaign.plan import Events, Line
-    from campaign.task import Keys
+    from campaign.planning.datasets import Files
+    from campaign.planning.plan import Events, Line
+    from campaign.planning.task import Keys
 
     rundir = RunDir(folder / "log")
     rundir.receipts.parent.mkdir(exist_ok=True)
@@ -300,7 +303,7 @@ def test_a_frame_is_histograms_or_an_error(content: bytes) -> None:
     with contextlib.suppress(PartialError):
         unpack_histograms(content, "here")
     with contextlib.suppress(ValueError):
-        frame.unpack(content)
+        array_frame.unpack(content)
 
 
 @given(content=st.binary(max_size=60) | mutated(counts()) | plain.map(lambda x: json.dumps(x).encode()))

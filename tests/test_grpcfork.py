@@ -55,7 +55,7 @@ def run(code: str, given: str | None) -> subprocess.CompletedProcess[str]:
     """``code`` in a new process that imports what a worker imports, with the user's ``given`` setting."""
     env = {k: v for k, v in os.environ.items() if k != "GRPC_ENABLE_FORK_SUPPORT"}
     env |= {"GRPC_ENABLE_FORK_SUPPORT": given} if given else {}
-    command = [sys.executable, "-c", code, "campaign.work"]
+    command = [sys.executable, "-c", code, "campaign.worker.tasks"]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done

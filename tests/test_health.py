@@ -15,9 +15,10 @@ import psutil
 import pytest
 import tritonclient.grpc as grpcclient
 
-from campaign import ServerPool, canary
-from campaign.family import Family
-from campaign.health import Health
+from campaign import ServerPool
+from campaign.inference import canary
+from campaign.pool.health import Health
+from campaign.pool.server_processes import Family
 from tests.conftest import PROJECT, alive, left, lying_about, ours, unload, wait_until
 
 REPOSITORY = PROJECT / "tests" / "models"

@@ -15,9 +15,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from campaign.errors import OutputError
-from campaign.histogram import Histogram
-from campaign.outputs import read_histograms, write_histograms
-from campaign.rootfile import write_root
+from campaign.histogram.histogram import Histogram
+from campaign.histogram.root_file import write_root
+from campaign.outputs.kinds import read_histograms, write_histograms
 
 ax = hist.axis
 TRANSFORM = hist.axis.transform

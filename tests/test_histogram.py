@@ -17,8 +17,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from campaign.errors import AxesMismatch, OutputError
-from campaign.exact import BLOCK
-from campaign.histogram import Histogram, fill_together
+from campaign.histogram.exact_sum import BLOCK
+from campaign.histogram.histogram import Histogram, fill_together
 
 ax = hist.axis
 transform = hist.axis.transform
@@ -502,7 +502,7 @@ def test_torn_states_are_refused():
 
 def test_import_is_light():
     """Importing the histogram brings in numpy and hist, and none of the heavy packages beside them."""
-    code = "import sys, campaign.histogram; print(*sys.modules)"
+    code = "import sys, campaign.histogram.histogram; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "numpy" in loaded
     assert not {"awkward", "uproot", "parsl", "pyarrow", "pydantic", "tritonclient", "scipy"} & set(loaded)

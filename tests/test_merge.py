@@ -15,7 +15,8 @@ import uproot
 
 from campaign import Columns, Counts, Histogram, Histograms
 from campaign.errors import AxesMismatch, OutputError, PartialError
-from campaign.merge import (
+from campaign.outputs.kinds import as_output, start_partial
+from campaign.outputs.merge import (
     LazyMerged,
     Target,
     export,
@@ -27,11 +28,10 @@ from campaign.merge import (
     merge_whole,
     spoilt,
 )
-from campaign.outputs import as_output, start_partial
-from campaign.pack import PackWriter
-from campaign.plan import Output
-from campaign.receipts import Receipt
-from campaign.rundir import RunDir, file_digest
+from campaign.planning.plan import Output
+from campaign.storage.packs import PackWriter
+from campaign.storage.receipts import Receipt
+from campaign.storage.rundir import RunDir, file_digest
 
 FILES = 7
 
@@ -301,7 +301,7 @@ def test_a_reduce_stage_reads_only_what_it_asks_for(tmp_path):
 
 def test_a_range_with_a_file_made_anew_is_merged_again():
     """What was merged of it is dropped; what is under way is thrown away when it comes; other ranges stay."""
-    from campaign.trees import LEAF, Tree
+    from campaign.driver.merge_trees import LEAF, Tree
 
     keys = [f"{i:064x}" for i in range(3 * LEAF)]
     tree = Tree(planned(keys), leaves={0: None, LEAF: None}, asked={2 * LEAF})

@@ -7,14 +7,14 @@ import pyarrow as pa
 import pytest
 from pydantic import BaseModel, Field
 
-from campaign.checks import check_options
-from campaign.counts import what
 from campaign.errors import CampaignError, SpecError
-from campaign.kserve import ModelInfo, Tensor, check_names
-from campaign.messages import article, counted, listed, unknown
-from campaign.outputs import _cannot_hold, _difference, as_output
-from campaign.spec import ProviderSpec, _known
-from campaign.standin import StandInServers
+from campaign.inference.kserve import ModelInfo, Tensor, check_names
+from campaign.inference.stand_in import StandInServers
+from campaign.outputs.counts import what
+from campaign.outputs.kinds import _cannot_hold, _difference, as_output
+from campaign.spec.models import ProviderSpec, _known
+from campaign.spec.options import check_options
+from campaign.util.messages import article, counted, listed, unknown
 
 NAMES = [f"a_branch_with_a_long_name_{i:05d}" for i in range(1_700)]
 NEAR = "a_branch_with_a_long_name_0160"

@@ -11,9 +11,9 @@ from onnx import helper, numpy_helper
 
 from campaign import ServerPool
 from campaign.errors import ServerError, SpecError
-from campaign.pool import make_kind
+from campaign.pool.pool import make_kind
 from campaign.servers.onnx_file import NotOnnx, read
-from campaign.spec import ServerSpec
+from campaign.spec.models import ServerSpec
 
 ONES = np.array([[1.0], [10.0]], np.float32)
 

@@ -18,14 +18,18 @@ from typing import Any
 import pytest
 from campaign.providers.local import LocalProvider
 
-from campaign import batches, engine, load, lost, scheduler, trees, work
-from campaign.engine import run
+from campaign import load
+from campaign.audit.verify import verify
+from campaign.driver import merge_trees, scheduler, task_queue
+from campaign.driver import run as engine
+from campaign.driver import worker_calls as lost
+from campaign.driver.run import run
 from campaign.errors import Interrupted
-from campaign.receipts import parse
-from campaign.report import COMPLETE, INTERRUPTED, Report
-from campaign.rundir import RunDir
-from campaign.verification import verify
-from campaign.watch import Death
+from campaign.report.report import COMPLETE, INTERRUPTED, Report
+from campaign.storage.receipts import parse
+from campaign.storage.rundir import RunDir
+from campaign.worker import tasks as work
+from campaign.worker.deadline import Death
 from tests.conftest import change
 from tests.integration.test_scale import do, hashes, make_many
 
@@ -249,8 +253,8 @@ def test_no_order_and_no_loss_shows(
     """Stops, dying workers and spoilt partials at any moment: complete, same hashes, nothing done twice for nothing."""
     lots = Lots(seed, make_many(tmp_path) / "r")
     rule(lots, monkeypatch)
-    monkeypatch.setattr(batches, "LARGEST", lots.lots.choice([1, 4, 1000]))
-    monkeypatch.setattr(trees, "LEAF", lots.lots.choice([7, 1000]))
+    monkeypatch.setattr(task_queue, "LARGEST", lots.lots.choice([1, 4, 1000]))
+    monkeypatch.setattr(merge_trees, "LEAF", lots.lots.choice([7, 1000]))
     report = to_its_end(tmp_path, lots)
     print(dict(lots.happened))
     assert report.status == COMPLETE, report.errors

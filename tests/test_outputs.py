@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from campaign import Columns, Counts, Histogram, Histograms
-from campaign.counts import CountsPartial, read_counts
 from campaign.errors import AxesMismatch, OutputError, PartialError
-from campaign.outputs import (
+from campaign.histogram.root_file import write_root
+from campaign.outputs.counts import CountsPartial, read_counts
+from campaign.outputs.kinds import (
     ColumnsPartial,
     ColumnsReader,
     HistogramsPartial,
@@ -30,7 +31,6 @@ from campaign.outputs import (
     start_partial,
     unpack_histograms,
 )
-from campaign.rootfile import write_root
 
 # Kinds ----------------------------------------------------------------------------------------------------------------
 

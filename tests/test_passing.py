@@ -10,8 +10,8 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from campaign.blame import explain
 from campaign.errors import InferenceError, InputError, PartialError, ServerError, SpecError, StageError, passing
+from campaign.worker.stage_errors import explain
 
 
 def wrapped(error: BaseException, *by: type[Exception]) -> BaseException:

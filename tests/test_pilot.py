@@ -14,10 +14,11 @@ import numpy as np
 import psutil
 import pytest
 
-from campaign import ServerPool, serverlog
-from campaign.incarnation import blank, name_of
-from campaign.pilot import Pilot
-from campaign.rundir import write_json
+from campaign import ServerPool
+from campaign.discovery.records import blank, name_of
+from campaign.pool import server_log
+from campaign.pool.pilot import Pilot
+from campaign.storage.rundir import write_json
 from tests.conftest import PROJECT, wait_until
 
 REPOSITORY = PROJECT / "tests" / "models"
@@ -70,7 +71,7 @@ def test_pilots_of_the_run_before_end_where_it_is_started_again(tmp_path: Path, 
     assert holder.stdout is not None
     assert holder.stdout.readline() == "ready\n"
     old = [json.loads((folder / f"server-{i}.json").read_text()) for i in range(2)]
-    for pid in (*child(holder.pid, "campaign.keeper"), holder.pid):
+    for pid in (*child(holder.pid, "campaign.supervision.driver_watchdog"), holder.pid):
         os.kill(pid, signal.SIGKILL)
     holder.communicate()
     assert all(psutil.pid_exists(r["pid"]) for r in old)
@@ -88,7 +89,7 @@ def test_pilots_of_the_run_before_end_where_it_is_started_again(tmp_path: Path, 
 
 def test_a_pilot_that_comes_for_another_pool_ends_quietly(tmp_path: Path) -> None:
     """One that has queued for longer than its pool has lived: exit code 0, and nothing is written."""
-    argv = [sys.executable, "-m", "campaign.pilot", str(tmp_path), "--pool=cd"]
+    argv = [sys.executable, "-m", "campaign.pool.pilot", str(tmp_path), "--pool=cd"]
     for prepare in (lambda: None, lambda: order(tmp_path)):
         prepare()
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
@@ -99,13 +100,13 @@ def test_a_pilot_that_comes_for_another_pool_ends_quietly(tmp_path: Path) -> Non
 def test_the_guardian_of_a_later_generation_knows_its_record(tmp_path: Path) -> None:
     """In the wait before its server's start, whoever guards a pilot that is killed closes its record."""
     order(tmp_path)
-    argv = [sys.executable, "-m", "campaign.pilot", str(tmp_path), "--slot=0", "--generation=1", "--wait=600"]
+    argv = [sys.executable, "-m", "campaign.pool.pilot", str(tmp_path), "--slot=0", "--generation=1", "--wait=600"]
     pilot = subprocess.Popen(argv)
     path = tmp_path / "server-0.1.json"
-    assert wait_until(lambda: path.exists() and child(pilot.pid, "campaign.guardian"), 30)
-    first = child(pilot.pid, "campaign.guardian")
+    assert wait_until(lambda: path.exists() and child(pilot.pid, "campaign.supervision.server_watchdog"), 30)
+    first = child(pilot.pid, "campaign.supervision.server_watchdog")
     os.kill(first[0], signal.SIGKILL)
-    assert wait_until(lambda: child(pilot.pid, "campaign.guardian") not in ([], first), 30)
+    assert wait_until(lambda: child(pilot.pid, "campaign.supervision.server_watchdog") not in ([], first), 30)
     pilot.kill()
     pilot.wait()
     assert wait_until(lambda: json.loads(path.read_text())["state"] == "ended", 30)
@@ -142,7 +143,7 @@ def test_a_pilot_believes_no_order_that_somebody_else_may_have_written(tmp_path:
     else:
         folder.chmod(0o777)
     for pool in ([], ["--pool=abc"]):
-        argv = [sys.executable, "-m", "campaign.pilot", str(folder), *pool]
+        argv = [sys.executable, "-m", "campaign.pool.pilot", str(folder), *pool]
         ended = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
         assert not (tmp_path / "ran").exists()
         assert not list(folder.glob("claim-*"))
@@ -198,6 +199,6 @@ def test_a_first_server_that_has_said_why_is_not_tried_again_for_aborting_then(
 def test_what_triton_says_of_a_model_that_does_not_load_is_found(tmp_path, line, model, said, remedy):
     """The model, the sentence without the server's private folder, and what to do; what models print is none of it."""
     (tmp_path / "log").write_text(f"I1127 15:56:58.1 8 server.cc:1] started\n{line}\n")
-    assert serverlog.load_failure(tmp_path / "log", "/tmp/p") == (model, said)
-    assert remedy in serverlog.remedy(said)
-    assert bool(remedy) is bool(serverlog.remedy(said))
+    assert server_log.load_failure(tmp_path / "log", "/tmp/p") == (model, said)
+    assert remedy in server_log.remedy(said)
+    assert bool(remedy) is bool(server_log.remedy(said))

@@ -9,12 +9,13 @@ import sys
 import numpy as np
 import pytest
 
-from campaign import Campaign, Dataset, ModelSpec, ServerSpec, StageSpec, Variation, specfile
+from campaign import Campaign, Dataset, ModelSpec, ServerSpec, StageSpec, Variation
+from campaign.driver.partial_index import Ledger
 from campaign.errors import SpecError
-from campaign.ledger import Ledger
-from campaign.plan import longest_first, tasks_of
-from campaign.planner import plan
-from campaign.receipts import Receipts
+from campaign.planning.plan import longest_first, tasks_of
+from campaign.planning.planner import plan
+from campaign.spec import yaml_file
+from campaign.storage.receipts import Receipts
 
 STAGES = '''
 """Stages of a small analysis."""
@@ -94,7 +95,7 @@ def folder_of(tmp_path):
 
 def load(folder, text=YAML, *sets):
     (folder / "c.yaml").write_text(text)
-    return specfile.load(folder / "c.yaml", sets)
+    return yaml_file.load(folder / "c.yaml", sets)
 
 
 def make(folder, text=YAML, *sets, models=MODELS):

@@ -19,9 +19,9 @@ import psutil
 import pytest
 
 from campaign import ServerPool, connect
+from campaign.discovery.records import blank
 from campaign.errors import ServerError
-from campaign.incarnation import blank
-from campaign.rundir import write_json
+from campaign.storage.rundir import write_json
 from tests.conftest import PROJECT, left, lying_about, ours, regions_of, wait_until
 
 REPOSITORY = PROJECT / "tests" / "models"
@@ -403,7 +403,7 @@ def test_instances_are_copies_that_share_the_work(long_lived_pool: ServerPool) -
 def test_a_pilot_too_many_ends_quietly(long_lived_pool: ServerPool) -> None:
     """A launcher that starts the command more often than asked gets exit code 0, no word and no further server."""
     done = subprocess.run(
-        [sys.executable, "-m", "campaign.pilot", str(long_lived_pool.folder)],
+        [sys.executable, "-m", "campaign.pool.pilot", str(long_lived_pool.folder)],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

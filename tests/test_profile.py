@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from campaign.profile import Profile, by_stage
-from campaign.spent import AHEAD, RUN, WAIT, WRITE, Spent
+from campaign.report.profile import Profile, by_stage
+from campaign.report.timing import AHEAD, RUN, WAIT, WRITE, Spent
 
 
 def profile(computing=0.1, tasks_s=18.0, ready=1.0, **stages):

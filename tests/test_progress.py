@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from campaign.progress import Progress
+from campaign.report.progress import Progress
 
 
 def test_a_line_says_how_many_have_failed():

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from campaign import InferenceError, ServerPool, connect
-from campaign.client import Servers
 from campaign.errors import OutputError
-from campaign.kserve import Tensor
-from campaign.ragged import Ragged
-from campaign.spec import ServerSpec
-from campaign.stepservers import same
+from campaign.inference.client import Servers
+from campaign.inference.kserve import Tensor
+from campaign.inference.ragged import Ragged
+from campaign.spec.models import ServerSpec
+from campaign.worker.stage_client import same
 from tests.conftest import PROJECT, left, lying_about, ours, wait_until
 
 F, E, W = Tensor("F", "FP32", (-1, 3)), Tensor("E", "INT64", (2, -1)), Tensor("W", "FP32", (1,))

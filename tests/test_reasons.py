@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from campaign import cli, intent
-from campaign.gaps import Gaps
-from campaign.intent import Intent
-from campaign.ledger import Ledger
-from campaign.reasons import INPUTS_OPEN, INPUTS_OTHER, Reasons, as_json
-from campaign.receipts import FROZEN, Receipt, Receipts
-from campaign.rundir import RunDir
-from campaign.state import State
+from campaign import cli
+from campaign.driver.explain import INPUTS_OPEN, INPUTS_OTHER, Reasons, as_json
+from campaign.driver.failed_files import Gaps
+from campaign.driver.partial_index import Ledger
+from campaign.driver.state import State
+from campaign.planning import plan_file
+from campaign.planning.plan_file import Intent
+from campaign.storage.receipts import FROZEN, Receipt, Receipts
+from campaign.storage.rundir import RunDir
 from tests.test_plan import MODELS, YAML, edit, folder_of, make
 
 
@@ -31,7 +32,7 @@ def folder(tmp_path):
 
 def finished(made, rundir):
     """A run directory in which everything of a plan is said to be there, one pack per file."""
-    intent.write(rundir, made)
+    plan_file.write(rundir, made)
     with Receipts(rundir.receipts) as log:
         for line in made.lines:
             for key, url in zip(line.keys, line.events.files.urls(), strict=True):
@@ -227,12 +228,12 @@ def test_a_frozen_value_that_is_open_is_to_do_and_tasks_are_at_least(counted, tm
 def test_a_plan_that_was_torn_is_written_anew(folder, tmp_path):
     """``plan.json`` is left alone where it says just this plan; torn, altered or longer it is written again."""
     made, rundir = make(folder), RunDir(tmp_path / "r")
-    intent.write(rundir, made)
+    plan_file.write(rundir, made)
     whole, inode = rundir.intent.read_bytes(), rundir.intent.stat().st_ino
     assert json.loads(whole)["plan"] == made.digest
-    intent.write(rundir, made)
+    plan_file.write(rundir, made)
     assert rundir.intent.stat().st_ino == inode
     for torn in (whole[:-40], whole[:-9] + b"x" + whole[-8:], whole + b"x", b""):
         rundir.intent.write_bytes(torn)
-        intent.write(rundir, made)
+        plan_file.write(rundir, made)
         assert rundir.intent.read_bytes() == whole

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from campaign.discovery.records import backoff, blank, causes, newest, on_the_way
 from campaign.errors import ProviderError
-from campaign.incarnation import backoff, blank, causes, newest, on_the_way
+from campaign.pool.restarts import Replacer
 from campaign.protocols import Carried
-from campaign.replacer import Replacer
-from campaign.rundir import write_json
+from campaign.storage.rundir import write_json
 from tests.conftest import wait_until
 
 
@@ -50,7 +50,7 @@ def lost(folder: Path, restarts: int) -> None:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waiting between two tries."""
-    monkeypatch.setattr("campaign.replacer.backoff", lambda _: 0.0)
+    monkeypatch.setattr("campaign.pool.restarts.backoff", lambda _: 0.0)
 
 
 def test_pilots_that_end_at_their_start_spend_the_budget(tmp_path: Path) -> None:

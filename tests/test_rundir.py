@@ -19,11 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from campaign.errors import PartialError, RunDirBusy, SpecError
-from campaign.frozenvalue import freeze
-from campaign.pack import PackReader, PackWriter
-from campaign.receipts import Receipt, Receipts, parse
-from campaign.report import Report
-from campaign.rundir import (
+from campaign.report.report import Report
+from campaign.storage.frozen_values import freeze
+from campaign.storage.packs import PackReader, PackWriter
+from campaign.storage.receipts import Receipt, Receipts, parse
+from campaign.storage.rundir import (
     RunDir,
     canonical_json,
     digest,
@@ -171,7 +171,7 @@ OWN = """
 import sys, time
 from collections import deque
 from pathlib import Path
-from campaign.rundir import RunDir
+from campaign.storage.rundir import RunDir
 with RunDir(Path(sys.argv[1])).owned():
     print("owned", flush=True)
     time.sleep(600)

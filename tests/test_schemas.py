@@ -11,8 +11,8 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from campaign.outputs import Columns, ColumnsPartial, ColumnsReader
-from campaign.schemas import DIFFER, Schemas, unify
+from campaign.outputs.column_schemas import DIFFER, Schemas, unify
+from campaign.outputs.kinds import Columns, ColumnsPartial, ColumnsReader
 
 
 def folder_of(path, *files):

@@ -7,11 +7,12 @@ import pickle
 import pytest
 from pydantic import ValidationError
 
-from campaign import Campaign, Dataset, ServerSpec, StageSpec, Variation, registry
-from campaign.checks import check_models, check_options
+from campaign import Campaign, Dataset, ServerSpec, StageSpec, Variation
 from campaign.errors import SpecError
-from campaign.spec import ErrorSpec, Origin, ProviderSpec
-from campaign.stagecode import resolve
+from campaign.planning.stage_code import resolve
+from campaign.spec.models import ErrorSpec, Origin, ProviderSpec
+from campaign.spec.options import check_models, check_options
+from campaign.util import plugins
 
 
 def build(**changes):
@@ -234,23 +235,23 @@ def test_a_model_input_or_output_that_is_not_there_is_refused(made, key, said):
 @pytest.mark.parametrize(
     ("group", "owner", "given", "said"),
     [
-        (registry.PROVIDERS, ProviderSpec, {"nope": 1}, "'nope' is none of the keys here"),
-        (registry.SERVERS, ServerSpec, {"model_repositry": "m"}, "did you mean 'model_repository'"),
-        (registry.SERVERS, ServerSpec, {"model_repository": {"a": 1}}, "found"),
-        (registry.SERVERS, ServerSpec, {"launcher": "nope"}, "one of 'embedded'.* is needed; found 'nope'"),
+        (plugins.PROVIDERS, ProviderSpec, {"nope": 1}, "'nope' is none of the keys here"),
+        (plugins.SERVERS, ServerSpec, {"model_repositry": "m"}, "did you mean 'model_repository'"),
+        (plugins.SERVERS, ServerSpec, {"model_repository": {"a": 1}}, "found"),
+        (plugins.SERVERS, ServerSpec, {"launcher": "nope"}, "one of 'embedded'.* is needed; found 'nope'"),
     ],
 )
 def test_options_of_a_kind_are_held_against_what_it_publishes(group, owner, given, said):
     """A wrong, missing or unknown option of a provider or server kind is an error at its key, with those there are."""
-    cls = registry.get(group, "local" if group == registry.PROVIDERS else "triton")
+    cls = plugins.get(group, "local" if group == plugins.PROVIDERS else "triton")
     with pytest.raises(SpecError, match=said) as caught:
         check_options(cls.Options, given, ("here",), owner)
     assert caught.value.key[0] == "here"
 
 
-@pytest.mark.parametrize("group", [registry.PROVIDERS, registry.SERVERS, registry.STAGES])
+@pytest.mark.parametrize("group", [plugins.PROVIDERS, plugins.SERVERS, plugins.STAGES])
 def test_an_unregistered_name_lists_the_registered_ones(group):
     """A name that is not registered is refused with the nearest and with all that are."""
-    known = registry.names(group)
+    known = plugins.names(group)
     with pytest.raises(SpecError, match=f"did you mean '{known[0]}'.*{', '.join(known)}"):
-        registry.get(group, known[0] + "x")
+        plugins.get(group, known[0] + "x")

@@ -13,8 +13,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from campaign import Campaign, StageSpec, specfile, yamlscalars
+from campaign import Campaign, StageSpec
 from campaign.errors import SpecError
+from campaign.spec import yaml_file, yaml_scalars
 
 GOOD = """\
 campaign: demo
@@ -49,7 +50,7 @@ def write(tmp_path):
 
 def refused(path, *overrides):
     with pytest.raises(SpecError) as caught:
-        specfile.load(path, overrides)
+        yaml_file.load(path, overrides)
     assert caught.value.exit_code == 2
     return str(caught.value)
 
@@ -162,9 +163,9 @@ def test_errors_after_loading_know_the_line_too(write):
     """What is found out later about a key is placed at its line, or at the ``--set`` that gave it."""
     path = write(GOOD)
     error = SpecError("no", key=("stages", "predict", "model"))
-    assert specfile.load(path).locate(error).where == f"{path}:13: stages.predict.model"
+    assert yaml_file.load(path).locate(error).where == f"{path}:13: stages.predict.model"
     error = SpecError("no", key=("stages", "predict", "model"))
-    assert specfile.load(path, ["stages.predict.model=x"]).locate(error).where == "--set stages.predict.model"
+    assert yaml_file.load(path, ["stages.predict.model=x"]).locate(error).where == "--set stages.predict.model"
 
 
 # --set ----------------------------------------------------------------------------------------------------------------
@@ -172,7 +173,7 @@ def test_errors_after_loading_know_the_line_too(write):
 
 def test_set_changes_what_it_names(write):
     """``--set`` takes a dotted key and a YAML value, into mappings, lists, and places that are not there yet."""
-    made = specfile.load(
+    made = yaml_file.load(
         write(GOOD),
         ["servers.count=3", "servers.models.tagger.batch=8", "datasets.data.files.1=z.root", "retries=0",
          "variations.w.weight=pdf[7]", "provider.options={a: 1}", "workers=", "datasets.mc.metadata.lumi=3.5"],
@@ -214,14 +215,14 @@ def test_a_wrong_set_is_blamed_itself(write, override):
 def test_set_on_an_anchor_leaves_its_aliases_alone(write):
     """A value that several keys share by alias is changed for the one key that is named."""
     text = GOOD.replace('mc: {files: "mc/*.root"', 'mc: &d {files: "mc/*.root"') + "  jes_down: &v {tree: D}\n  x: *v\n"
-    made = specfile.load(write(text), ["variations.x.tree=E"])
+    made = yaml_file.load(write(text), ["variations.x.tree=E"])
     assert (made.variations["x"].tree, made.variations["jes_down"].tree) == ("E", "D")
 
 
 def test_set_gives_the_campaign_the_file_would_give(write):
     """A campaign changed by ``--set`` equals the one whose file says so."""
     changed = write(GOOD.replace("count: 1", "count: 4"), "d.yaml")
-    assert specfile.load(write(GOOD), ["servers.count=4"]) == specfile.load(changed)
+    assert yaml_file.load(write(GOOD), ["servers.count=4"]) == yaml_file.load(changed)
 
 
 # There and back -------------------------------------------------------------------------------------------------------
@@ -276,20 +277,20 @@ def campaigns(draw):
 def test_yaml_to_campaign_to_yaml_gives_an_equal_campaign(tmp_path_factory, data):
     """A campaign dumped as YAML and loaded again is equal, and dumps to the same text."""
     path = tmp_path_factory.getbasetemp() / "roundtrip.yaml"
-    path.write_text(yaml.dump(data, Dumper=yamlscalars.Dumper, allow_unicode=True))
-    made = specfile.load(path)
+    path.write_text(yaml.dump(data, Dumper=yaml_scalars.Dumper, allow_unicode=True))
+    made = yaml_file.load(path)
     assert made == Campaign.model_validate(data)
-    text = specfile.dump(made)
+    text = yaml_file.dump(made)
     path.write_text(text)
-    assert specfile.load(path) == made
-    assert specfile.dump(specfile.load(path)) == text
+    assert yaml_file.load(path) == made
+    assert yaml_file.dump(yaml_file.load(path)) == text
 
 
 def test_a_python_object_cannot_be_dumped():
     """A stage that is a Python function has no name a file could hold; the error says which and what to write."""
     made = Campaign(campaign="c", datasets={"d": {"files": "f", "tree": "t"}}, stages={"s": StageSpec(use=len)})
     with pytest.raises(SpecError, match="Python object"):
-        specfile.dump(made)
+        yaml_file.dump(made)
 
 
 # The schema -----------------------------------------------------------------------------------------------------------
@@ -299,7 +300,7 @@ def test_a_python_object_cannot_be_dumped():
 def validator():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        schema = json.loads(json.dumps(specfile.schema()))
+        schema = json.loads(json.dumps(yaml_file.schema()))
     jsonschema.Draft202012Validator.check_schema(schema)
     return jsonschema.Draft202012Validator(schema)
 
@@ -315,7 +316,7 @@ def test_the_schema_accepts_every_shipped_campaign(validator, request):
     validator.validate(yaml.safe_load(GOOD))
     for path in shipped(request.config.rootpath):
         validator.validate(yaml.safe_load(path.read_text()))
-        specfile.load(path)
+        yaml_file.load(path)
 
 
 @pytest.mark.parametrize(

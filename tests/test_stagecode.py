@@ -13,7 +13,7 @@ import pytest
 
 from campaign import Campaign, Dataset, StageSpec
 from campaign.errors import SpecError
-from campaign.stagecode import load_file, resolve
+from campaign.planning.stage_code import load_file, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +129,7 @@ def test_a_stage_finds_the_modules_beside_it_on_a_worker(tmp_path):
 SCRIPT = """
 import pickle, sys
 from campaign import Campaign, Dataset, StageSpec
-from campaign.stagecode import resolve
+from campaign.planning.stage_code import resolve
 from helpers import twice
 
 OFFSET = 5
@@ -470,7 +470,7 @@ def test_the_digest_of_a_cell_is_the_same_in_every_process(tmp_path):
     script = f"""
 import sys
 from campaign import Campaign, Dataset, StageSpec
-from campaign.stagecode import resolve
+from campaign.planning.stage_code import resolve
 exec({CELL!r})
 class Empty:
     def __call__(self, batch, ctx):

@@ -7,23 +7,23 @@ import sys
 
 import pytest
 
-from campaign.stagelog import LIMIT, LOG_LIMIT, _whole, log_of, logs, tidy
+from campaign.worker.stage_log import LIMIT, LOG_LIMIT, _whole, log_of, logs, tidy
 
 CODE = """
 import os, sys
 from pathlib import Path
-from campaign import stagelog
+from campaign.worker import stage_log
 folder = Path(sys.argv[1])
-log = stagelog.stage_log(folder, "call")
-assert stagelog.stage_log(folder, "") is None
+log = stage_log.stage_log(folder, "call")
+assert stage_log.stage_log(folder, "") is None
 assert not log.printed()
 print("one")
 os.write(2, b"two\\n")
 assert log.printed()
 assert log.move(folder / "d" / "a.log", "first")
 assert not log.move(folder / "d" / "a.log", "nothing")
-print("x" * (stagelog.LIMIT + 10))
-stagelog.trim()
+print("x" * (stage_log.LIMIT + 10))
+stage_log.trim()
 print("this goes nowhere")
 log.move(folder / "d" / "b.log", "second")
 print("three")
@@ -51,21 +51,21 @@ def test_what_is_printed_lies_in_the_log_of_its_file(tmp_path):
 BOUND = """
 import os, sys, time, warnings
 from pathlib import Path
-from campaign import stagelog
+from campaign.worker import stage_log
 folder = Path(sys.argv[1])
-log = stagelog.stage_log(folder, "call")
+log = stage_log.stage_log(folder, "call")
 for i in range(40_000):
     print(f"row {i} \u00e9" + "x" * 100)
-assert os.fstat(log._fd).st_size <= stagelog.LIMIT, os.fstat(log._fd).st_size
+assert os.fstat(log._fd).st_size <= stage_log.LIMIT, os.fstat(log._fd).st_size
 assert log.move(folder / "python.log", "by Python")
 for i in range(5):  # code in C: found by the look, and not by the write
     os.write(1, b"x" * (100 << 10))
-    time.sleep(2 * stagelog.LOOK_S if i == 2 else 0)
+    time.sleep(2 * stage_log.LOOK_S if i == 2 else 0)
 assert log.move(folder / "c.log", "by C")
 for i in range(8):
     print("y" * 200_000)
     assert log.move(folder / "many.log", f"run {i}")
-log._moved = stagelog.WORKER_LIMIT
+log._moved = stage_log.WORKER_LIMIT
 print("z")
 log.move(folder / "many.log", "the last whole one")
 print("z" * 5000)
@@ -102,9 +102,9 @@ WARNS = """
 import sys
 from pathlib import Path
 import numpy as np
-from campaign import stagelog
-from campaign.userfile import load_file
-log = stagelog.stage_log(Path(sys.argv[1]), "call")
+from campaign.worker import stage_log
+from campaign.util.user_code import load_file
+log = stage_log.stage_log(Path(sys.argv[1]), "call")
 load_file(Path(sys.argv[2])).stage()
 log.move(Path(sys.argv[1]) / "w.log", "warned")
 """
@@ -126,12 +126,12 @@ def test_a_warning_names_the_line_of_the_stage(tmp_path):
 TWO_RUNS = """
 import os, sys, threading, time
 from pathlib import Path
-from campaign import stagelog
+from campaign.worker import stage_log
 first, second = Path(sys.argv[1]) / "one", Path(sys.argv[1]) / "two"
-old = stagelog.stage_log(first, "call")
-os.write(1, b"x" * (stagelog.LIMIT + 1))  # too much, and not yet looked at
-log = stagelog.stage_log(second, "call")
-time.sleep(3 * stagelog.LOOK_S)
+old = stage_log.stage_log(first, "call")
+os.write(1, b"x" * (stage_log.LIMIT + 1))  # too much, and not yet looked at
+log = stage_log.stage_log(second, "call")
+time.sleep(3 * stage_log.LOOK_S)
 print("of the second run")
 assert log.move(second / "a.log", "second")
 assert [t.name for t in threading.enumerate()].count("campaign-stage-log") == 1
@@ -149,10 +149,10 @@ def test_a_worker_of_two_runs_prints_into_the_second(tmp_path):
 RACE = """
 import os, sys, time
 from pathlib import Path
-from campaign import stagelog
-stagelog.LIMIT = 1 << 10
-stagelog.LOOK_S = 0.0
-log = stagelog.stage_log(Path(sys.argv[1]), "call")
+from campaign.worker import stage_log
+stage_log.LIMIT = 1 << 10
+stage_log.LOOK_S = 0.0
+log = stage_log.stage_log(Path(sys.argv[1]), "call")
 for i in range(300):
     os.write(1, b"x" * 5000)
     log.move(Path(sys.argv[1]) / "much.log", "much")

@@ -17,7 +17,7 @@ from campaign.stages.infer import Infer
 
 from campaign import ServerPool
 from campaign.errors import CampaignError, InferenceError, OutputError
-from campaign.ragged import Ragged
+from campaign.inference.ragged import Ragged
 from tests.conftest import PROJECT, command
 
 MODEL = """
@@ -227,8 +227,9 @@ class TestServed:
         assert [a.result()["Y"][:, 0].tolist() for a in asked] == [[100.0] * 3, [0.0] * 3, [100.0] * 3]
 
     @pytest.mark.parametrize("place", [
-        "campaign.stages.infer.as_dtype", "campaign.stages.infer.ak.to_numpy", "campaign.wire.as_bytes",
-        "campaign.client.ragged.rows_of", "campaign.kserve._as_sent", "campaign.stages.infer.Columns",
+        "campaign.stages.infer.as_dtype", "campaign.stages.infer.ak.to_numpy", "campaign.inference.codec.as_bytes",
+        "campaign.inference.client.ragged.rows_of", "campaign.inference.kserve._as_sent",
+        "campaign.stages.infer.Columns",
     ])  # fmt: skip
     def test_no_failure_of_a_library_reaches_the_user_raw(self, refused, monkeypatch, place):
         """Wherever numpy, awkward or our own code raises: model, columns and a remedy are named, no traceback."""

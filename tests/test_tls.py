@@ -22,19 +22,19 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from tritonclient.utils import InferenceServerException
 
-from campaign import enclose
-from campaign.address import PoolAddress, Secret
-from campaign.engine import check
+from campaign.discovery.address import PoolAddress, Secret
+from campaign.driver.run import check
 from campaign.errors import PartialError, ServerError, SpecError
-from campaign.kserve import identity_refused, permanent
-from campaign.private import door, make_private, unfit
+from campaign.inference.codec import open_channel, outcome
+from campaign.inference.connections import Roster
+from campaign.inference.kserve import identity_refused, permanent
+from campaign.pool import sandbox
+from campaign.pool.certificates import LATE_S, PILOT, Applicant, CampaignCA, Gate, _new_key, _pem
 from campaign.protocols import Job, save_job
-from campaign.roster import Roster
 from campaign.servers.attach import Attach
-from campaign.spec import ServerSpec
-from campaign.specfile import load
-from campaign.tls import LATE_S, PILOT, Applicant, CampaignCA, Gate, _new_key, _pem
-from campaign.wire import open_channel, outcome
+from campaign.spec.models import ServerSpec
+from campaign.spec.yaml_file import load
+from campaign.util.ownership import door, make_private, unfit
 
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user; CI is root")
 PAST = -LATE_S - 60.0  # seconds of validity that are over
@@ -472,8 +472,8 @@ def test_a_key_that_lies_on_the_node_is_told(tmp_path: Path, monkeypatch: pytest
     def refuse(_places: list[str]) -> None:
         raise OSError(1, "Operation not permitted")
 
-    monkeypatch.setattr(enclose, "own_mounts", refuse)
-    monkeypatch.setattr(enclose, "_watch", lambda _prefix: None)
+    monkeypatch.setattr(sandbox, "own_mounts", refuse)
+    monkeypatch.setattr(sandbox, "_watch", lambda _prefix: None)
     places = ["/dev/shm", *([str(tmp_path / "tls")] if ca else [])]
-    enclose._enclose({"shm": "auto", "prefix": "p", "place": str(tmp_path), "ca": ca}, places)
-    assert enclose.unmounted(tmp_path) is bool(ca)
+    sandbox._enclose({"shm": "auto", "prefix": "p", "place": str(tmp_path), "ca": ca}, places)
+    assert sandbox.unmounted(tmp_path) is bool(ca)

@@ -16,11 +16,11 @@ import yaml
 
 from campaign import ServerPool, ServerSpec
 from campaign.errors import InferenceError, SpecError
-from campaign.kserve import check_inputs
-from campaign.pool import make_kind
-from campaign.request import Request
-from campaign.twin import NOTE, Twins, agree, twin_of
-from campaign.wire import Codec, batch_of
+from campaign.inference.codec import Codec, batch_of
+from campaign.inference.kserve import check_inputs
+from campaign.inference.local_model import NOTE, Twins, agree, twin_of
+from campaign.inference.request import Request
+from campaign.pool.pool import make_kind
 from tests.conftest import campaign_dict, command, hashes, report_of, start, wait_until
 from tests.integration.test_left_behind import reach_the_middle, records
 

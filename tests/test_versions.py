@@ -14,10 +14,10 @@ import yaml
 
 from campaign import ServerPool, connect
 from campaign.errors import InferenceError, SpecError
-from campaign.pool import make_kind
+from campaign.pool.pool import make_kind
 from campaign.servers import environment, settings
 from campaign.servers.modelconfig import messages
-from campaign.spec import ServerSpec
+from campaign.spec.models import ServerSpec
 from tests.conftest import command
 
 MODEL = """
@@ -153,8 +153,8 @@ def test_a_request_that_another_version_answered_is_refused():
     """The answer names its version: a server that answers with another one is at fault."""
     from tritonclient.grpc import service_pb2
 
-    from campaign.kserve import ModelInfo, Tensor
-    from campaign.wire import Codec, Part
+    from campaign.inference.codec import Codec, Part
+    from campaign.inference.kserve import ModelInfo, Tensor
 
     tensor = Tensor("Y", "FP32", (-1, 1))
     codec = Codec(ModelInfo("m", (tensor,), (tensor,), 1, 1, False, version="2"))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from campaign.watch import deaths
+from campaign.worker.deadline import deaths
 
 DIES = """
 import os, sys
 from pathlib import Path
-from campaign.watch import watch
+from campaign.worker.deadline import watch
 watch(Path(sys.argv[1])).task("call-1", 3, 60.0)
 os.abort()
 """

@@ -16,9 +16,9 @@ from campaign.stages.fill import Fill
 import campaign
 from campaign import Histogram
 from campaign.outputs import read_histograms
-from campaign.planner import plan
+from campaign.planning.planner import plan
+from campaign.planning.stage_code import resolve
 from campaign.protocols import WEIGHT
-from campaign.stagecode import resolve
 from tests.conftest import command, report_of
 
 STAGES = '''

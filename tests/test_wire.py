@@ -12,9 +12,9 @@ from tritonclient.grpc import InferInput, InferRequestedOutput, service_pb2
 from tritonclient.grpc._utils import _get_inference_request
 
 from campaign.errors import InferenceError
-from campaign.kserve import ModelInfo, Tensor
-from campaign.window import COVER_S, LEAST, MOST, Window
-from campaign.wire import Codec, Part, batch_of, cut, whole
+from campaign.inference.codec import Codec, Part, batch_of, cut, whole
+from campaign.inference.concurrency import COVER_S, LEAST, MOST, Window
+from campaign.inference.kserve import ModelInfo, Tensor
 
 MODEL = ModelInfo("m", (Tensor("X", "FP32", (-1, 2)),), (Tensor("Y", "FP32", (-1, 1)),), 4, 8, False)
 DATATYPES = {

@@ -9,9 +9,10 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from campaign import specfile, values, yamlscalars
-from campaign.datasets import expand
 from campaign.errors import SpecError
+from campaign.planning import free_values
+from campaign.planning.datasets import expand
+from campaign.spec import yaml_file, yaml_scalars
 from tests.conftest import command
 
 TAKEN = {
@@ -41,23 +42,23 @@ REFUSED = {
 @pytest.mark.parametrize("text", TAKEN)
 def test_a_value_that_means_one_thing_is_taken(text):
     """A value is what YAML 1.2 says, of the same type."""
-    found = yamlscalars.load(f"a: {text}")["a"]
+    found = yaml_scalars.load(f"a: {text}")["a"]
     assert found == TAKEN[text]
     assert type(found) is type(TAKEN[text])
 
 
 def test_not_a_number_is_a_float():
     """``.nan`` is the only word for it."""
-    assert math.isnan(yamlscalars.load("a: .nan")["a"])
-    assert yamlscalars.load("a: nan")["a"] == "nan"
+    assert math.isnan(yaml_scalars.load("a: .nan")["a"])
+    assert yaml_scalars.load("a: nan")["a"] == "nan"
 
 
 @pytest.mark.parametrize("place", ["a: {}", "a: [1, {}]", "a: {{b: {}}}", "{}: 1", "a: &x {}", "? {}\n: 1"])
 @pytest.mark.parametrize("text", REFUSED)
 def test_a_value_that_may_mean_two_things_is_refused(text, place):
     """As a value, in a list, in a mapping and as a key; the message says what to write."""
-    with pytest.raises(yamlscalars.Doubtful) as caught:
-        yamlscalars.load(place.format(text))
+    with pytest.raises(yaml_scalars.Doubtful) as caught:
+        yaml_scalars.load(place.format(text))
     assert REFUSED[text] in str(caught.value)
 
 
@@ -76,8 +77,8 @@ def test_no_plain_value_changes_its_meaning_silently(text):
     except (yaml.YAMLError, ValueError):
         return
     try:
-        new = yamlscalars.load(f"[{text}]")
-    except yamlscalars.Doubtful:
+        new = yaml_scalars.load(f"[{text}]")
+    except yaml_scalars.Doubtful:
         return
     if new != old and not any(isinstance(v, float) and math.isnan(v) for v in new if not isinstance(v, dict)):
         assert [type(v) for v in old] == [str]
@@ -96,7 +97,7 @@ VALUES = st.recursive(
 @given(value=VALUES)
 def test_what_is_dumped_is_read_back(value):
     """Text that looks like a number, a date or a word of YAML is quoted when it is written."""
-    assert yamlscalars.load(yaml.dump({"a": value}, Dumper=yamlscalars.Dumper, allow_unicode=True)) == {"a": value}
+    assert yaml_scalars.load(yaml.dump({"a": value}, Dumper=yaml_scalars.Dumper, allow_unicode=True)) == {"a": value}
 
 
 CAMPAIGN = """\
@@ -122,7 +123,7 @@ def test_check_names_every_doubtful_value_at_its_key(tmp_path):
         assert f"{path}:{place}: " in done.stderr, done.stderr
     assert "xsec" not in done.stderr
     with pytest.raises(SpecError, match=r"provider.walltime.*: 1:30:00 may be a time.*write quotes \('1:30:00'\)"):
-        specfile.apply({}, "provider.walltime=1:30:00")
+        yaml_file.apply({}, "provider.walltime=1:30:00")
 
 
 def test_two_keys_that_are_one_are_refused(tmp_path):
@@ -130,7 +131,7 @@ def test_two_keys_that_are_one_are_refused(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("campaign: c\nmetadata: {1: a, 1.0: b}\n")
     with pytest.raises(SpecError, match=r"c.yaml:2: metadata.1.0: is the same key as 1"):
-        specfile.parse(path)
+        yaml_file.parse(path)
 
 
 PLACES = """\
@@ -161,7 +162,7 @@ def test_keys_and_typed_places_follow_the_same_rules(tmp_path, given):
     path = tmp_path / "c.yaml"
     path.write_text(PLACES % given)
     with pytest.raises(SpecError) as caught:
-        specfile.load(path)
+        yaml_file.load(path)
     assert f"{path}:{WRONG[given]}" in str(caught.value)
 
 
@@ -169,10 +170,10 @@ def test_keys_of_options_that_are_numbers_stay_numbers(tmp_path):
     """Whole and decimal numbers as they are written, also after they were dumped."""
     path = tmp_path / "c.yaml"
     path.write_text(PLACES % ("c", "", "a: {2018: 1, 0.5: 2, '7': 3}", "v", "w"))
-    campaign = specfile.load(path)
+    campaign = yaml_file.load(path)
     assert campaign.stages["s"].given == {"a": {2018: 1, 0.5: 2, "7": 3}}
-    path.write_text(specfile.dump(campaign))
-    assert specfile.load(path).stages["s"].given == campaign.stages["s"].given
+    path.write_text(yaml_file.dump(campaign))
+    assert yaml_file.load(path).stages["s"].given == campaign.stages["s"].given
 
 
 METADATA = {  # side file: what is said of it
@@ -192,7 +193,7 @@ def test_metadata_reaches_stages_as_it_stands_or_is_refused(tmp_path, text):
     (tmp_path / "x.root").touch()
     path = tmp_path / "c.yaml"
     path.write_text((PLACES % GIVEN).replace("metadata: {}", "metadata: side.yaml"))
-    campaign = specfile.load(path)
+    campaign = yaml_file.load(path)
     with pytest.raises(SpecError) as caught:
         expand(campaign, ["x.root"], "side.yaml", ("datasets", "d", "files"))
     assert METADATA[text] in str(caught.value)
@@ -202,10 +203,10 @@ def test_metadata_reaches_stages_as_it_stands_or_is_refused(tmp_path, text):
 def test_a_value_of_set_loses_nothing(text):
     """What a file would be refused for, ``--set`` is refused for."""
     with pytest.raises(SpecError, match=r"--set a={"):
-        specfile.apply({}, f"a={text}")
+        yaml_file.apply({}, f"a={text}")
 
 
 def test_a_plan_shows_values_with_their_types():
     """Text stands in quotes, numbers do not, as keys too."""
-    shown = values._short({"a": 0.001, "b": "1e-3", 2018: [True, None, "NO"], "2018": {0.5: 1}})
+    shown = free_values._short({"a": 0.001, "b": "1e-3", 2018: [True, None, "NO"], "2018": {0.5: 1}})
     assert shown == '{"a": 0.001, "b": "1e-3", 2018: [true, null, "NO"], "2018": {0.5: 1}}'

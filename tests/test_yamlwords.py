@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from campaign.errors import SpecError
-from campaign.specfile import load
+from campaign.spec.yaml_file import load
 
 GOOD = """\
 campaign: mine

@@ -15,9 +15,9 @@ from typing import Any
 
 from data import folder
 
-from campaign.guardian import sweep
 from campaign.protocols import Launch
-from campaign.spec import ServerSpec
+from campaign.spec.models import ServerSpec
+from campaign.supervision.server_watchdog import sweep
 
 from .servers import TcpTriton
 from .timing import timed

@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from campaign.guardian import die_with_parent
-from campaign.pool import ServerPool
+from campaign.pool.pool import ServerPool
 from campaign.protocols import Launch
 from campaign.servers.triton import Triton
-from campaign.spec import ServerSpec
+from campaign.spec.models import ServerSpec
+from campaign.supervision.server_watchdog import die_with_parent
 
 MODELS = Path(__file__).resolve().parent / "models"
 

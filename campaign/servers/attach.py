@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from campaign.address import Secret
+from campaign.discovery.address import Secret
 from campaign.errors import SpecError
 from campaign.protocols import Launch
-from campaign.spec import ServerSpec
+from campaign.spec.models import ServerSpec
 
 
 class Tls(BaseModel):

@@ -10,7 +10,7 @@ from typing import Any
 
 from google.protobuf import text_format
 
-from campaign.spec import ModelSpec
+from campaign.spec.models import ModelSpec
 
 ENVIRONMENT = "EXECUTION_ENV_PATH"  # parameter of the Python backend: an archive of a Python environment
 

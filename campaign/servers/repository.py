@@ -10,14 +10,14 @@ from typing import Any
 from google.protobuf import text_format
 
 from campaign.errors import SpecError
-from campaign.messages import unknown
-from campaign.rundir import file_digest
 from campaign.servers import environment, onnx_backend, settings
 from campaign.servers.layout import beside, tree
 from campaign.servers.modelconfig import ENVIRONMENT, datatype, environment_named, messages, render
 from campaign.servers.onnx_file import NotOnnx, complete
 from campaign.servers.onnx_file import read as read_onnx
-from campaign.spec import ModelSpec, ServerSpec
+from campaign.spec.models import ModelSpec, ServerSpec
+from campaign.storage.rundir import file_digest
+from campaign.util.messages import unknown
 
 HERE = "$$TRITON_MODEL_DIRECTORY"  # in that parameter: the model's folder
 REQUEST = b"InferenceRequest"  # how a Python model asks another one (business logic scripting)
@@ -314,7 +314,7 @@ class Repository:
         return Path(given.replace(HERE, str(self.folder(model)))) if given else None
 
     def signature(self, model: str) -> Mapping[str, Any]:
-        """What the model takes and gives, for a try without a server (`campaign.standin`)."""
+        """What the model takes and gives, for a try without a server (`campaign.inference.stand_in`)."""
         config, spec = self.config(model), self.spec.models[model]
         first, most = [-1] if config.max_batch_size else [], int(config.max_batch_size)
 

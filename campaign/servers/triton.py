@@ -18,7 +18,7 @@ from campaign.servers.layout import hold, lay_out, unpack
 from campaign.servers.listen import on_port, on_socket
 from campaign.servers.modelconfig import with_environment
 from campaign.servers.repository import CONFIG, Repository
-from campaign.spec import ServerSpec
+from campaign.spec.models import ServerSpec
 
 
 def _as_list(value: Any) -> Any:

@@ -18,17 +18,17 @@ from parsl import launchers as parsl_launchers
 from parsl import providers as parsl_providers
 from parsl.executors import HighThroughputExecutor
 
-from campaign import registry
-from campaign.identity import VARIABLE, mark, mark_of
 from campaign.protocols import Provider
+from campaign.supervision.identity import VARIABLE, mark, mark_of
+from campaign.util import plugins
 from tests.conftest import PROJECT, ours, wait_until
 
-PROVIDERS = registry.names(registry.PROVIDERS)
+PROVIDERS = plugins.names(plugins.PROVIDERS)
 
 
 def make(name: str, folder: Path) -> Provider:
     """The provider with its defaults."""
-    cls = registry.get(registry.PROVIDERS, name)
+    cls = plugins.get(plugins.PROVIDERS, name)
     made: Provider = cls(cls.Options(), folder)
     return made
 
@@ -63,7 +63,7 @@ def test_a_provider_says_where_its_machines_are_and_for_how_long(tmp_path: Path)
         made = make(name, tmp_path)
         assert made.one_node is True, "its defaults are this machine"
         assert made.walltime_s is None or made.walltime_s > 0
-    parsl = registry.get(registry.PROVIDERS, "parsl")
+    parsl = plugins.get(plugins.PROVIDERS, "parsl")
 
     def told(**options: Any) -> tuple[bool, float | None]:
         made: Provider = parsl(parsl.Options(**options), tmp_path)
@@ -229,7 +229,7 @@ def test_parsl_takes_a_users_own_config(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     theirs = Local(worker_init="export OF_THEIR_CONFIG=1", init_blocks=1)
     config = parsl.Config(executors=[HighThroughputExecutor(address="127.0.0.1", provider=theirs)])
-    cls = registry.get(registry.PROVIDERS, "parsl")
+    cls = plugins.get(plugins.PROVIDERS, "parsl")
     with cls(cls.Options(config=config), tmp_path) as made:
         assert made.tasks(1).submit(os.getenv, "OF_THEIR_CONFIG").result(timeout=60) == "1"
     assert theirs.resources == {}
@@ -238,7 +238,7 @@ def test_parsl_takes_a_users_own_config(tmp_path: Path, monkeypatch: pytest.Monk
 def test_options_refuse_what_they_do_not_know() -> None:
     """Every provider publishes its options as a model that forbids others."""
     for name in PROVIDERS:
-        options: Any = registry.get(registry.PROVIDERS, name).Options
+        options: Any = plugins.get(plugins.PROVIDERS, name).Options
         with pytest.raises(ValueError, match="extra"):
             options(no_such_option=1)
         assert options.model_json_schema()["additionalProperties"] is False

@@ -13,12 +13,13 @@ import numpy as np
 import psutil
 import pytest
 
-from campaign import ServerPool, ServerSpec, SpecError, registry
-from campaign.pool import make_kind
+from campaign import ServerPool, ServerSpec, SpecError
+from campaign.pool.pool import make_kind
 from campaign.protocols import ServerKind
+from campaign.util import plugins
 from tests.conftest import PROJECT, left, lying_about, ours, wait_until
 
-KINDS = registry.names(registry.SERVERS)
+KINDS = plugins.names(plugins.SERVERS)
 REPOSITORY = PROJECT / "tests" / "models"
 MODELS = {"slow": {"batch": 8, "parameters": {"delay_s": 0.001}}}
 
@@ -110,7 +111,7 @@ def test_an_unknown_option_is_refused(kind: str) -> None:
     with pytest.raises(SpecError, match=f"did you mean '{known}'") as caught:
         make(kind, **{known[:-1] + "_": 1})
     assert caught.value.key[0] == "servers"
-    options = registry.get(registry.SERVERS, kind).Options
+    options = plugins.get(plugins.SERVERS, kind).Options
     with pytest.raises(ValueError, match="extra"):
         options(**USABLE[kind](["localhost:1"]), no_such_option=1)
     schema = json.loads(json.dumps(options.model_json_schema()))

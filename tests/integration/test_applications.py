@@ -20,8 +20,8 @@ import uproot
 import yaml
 
 from campaign import ServerPool, connect
-from campaign.client import Servers
-from campaign.spec import ServerSpec
+from campaign.inference.client import Servers
+from campaign.spec.models import ServerSpec
 from tests.conftest import PROJECT, change, command, left, lying_about, ours, report_of, wait_until
 
 MODELS = PROJECT / "model_repository"

@@ -13,7 +13,7 @@ import yaml
 
 from campaign import Campaign, cli
 from campaign.errors import SpecError
-from campaign.report import Report
+from campaign.report.report import Report
 from tests.conftest import PROJECT
 
 STAGES = """

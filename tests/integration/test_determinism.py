@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from campaign import batches, load
-from campaign.engine import run
+from campaign import load
+from campaign.driver import task_queue
+from campaign.driver.run import run
 from tests.conftest import change, command, hashes, report_of, yaml_of
 
 
@@ -24,8 +25,8 @@ def test_shuffled_submission_changes_no_byte(small: Path, monkeypatch: pytest.Mo
     def shuffled(places: Any, _sizes: Any) -> Any:
         return np.random.default_rng(seed).permutation(places)
 
-    monkeypatch.setattr(batches, "longest_first", shuffled)
-    monkeypatch.setattr(batches, "BATCH_S", 0.01)
+    monkeypatch.setattr(task_queue, "longest_first", shuffled)
+    monkeypatch.setattr(task_queue, "BATCH_S", 0.01)
     second = run(load(small / "c.yaml"), run_dir=small / "shuffled", workers=2, servers=2, progress=False)
     assert {n: o["sha256"] for n, o in second.outputs.items()} == {n: o["sha256"] for n, o in first.outputs.items()}
 

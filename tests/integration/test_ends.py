@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from campaign import engine, specfile, trees
-from campaign.report import Report
+from campaign.driver import merge_trees
+from campaign.driver import run as engine
+from campaign.report.report import Report
+from campaign.spec import yaml_file
 from tests.conftest import command, write_tree
 
 STAGES = """
@@ -50,7 +52,7 @@ def small(tmp_path: Path) -> Callable[..., Report]:
         dataset = {"files": "a", "tree": "events", "metadata": "side.yaml"}
         made = {"campaign": "small", "datasets": {"a": dataset}, "workers": 2, "stages": stages, **more}
         (tmp_path / "c.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
-        campaign = specfile.load(tmp_path / "c.yaml", [])
+        campaign = yaml_file.load(tmp_path / "c.yaml", [])
         return engine.run(campaign, run_dir=tmp_path / "r", progress=False, raises=False)
 
     return run
@@ -60,7 +62,7 @@ def test_a_range_that_is_all_lost_and_last_ends_nothing_early(
     small: Callable[..., Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last file fails when all else is merged, and is all of its range: the output is still made without it."""
-    monkeypatch.setattr(trees, "LEAF", 2)
+    monkeypatch.setattr(merge_trees, "LEAF", 2)
     (tmp_path / "bad.txt").write_text("a2")
     report = small({"count": {"use": "s.py:count", "options": {"leaves": 1}}}, errors={"max_failed_files": 1})
     assert report.status == "incomplete", report.errors
@@ -72,7 +74,7 @@ def test_an_altered_partial_of_the_same_size_is_not_merged_when_resumed(
     small: Callable[..., Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaf: int
 ) -> None:
     """A byte flipped in columns of an earlier run, whose output is there or is gone: made anew, to the same hash."""
-    monkeypatch.setattr(trees, "LEAF", leaf)
+    monkeypatch.setattr(merge_trees, "LEAF", leaf)
     stages = {"keep": {"use": "s.py:keep", "keep": True}}
     whole = small(stages)
     assert whole.status == "complete"

@@ -243,7 +243,7 @@ def test_a_run_directory_in_use_is_refused_with_its_owner(small: Path) -> None:
     import subprocess
 
     hold = (
-        "import sys, time\nfrom pathlib import Path\nfrom campaign.rundir import RunDir\n"
+        "import sys, time\nfrom pathlib import Path\nfrom campaign.storage.rundir import RunDir\n"
         "with RunDir(Path('r').resolve()).owned():\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", hold], cwd=small, stdout=subprocess.PIPE, text=True)

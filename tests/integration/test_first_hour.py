@@ -13,7 +13,7 @@ import uproot
 import yaml
 
 from campaign import cli
-from campaign.report import Report
+from campaign.report.report import Report
 from tests.conftest import PROJECT, command
 
 STAGES = """\
@@ -423,10 +423,10 @@ error: stage mean, variation nominal (s.py:mean): raised ZeroDivisionError: divi
 
 def test_status_counts_what_the_run_in_the_folder_makes(place, capsys):
     """Receipts of an earlier plan are not counted for this one: a run that has done nothing yet shows zeros."""
-    from campaign.engine import check
-    from campaign.intent import note_start, progress_of
-    from campaign.rundir import RunDir
-    from campaign.specfile import load
+    from campaign.driver.run import check
+    from campaign.planning.plan_file import note_start, progress_of
+    from campaign.spec.yaml_file import load
+    from campaign.storage.rundir import RunDir
 
     (place / "c.yaml").write_text(changed({"stages/inf": None, "servers": None}))
     assert cli.main(["run", "c.yaml", "--quiet"]) == 0

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from campaign import load, scheduler
-from campaign.engine import run
+from campaign import load
+from campaign.driver import scheduler
+from campaign.driver.run import run
 from campaign.errors import CampaignFailed, Interrupted
-from campaign.report import COMPLETE, INCOMPLETE, Report
+from campaign.report.report import COMPLETE, INCOMPLETE, Report
 from tests.conftest import change, command, yaml_of
 from tests.integration.test_scale import STAGES, hashes, make_many
 

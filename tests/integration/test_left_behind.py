@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from campaign.identity import Identity, mark_of
+from campaign.supervision.identity import Identity, mark_of
 from tests.conftest import (
     alive,
     campaign_dict,
@@ -221,7 +221,10 @@ def below(root: int, word: str) -> list[int]:
 
 def watchers(driver: int, record: dict[str, Any]) -> list[int]:
     """The driver's keeper and the pilot's guardian."""
-    return [*below(driver, "campaign.keeper"), *below(record["pid"], "campaign.guardian")]
+    return [
+        *below(driver, "campaign.supervision.driver_watchdog"),
+        *below(record["pid"], "campaign.supervision.server_watchdog"),
+    ]
 
 
 @pytest.mark.faults
@@ -245,7 +248,7 @@ def test_the_lease_alone_is_enough(slow: Path, before: Before) -> None:
     driver = start("run", "c.yaml", "--run-dir", "r", *settings, cwd=slow)
     reach_the_middle(driver, slow / "r")
     record = records(slow / "r")[0]
-    keepers = below(driver.pid, "campaign.keeper")
+    keepers = below(driver.pid, "campaign.supervision.driver_watchdog")
     assert keepers
     for pid in (*keepers, driver.pid):
         os.kill(pid, signal.SIGKILL)
@@ -284,9 +287,9 @@ def test_a_pilot_that_stops_is_ended_by_its_guardian(slow: Path, before: Before)
     driver = start("run", "c.yaml", "--run-dir", "r", *settings, cwd=slow)
     reach_the_middle(driver, slow / "r")
     record = records(slow / "r")[0]
-    (guardian,) = below(record["pid"], "campaign.guardian")
+    (guardian,) = below(record["pid"], "campaign.supervision.server_watchdog")
     os.kill(guardian, signal.SIGKILL)
-    assert wait_until(lambda: below(record["pid"], "campaign.guardian") not in ([], [guardian]), 15)
+    assert wait_until(lambda: below(record["pid"], "campaign.supervision.server_watchdog") not in ([], [guardian]), 15)
     os.kill(record["pid"], signal.SIGSTOP)
     gone = lambda: not (alive(record["pid"]) or alive(record["server_pid"]) or Path(record["place"]).exists())  # noqa: E731
     assert wait_until(gone, 15)

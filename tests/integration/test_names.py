@@ -16,10 +16,10 @@ from campaign.stages.infer import Infer
 
 from campaign import Histogram
 from campaign.errors import OutputError, SpecError
-from campaign.outputs import Columns, ColumnsPartial, Counts, Histograms, as_output, read_columns
-from campaign.planner import plan
-from campaign.rootfile import write_root
-from campaign.spec import Campaign
+from campaign.histogram.root_file import write_root
+from campaign.outputs.kinds import Columns, ColumnsPartial, Counts, Histograms, as_output, read_columns
+from campaign.planning.planner import plan
+from campaign.spec.models import Campaign
 from tests.conftest import command
 
 STAGES = """

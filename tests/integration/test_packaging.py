@@ -127,7 +127,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 def test_the_package_comes_from_where_it_was_installed(installed: Installed, tmp_path: Path) -> None:
     """Every module of it, those of the mapped folders too, is a file of this install and of no other."""
     code = (
-        "import json, campaign.engine, campaign.providers.local, campaign.stages.fill, campaign.servers.triton, sys;"
+        "import json, sys, campaign.driver.run, campaign.providers.local;"
+        "import campaign.stages.fill, campaign.servers.triton;"
         "print(json.dumps([m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'campaign']))"
     )
     found = installed.python(code, cwd=tmp_path)

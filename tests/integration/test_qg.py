@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from campaign import load, specfile
-from campaign.engine import check
+from campaign import load
+from campaign.driver.run import check
+from campaign.spec import yaml_file
 from tests.conftest import PROJECT, command, hashes, report_of
 from tests.physics import laws
 
@@ -117,7 +118,7 @@ def test_the_script_is_the_same_campaign(tmp_path: Path) -> None:
     code = (
         "import runpy, sys\n"
         f"made = runpy.run_path({str(EXAMPLE / 'campaign_script.py')!r})['campaign']\n"
-        "from campaign.engine import check\n"
+        "from campaign.driver.run import check\n"
         "print(check(made).plan.digest)\n"
     )
     done = subprocess.run(
@@ -132,5 +133,5 @@ def test_the_file_goes_through_yaml_unchanged() -> None:
     campaign = load(EXAMPLE / "campaign.yaml")
     import yaml
 
-    assert yaml.safe_load(specfile.dump(campaign))["stages"].keys() == campaign.stages.keys()
-    assert type(campaign).model_validate(yaml.safe_load(specfile.dump(campaign))) == campaign
+    assert yaml.safe_load(yaml_file.dump(campaign))["stages"].keys() == campaign.stages.keys()
+    assert type(campaign).model_validate(yaml.safe_load(yaml_file.dump(campaign))) == campaign

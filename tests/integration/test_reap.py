@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from campaign import ServerPool, identity
-from campaign.guardian import end_group
-from campaign.identity import Identity, Mark
+from campaign import ServerPool
+from campaign.supervision import identity
+from campaign.supervision.identity import Identity, Mark
+from campaign.supervision.server_watchdog import end_group
 from tests.conftest import PROJECT, command, left, start, wait_until
 from tests.integration.test_left_behind import (  # noqa: F401  two fixtures
     Before,
@@ -84,10 +85,10 @@ def test_reap_ends_the_dead_and_no_other(state: Path, tmp_path: Path) -> None:
     here = Identity.of(os.getpid())
     dead = str(Mark("d" * 16, dead_driver()))
     reused = str(Mark("e" * 16, Identity(here.host, here.boot, here.space, here.pid, here.start - 5)))
-    victims = [sleeper(dead, "campaign.pilot"), sleeper(reused)]
+    victims = [sleeper(dead, "campaign.pool.pilot"), sleeper(reused)]
     others = [
-        sleeper("", "-m", "campaign.pilot", "/tmp/campaign-decoy"),
-        sleeper(str(Mark("f" * 16, here)), "campaign.pilot"),
+        sleeper("", "-m", "campaign.pool.pilot", "/tmp/campaign-decoy"),
+        sleeper(str(Mark("f" * 16, here)), "campaign.pool.pilot"),
         sleeper(str(Mark("a" * 16, Identity("elsewhere", here.boot, here.space, here.pid, here.start)))),
         sleeper(str(Mark("b" * 16, Identity(here.host, here.boot, "1", here.pid, here.start)))),
         sleeper("no mark at all"),
@@ -110,7 +111,7 @@ def test_reap_ends_the_dead_and_no_other(state: Path, tmp_path: Path) -> None:
 
 def test_a_folder_is_known_by_the_owner_it_names(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dead campaign's folder goes with its shared memory; a living one's, one without an owner, and a lie stay."""
-    from campaign.guardian import own
+    from campaign.supervision.server_watchdog import own
 
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     mine = str(Mark("f" * 16, Identity.of(os.getpid())))
@@ -174,7 +175,7 @@ def test_what_cannot_be_removed_keeps_nobody_from_the_rest(tmp_path: Path) -> No
     stranger = Path("/dev/shm", f"campaign_{os.getpid()}swee_evil")
     script = (
         "import os, sys, tempfile; from pathlib import Path\n"
-        "from campaign.guardian import own; from campaign.reap import abandoned, reap\n"
+        "from campaign.supervision.server_watchdog import own; from campaign.supervision.reap import abandoned, reap\n"
         "mark, holder, prefix = sys.argv[1:]\n"
         "os.setresgid(12345, 12345, 12345); os.setresuid(12345, 12345, 12345)\n"
         "for sweep in (abandoned, reap):\n"
@@ -241,48 +242,56 @@ def test_a_home_that_cannot_be_written_is_said_once_and_nothing_else(tmp_path: P
     """The state directory is a file, say: the campaign's keeper is there all the same."""
     (tmp_path / "home").write_text("")
     script = (
-        "import pathlib, os; from campaign import keeper, reap\n"
+        "import pathlib, os; from campaign.supervision import driver_watchdog, reap\n"
         "said = []\n"
-        "with keeper.hold(pathlib.Path.cwd(), say=said.append), keeper.hold(pathlib.Path.cwd(), say=said.append):\n"
+        "hold = driver_watchdog.hold\n"
+        "with hold(pathlib.Path.cwd(), say=said.append), hold(pathlib.Path.cwd(), say=said.append):\n"
         "    print([f.what for f in reap.processes()])\n"
         "print(len(said), said[0])\n"
     )
     env = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "home")}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert "['campaign.keeper']" in done.stdout
+    assert "['campaign.supervision.driver_watchdog']" in done.stdout
     assert "\n1 cannot be written down for 'campaign reap'" in done.stdout
 
 
 def test_a_keeper_that_is_killed_is_replaced_in_a_script_of_ones_own(state: Path) -> None:
     """A pool that no engine runs looks after its keeper too."""
     with ServerPool(PROJECT / "tests" / "models", models=["slow"]):
-        (first,) = below(os.getpid(), "campaign.keeper")
+        (first,) = below(os.getpid(), "campaign.supervision.driver_watchdog")
         os.kill(first, signal.SIGKILL)
-        assert wait_until(lambda: below(os.getpid(), "campaign.keeper") not in ([], [first]), 20)
-    assert not below(os.getpid(), "campaign.keeper")
+        assert wait_until(lambda: below(os.getpid(), "campaign.supervision.driver_watchdog") not in ([], [first]), 20)
+    assert not below(os.getpid(), "campaign.supervision.driver_watchdog")
     assert not list(state.rglob("*.json"))
 
 
 def test_what_did_not_end_in_order_stays_written_down(state: Path, tmp_path: Path) -> None:
     """A keeper that cannot be started is no user of one; what was raised at an end is remembered by later ones."""
     script = (
-        "import pathlib, resource, contextlib; from campaign import keeper, reap, runs\n"
+        "import pathlib, resource, contextlib; from campaign.supervision import driver_watchdog, reap, run_registry\n"
         "here, (soft, hard) = pathlib.Path.cwd(), resource.getrlimit(resource.RLIMIT_NOFILE)\n"
-        "def told(): return len(list(runs.state_dir().glob('*.json'))), [f.what for f in reap.processes()]\n"
+        "def told(): return len(list(run_registry.state_dir().glob('*.json'))), [f.what for f in reap.processes()]\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (5, hard))\n"
-        "try:\n    keeper.hold(here).__enter__()\nexcept OSError as error:\n    refused = type(error).__name__\n"
+        "try:\n    driver_watchdog.hold(here).__enter__()\n"
+        "except OSError as error:\n    refused = type(error).__name__\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
         "print(refused, *told())\n"
-        "with keeper.hold(here): print(*told())\n"
+        "with driver_watchdog.hold(here): print(*told())\n"
         "print(*told())\n"
-        "with contextlib.suppress(KeyError), keeper.hold(here): raise KeyError\n"
+        "with contextlib.suppress(KeyError), driver_watchdog.hold(here): raise KeyError\n"
         "print(*told())\n"
-        "with keeper.hold(here): pass\n"
+        "with driver_watchdog.hold(here): pass\n"
         "print(*told())\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["OSError 0 []", "1 ['campaign.keeper']", "0 []", "1 []", "1 []"]
+    assert done.stdout.splitlines() == [
+        "OSError 0 []",
+        "1 ['campaign.supervision.driver_watchdog']",
+        "0 []",
+        "1 []",
+        "1 []",
+    ]
     assert command("reap", cwd=tmp_path).returncode == 0
     assert not list(state.rglob("*.json")), "its driver is gone, and nothing was left"

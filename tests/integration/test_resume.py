@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from campaign.receipts import MERGED, Receipt, Receipts
+from campaign.storage.receipts import MERGED, Receipt, Receipts
 from tests.conftest import (
     campaign_dict,
     command,

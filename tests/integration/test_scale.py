@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import yaml
 
-from campaign import batches, load, trees
-from campaign.engine import run
-from campaign.report import Report
+from campaign import load
+from campaign.driver import merge_trees, task_queue
+from campaign.driver.run import run
+from campaign.report.report import Report
 from tests.conftest import change, command, yaml_of
 
 STAGES = """
@@ -133,8 +134,8 @@ def test_a_wrong_reader_is_refused_at_its_line(many: Path) -> None:
 def test_batches_and_trees_do_not_show(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One task per batch or many, merged at once or as a tree: the same sha256."""
     at_once = hashes(do(many, "at-once"))
-    monkeypatch.setattr(batches, "BATCH_S", 0.0)
-    monkeypatch.setattr(trees, "LEAF", 7)
+    monkeypatch.setattr(task_queue, "BATCH_S", 0.0)
+    monkeypatch.setattr(merge_trees, "LEAF", 7)
     assert hashes(do(many, "tree")) == at_once
     assert not [p for p in (many / "tree").rglob("*") if p.name.startswith(".") or p.parent.name == "leaves"]
 
@@ -182,7 +183,7 @@ def test_a_spoilt_output_is_merged_again(many: Path, kind: str) -> None:
 @pytest.mark.parametrize("how", ["altered", *(pytest.param(h, marks=SLOW) for h in ("cut", "lost"))])
 def test_spoilt_partials_are_made_anew(many: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packs that are not what receipts say: found by size or by digest, and only their tasks are done again."""
-    monkeypatch.setattr(batches, "LARGEST", 5)
+    monkeypatch.setattr(task_queue, "LARGEST", 5)
     first = do(many)
     packs = sorted((many / "r" / "partials").rglob("*.pack"))
     assert len(packs) > 4

@@ -28,10 +28,10 @@ from tritonclient.utils import InferenceServerException
 
 from campaign import ServerPool, ServerSpec, connect
 from campaign.errors import CampaignError, ModelError, ServerError
-from campaign.kserve import open_client
-from campaign.pool import make_kind
+from campaign.inference.kserve import open_client
+from campaign.pool.pool import make_kind
 from campaign.protocols import Job, save_job
-from campaign.rundir import file_digest
+from campaign.storage.rundir import file_digest
 from tests.conftest import (
     PROJECT,
     change,
@@ -184,7 +184,7 @@ def test_without_a_shared_memory_of_its_own_a_servers_regions_are_closed() -> No
 
 def test_regions_are_closed_as_they_appear() -> None:
     """The watcher beside such a server takes others' right to read, and ends with the server."""
-    from campaign.enclose import _watch
+    from campaign.pool.sandbox import _watch
 
     prefix = f"campaign_{os.getpid()}_"
     pid = os.fork()
@@ -215,7 +215,7 @@ def test_regions_are_closed_as_they_appear() -> None:
 @NEEDS_ROOT
 def test_an_unprivileged_user_gets_a_shared_memory_of_his_own() -> None:
     """Without any privilege the mounts are made, stay closed to others, keep the uid, and are nobody else's to see."""
-    from campaign.enclose import own_mounts
+    from campaign.pool.sandbox import own_mounts
 
     read, write = os.pipe()
     pid = os.fork()

@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from campaign import ServerPool
-from campaign.incarnation import newest
-from campaign.rundir import write_json
+from campaign.discovery.records import newest
+from campaign.storage.rundir import write_json
 from tests.conftest import (
     PROJECT,
     alive,
@@ -269,7 +269,9 @@ def test_a_pilot_that_is_not_heard_of_is_given_up(
     driver = run()
     reach(driver, lambda: any(busy(small, r) for r in records(small)))
     record = records(small)[0]
-    (guardian,) = [p.pid for p in psutil.Process(record["pid"]).children() if "campaign.guardian" in p.cmdline()]
+    (guardian,) = [
+        p.pid for p in psutil.Process(record["pid"]).children() if "campaign.supervision.server_watchdog" in p.cmdline()
+    ]
     os.kill(record["pid"], signal.SIGSTOP)
     os.kill(guardian, signal.SIGKILL)
     reach(driver, lambda: records(small)[0]["name"] == "server-0.1")

@@ -90,7 +90,7 @@ class Held:
 
     def kill(self) -> None:
         """End the driver and its keeper together: what remains is the scheduler's."""
-        keeper = below(self.driver.pid, "campaign.keeper")
+        keeper = below(self.driver.pid, "campaign.supervision.driver_watchdog")
         assert len(keeper) == 1
         for pid in (*keeper, self.driver.pid):
             os.kill(pid, signal.SIGKILL)
@@ -144,7 +144,7 @@ class SlurmProvider(parsl.providers.SlurmProvider):
     def submit(self, *args, **kwargs):
         print(super().submit(*args, **kwargs), flush=True)
         for pid in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
-            if b"campaign.keeper" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"campaign.supervision.driver_watchdog" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(int(pid), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
 

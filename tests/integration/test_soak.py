@@ -71,10 +71,10 @@ class Live:
         return int(str(self.record["server_pid"]))
 
     def guardian(self) -> list[int]:
-        return self.among(self.pilot, "campaign.guardian")
+        return self.among(self.pilot, "campaign.supervision.server_watchdog")
 
     def keeper(self) -> list[int]:
-        return self.among(self.driver.pid, "campaign.keeper")
+        return self.among(self.driver.pid, "campaign.supervision.driver_watchdog")
 
     def fork_server(self) -> list[int]:
         """The fork server and its workers look alike; it is the one whose parent is the driver."""

@@ -1,0 +1,267 @@
+"""Measure a sample, propose settings: rows per request, requests in flight, workers per server."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from campaign.discovery.address import PoolAddress
+from campaign.driver.run import Checked
+from campaign.errors import CampaignError
+from campaign.inference.client import Servers, Shared, connect
+from campaign.planning.plan import Plan, longest_first
+from campaign.planning.task import Task
+from campaign.pool.pool import ServerPool
+from campaign.protocols import Job, JobTicket, save_job
+from campaign.report.timing import AHEAD, RUN, WAIT, WRITE
+from campaign.spec.models import NOMINAL, Campaign
+from campaign.storage.packs import PackWriter
+from campaign.storage.rundir import RunDir
+from campaign.supervision import driver_watchdog
+from campaign.supervision.forkserver import ask_child
+from campaign.supervision.identity import mark
+from campaign.supervision.server_watchdog import own
+from campaign.util.messages import counted
+from campaign.worker import tasks as work
+from campaign.worker.pipeline import Chain, Worker
+from campaign.worker.stage_log import silent
+
+ROWS = 131_072  # of a model's input that are kept to be sent again
+ENOUGH = 4  # requests of the smallest batch that a sample must fill
+EACH_S = 0.4  # one measurement; three times each, the best counts
+WINDOWS = (1, 2, 4, 8, 16)
+NEAR_BATCH, NEAR_WINDOW = 0.95, 0.97  # a smaller batch or window is taken if it reaches this part of the best
+
+
+@dataclass
+class Measured:
+    """What a sample told.
+
+    Attributes:
+        files, events: What was read.
+        rows: Rows sent, by model.
+        worker_s: Seconds a worker had work of its own with them: reading, stages, writing.
+        waited_s: Seconds it waited for servers.
+        rates: ``{model: {(batch, window): rows/s}}`` of one server.
+    """
+
+    files: int = 0
+    events: int = 0
+    rows: Counter[str] = field(default_factory=Counter)
+    worker_s: float = 0.0
+    waited_s: float = 0.0
+    rates: dict[str, dict[tuple[int, int], float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Settings for one model, and what they were measured to give."""
+
+    model: str
+    batch: int
+    window: int
+    rows_per_s: float
+    workers_per_server: int
+
+
+def tune(checked: Checked, say: Callable[[str], None]) -> tuple[Measured, list[Proposal]]:
+    """Run a sample of a campaign's files against one server and try batches and windows.
+
+    Args:
+        checked: From `engine.check`.
+        say: Called with progress lines.
+
+    Raises:
+        CampaignError: The campaign has no servers, no stage sends anything, or the sample fails.
+    """
+    campaign = checked.campaign
+    if campaign.servers is None:
+        raise CampaignError("has no servers: there is nothing to tune", where=campaign.campaign)
+    tasks = sample(checked.plan)
+    with tempfile.TemporaryDirectory(prefix="campaign-tune-") as name, driver_watchdog.hold(Path(name)):
+        root = Path(name)
+        own(root, str(mark()))  # whoever finds it knows whose it is, should this process be killed
+        provider = checked.provider(checked.options, root)
+        spec = campaign.servers.model_copy(update={"count": 1})
+        with (
+            provider,
+            ServerPool(spec, provider=provider, folder=root / "servers", base=campaign.base, say=say) as pool,
+        ):
+            pool.wait_ready()
+            job = Job(
+                checked.plan.code, checked.plan.readers, pool.address, campaign.read_rows, campaign.task_deadline_s
+            )
+            say(f"reading {counted(len(tasks), 'file')} as the campaign does, then asking the server again and again")
+            found = _in_child(save_job(job, root / "job"), tasks, root)
+    return found, [propose(model, rates, found) for model, rates in sorted(found.rates.items())]
+
+
+def sample(plan: Plan) -> list[Task]:
+    """Per dataset a file of middle size among the larger half: with its nominal steps before any barrier."""
+    chosen: dict[str, Task] = {}
+    for some in plan.todo():
+        if some.shape.artefact is None and any(line.variation == NOMINAL for line in some.shape.lines):
+            sizes = np.frombuffer(some.shape.events.files.sizes, np.int64)
+            larger = longest_first(some.places, sizes)[: (len(some.places) + 1) // 2]
+            task = some.shape.tasks([int(larger[len(larger) // 2])]).task(0)
+            if not any(step.frozen for step in task.steps):
+                chosen.setdefault(task.source.dataset, task)
+    return list(chosen.values())
+
+
+def propose(model: str, rates: Mapping[tuple[int, int], float], found: Measured) -> Proposal:
+    """The smallest batch near the best rate, then the smallest window near the best of that batch."""
+    best = max(rates.values())
+    batch = min(b for (b, _), rate in rates.items() if rate >= NEAR_BATCH * best)
+    mine = {w: rate for (b, w), rate in rates.items() if b == batch}
+    window = min(w for w, rate in mine.items() if rate >= NEAR_WINDOW * max(mine.values()))
+    # What one worker can send while it also reads and fills; a server is busy when its workers send what it answers.
+    per_worker = found.rows[model] / max(found.worker_s, 1e-9)
+    workers = math.ceil(mine[window] / max(per_worker, 1e-9))
+    return Proposal(model, batch, window, mine[window], max(1, workers))
+
+
+def _in_child(job: JobTicket, tasks: list[Task], root: Path) -> Measured:
+    """In a process of its own, as the tasks of a run are: a stage may crash it."""
+    found = ask_child(_measure_and_tell, (job, tasks, root), None, "tune: the sample")
+    if isinstance(found, CampaignError):
+        raise found
+    assert isinstance(found, Measured)
+    return found
+
+
+def _measure_and_tell(pipe: Connection, job: JobTicket, tasks: list[Task], root: Path) -> None:
+    try:
+        with silent():  # what stages print is no line of the table
+            found = _measure(job, tasks, root)
+        pipe.send(found)
+    except CampaignError as error:
+        pipe.send(error)
+
+
+class _Keeping:
+    """The pool, remembering what is sent."""
+
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+        self.inputs: dict[str, list[Mapping[str, Any]]] = {}
+        self.rows: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._servers, name)
+
+    def stream(self, model: str, shared: Shared | None = None) -> Any:
+        stream = self._servers.stream(model, shared)
+        add = stream.add
+
+        def keeping(inputs: Mapping[str, Any]) -> Any:
+            self._keep(model, inputs)
+            return add(inputs)
+
+        stream.add = keeping  # type: ignore[method-assign]
+        return stream
+
+    def _keep(self, model: str, inputs: Mapping[str, Any]) -> None:
+        rows = len(next(iter(inputs.values())))
+        if self.rows[model] < ROWS:
+            self.inputs.setdefault(model, []).append({k: np.array(v) for k, v in inputs.items()})
+        self.rows[model] += rows
+
+
+def _measure(job: JobTicket, tasks: list[Task], root: Path) -> Measured:
+    worker: Worker = work._worker(job)
+    assert worker.servers is not None
+    keeping = _Keeping(worker.servers)
+    worker._servers = keeping  # type: ignore[assignment]
+    found = Measured()
+    for task in tasks:
+        with PackWriter(RunDir(root)) as pack:
+            chain = Chain(worker, RunDir(root), task, {}, pack=pack)
+            chain.run()
+        found.files += 1
+        found.events += chain.events
+        for (_, what), seconds in chain.spent.items():
+            if what == WAIT:
+                found.waited_s += seconds
+            elif what in (RUN, WRITE, AHEAD):
+                found.worker_s += seconds
+    found.rows = keeping.rows
+    address: PoolAddress = worker.job.servers
+    for model, sent in keeping.inputs.items():
+        info = keeping.model(model)
+        if info.batch and keeping.rows[model]:
+            joined = {name: np.concatenate([part[name] for part in sent]) for name in sent[0]}
+            found.rates[model] = dict(_rates(address, model, joined, info.max_batch))
+    keeping.close()
+    return found
+
+
+def _rates(
+    address: PoolAddress, model: str, inputs: Mapping[str, Any], most: int
+) -> Iterator[tuple[tuple[int, int], float]]:
+    batches = [b for b in (256, 512, 1024, 2048, 4096, 8192, 16384, 32768) if b < most] + [most]
+    for batch in batches[-6:]:
+        for window in WINDOWS:
+            servers = connect(replace(address, batches={model: batch}, window=window))
+            rows = _repeated(inputs, batch * window * 2)
+            servers.infer(model, _first(rows, batch))  # a server may prepare itself for each new batch size
+            yield (batch, window), max(_rate(servers, model, rows) for _ in range(3))
+            servers.close()
+
+
+def _rate(servers: Servers, model: str, rows: Mapping[str, Any]) -> float:
+    """Rows per second, whole turns of at least `EACH_S` in all."""
+    count, turns, start = len(next(iter(rows.values()))), 0, time.perf_counter()
+    while time.perf_counter() - start < EACH_S / 3:
+        servers.infer(model, rows)
+        turns += 1
+    return count * turns / (time.perf_counter() - start)
+
+
+def _repeated(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
+    have = len(next(iter(inputs.values())))
+    return {
+        name: np.resize(array, (count, *array.shape[1:])) if have < count else array[:count]
+        for name, array in inputs.items()
+    }
+
+
+def _first(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
+    return {name: array[:count] for name, array in inputs.items()}
+
+
+def lines(campaign: Campaign, found: Measured, proposals: Sequence[Proposal]) -> Iterator[str]:
+    """For a terminal: the table of rates, and the keys to set."""
+    assert campaign.servers is not None
+    yield f"sample: {counted(found.files, 'file')}, {counted(found.events, 'event')}"
+    yield f"a worker had {found.worker_s:.2f} s of work of its own and waited {found.waited_s:.2f} s for the server"
+    for p in proposals:
+        rates = found.rates[p.model]
+        windows = sorted({w for _, w in rates})
+        yield f"{p.model}: rows/s of one server, by rows per request and requests in flight"
+        yield " " * 10 + "".join(f"{w:>12}" for w in windows)
+        for batch in sorted({b for b, _ in rates}):
+            yield f"{batch:>10}" + "".join(f"{rates[batch, w]:>12,.0f}" for w in windows)
+    for p in proposals:
+        least = min(b for b, _ in found.rates[p.model])
+        if found.rows[p.model] < ENOUGH * least:
+            yield (
+                f"{p.model}: the sample sends {found.rows[p.model]:,} rows, less than {ENOUGH} requests of {least}: "
+                "that cannot tell which batch or window is best; take larger files, or leave the settings as they are"
+            )
+            continue
+        now = campaign.servers.models[p.model].batch or "the model's max_batch_size"
+        yield f"proposed: --set servers.models.{p.model}.batch={p.batch} (now {now}; part of the results' identity)"
+        yield f"          --set servers.window={p.window} (now {campaign.servers.window})"
+        yield f"          {p.workers_per_server} workers per server: {p.rows_per_s:,.0f} rows/s keep one server busy"
+    if not proposals:
+        yield "no model that batches was sent anything: nothing to propose"

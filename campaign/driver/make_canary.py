@@ -1,0 +1,143 @@
+"""``campaign canary``: the known answer of a model, from rows of the user's own data and a freshly started server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from campaign.driver import run
+from campaign.errors import ModelError, SpecError
+from campaign.inference.canary import ask, hold_rows, known_answer
+from campaign.inference.kserve import open_client
+from campaign.inference.ragged import Ragged
+from campaign.pool.pool import ServerPool
+from campaign.spec.models import Campaign, ServerSpec
+from campaign.util.messages import unknown
+
+ROWS = 32
+
+
+def make(campaign: Campaign, model: str, force: bool, say: Callable[[str], None]) -> tuple[Path, str]:
+    """Ask a server for its answer to the first rows that the campaign would send, and write it down.
+
+    The stages before the model run on 100 rows of a file of each dataset; other models answer them as in a run.
+
+    Args:
+        campaign: The campaign.
+        model: One of its models.
+        force: Replace a known answer that is there.
+        say: Called with progress lines.
+
+    Returns:
+        The file, and what it holds (``32 rows``, ``1 event``).
+
+    Raises:
+        SpecError: There is no such model, no stage sends it rows, or the file is there already.
+        ModelError: The model answers the same rows in two ways.
+    """
+    servers, key = campaign.servers, ("servers", "models", model)
+    if servers is None or model not in servers.models:
+        known = sorted(servers.models) if servers else []
+        raise SpecError(unknown(model, known, "models of the campaign"), key=("servers", "models"))
+    checked = run.check(_unproved(campaign, servers, model))
+    kind, given = checked.kind, servers.models[model].canary
+    if not hasattr(kind, "new_canary"):
+        raise SpecError("only servers started for the campaign are held to known answers", key=("servers", "kind"))
+    path: Path = campaign.path(given) if given else kind.new_canary(model)
+    if path.exists() and not force:
+        raise campaign.locate(SpecError(f"{path} is there already", key=key, remedy="give --force to replace it"))
+    tried = run.try_out(checked)  # what is wrong with a stage shows before a server is started
+    if model not in tried.taken and not tried.notes:
+        raise campaign.locate(SpecError(f"no stage sends rows to '{model}'", key=key))
+    kind.unproved = frozenset({model})
+    assert checked.campaign.servers is not None
+    spec = checked.campaign.servers.model_copy(update={"count": 1})
+    with ServerPool(spec, base=campaign.base, say=say, kind=kind) as pool:
+        pool.wait_ready()
+        tried = run.try_out(checked, pool.address)
+        if model not in tried.taken:
+            why = "; ".join(tried.notes) or "before frozen values are needed"
+            raise campaign.locate(SpecError(f"no stage sends rows to '{model}': {why}", key=key))
+        inputs, what = _first(tried.taken[model], int(kind.signature(model)["max_batch"]))
+        record = next(r for r in pool.address.servers() if r["state"] == "ready")
+        _write(path, record, model, inputs, servers.request_deadline_s, kind.rows_assumed(model), say)
+    return path, what
+
+
+def _unproved(campaign: Campaign, servers: ServerSpec, model: str) -> Campaign:
+    """The campaign without the model's known answer, and without twins, which would be held to it."""
+    models = {name: spec.model_copy(update={"local_twin": None}) for name, spec in servers.models.items()}
+    models[model] = models[model].model_copy(update={"canary": None})
+    return campaign.model_copy(update={"servers": servers.model_copy(update={"models": models})})
+
+
+def _write(
+    path: Path, record: Mapping[str, Any], model: str, inputs: dict[str, Any], deadline_s: float, assumed: bool,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """The answer to these inputs, once it has been given twice; nothing is there where anything fails."""
+    answer = ask(record, model, inputs, deadline_s)
+    arrays = {f"input.{name}": _plain(array) for name, array in inputs.items()}
+    arrays |= {f"output.{name}": _plain(array) for name, array in answer.items()}
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **arrays)
+        _hold(aside, record, model, deadline_s, assumed, say)
+        aside.replace(path)
+    except OSError as error:
+        raise SpecError(
+            f"{path} cannot be written: {error.strerror}", key=("servers", "models", model),
+            remedy=f"name another place: servers: {{models: {{{model}: {{canary: FILE.npz}}}}}}",
+        ) from error  # fmt: skip
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _hold(
+    path: Path, record: Mapping[str, Any], model: str, deadline_s: float, assumed: bool, say: Callable[[str], None]
+) -> None:
+    """What a server will be held to must hold for the one that gave it."""
+    known = known_answer(path)
+    try:
+        known.hold(model, ask(record, model, known.inputs, deadline_s))
+    except ModelError as error:
+        raise ModelError(
+            f"answers the same rows in two ways: {error.message}",
+            where=error.where,
+            remedy="a model that draws random numbers, or remembers requests, has no known answer",
+        ) from error
+    with closing(open_client(record)) as client:
+        try:
+            hold_rows(client, model, str(path), deadline_s)
+        except ModelError as error:
+            if assumed:
+                raise
+            say(f"note: {error.message}; results depend on 'batch'")
+
+
+def _first(given: dict[str, Any], most: int) -> tuple[dict[str, Any], str]:
+    """The first rows, or the first event that has something in it."""
+    ragged = [array for array in given.values() if isinstance(array, Ragged)]
+    if ragged:
+        filled = (i for i in range(len(ragged[0])) if all(len(array[i]) for array in ragged))
+        event = next(filled, 0)
+        return {name: np.asarray(array[event]) for name, array in given.items()}, "1 event"
+    if not most:
+        return {name: np.asarray(array) for name, array in given.items()}, "1 request"
+    rows = min(ROWS, most, *(len(array) for array in given.values()))
+    return {name: np.asarray(array)[:rows] for name, array in given.items()}, f"{rows} row{'s' * (rows != 1)}"
+
+
+def _plain(array: Any) -> Any:
+    if array.dtype == object:
+        return np.array([v if isinstance(v, bytes) else str(v).encode() for v in array.reshape(-1)]).reshape(
+            array.shape
+        )
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array

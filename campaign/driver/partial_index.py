@@ -1,0 +1,266 @@
+"""What of a plan is there: for every partial its place in the log of receipts, 8 bytes each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from campaign.planning.plan import Events, Line, Plan
+from campaign.planning.task import KEY
+from campaign.spec.models import NOMINAL
+from campaign.storage.receipts import FROZEN, MERGED, Receipt, Receipts
+from campaign.storage.rundir import RunDir
+
+# GONE: there is a receipt, but not what it says. STALE: made with another frozen value than is in force.
+NOT_YET, LOST, GONE, STALE = -1, -2, -3, -4
+CHUNK = 4096  # receipts that are matched with the plan at once
+
+Places = NDArray[np.int64]
+
+
+class Ledger:
+    """Kept by the driver alone.
+
+    Args:
+        plan: The plan.
+        receipts: The log.
+
+    Attributes:
+        before: Of each line, those of earlier passes over the same events.
+        events: Entries of the nominal trees by dataset, one per file, int64.
+        merged: Receipts of merged outputs by name, with their place in the log.
+        frozen: Receipts of frozen values by (stage, variation).
+        packs: Packs that any receipt names.
+    """
+
+    def __init__(self, plan: Plan, receipts: Receipts) -> None:
+        self.plan, self.receipts = plan, receipts
+        self.emits = [line for line in plan.lines if line.emit]
+        self.before = {x: [e for e in self.emits if e.events is x.events and e.level < x.level] for x in self.emits}
+        self._at = {line: np.full(len(line.keys), NOT_YET, np.int64) for line in self.emits}
+        self._done = dict.fromkeys(self.emits, 0)
+        self._lost = dict.fromkeys(self.emits, 0)
+        # Which frozen values partials were made with: numbers of the marks in their receipts.
+        self._made_with = {line: np.full(len(line.keys), NOT_YET, np.int32) for line in self.emits if line.needs}
+        self._marks: dict[str, int] = {}
+        self.events = {name: np.zeros(len(files), np.int64) for name, files in plan.files.items()}
+        self.merged: dict[str, tuple[int, Receipt]] = {}
+        self.frozen: dict[tuple[str, str], Receipt] = {}
+        self.packs: set[str] = set()
+
+    # What earlier runs have left.
+    def read(self, rundir: RunDir) -> None:
+        """Read the log; what the plan wants and what lies there still counts."""
+        find: _Finder | None = None
+        there, rest = _There(rundir), self.receipts.scan()
+        while chunk := list(islice(rest, CHUNK)):
+            partials, find = [], find or _Finder(self.emits)
+            for at, receipt in chunk:
+                if receipt.kind == FROZEN:
+                    self.frozen[receipt.stage, receipt.variation] = receipt
+                elif receipt.kind == MERGED:
+                    self.merged[f"{receipt.stage}/{receipt.dataset}/{receipt.variation}"] = (at, receipt)
+                else:
+                    self.packs.add(receipt.pack)
+                    partials.append((at, receipt))
+            found = find([r.key for _, r in partials])
+            for (at, receipt), (line, i) in zip(partials, found, strict=True):
+                if line is None:
+                    continue
+                has = there.has(receipt)
+                self._at[line][i] = at if has else GONE
+                if line.needs:
+                    self._made_with[line][i] = self._marks.setdefault(receipt.more, len(self._marks))
+                if has and receipt.events and line.variation == NOMINAL:
+                    counted = self.events[line.events.dataset]
+                    counted[i] = max(int(counted[i]), receipt.events)
+        for line, places in self._at.items():
+            self._done[line] = int(np.count_nonzero(places >= 0))
+
+    # What comes.
+    def record(self, lines: Sequence[Line], places: Places, at: NDArray[np.int64], events: Places) -> None:
+        """Tasks are done.
+
+        Args:
+            lines: Those they left partials of.
+            places: Their files, shape (n,).
+            at: Places of their receipts in the log, shape (n, number of lines).
+            events: Entries read for each, shape (n,).
+        """
+        for i, line in enumerate(lines):
+            before = self._at[line][places]
+            self._done[line] += int(np.count_nonzero(before < 0))
+            self._lost[line] -= int(np.count_nonzero(before == LOST))
+            self._at[line][places] = at[:, i]
+            if line.variation == NOMINAL:
+                counted = self.events[line.events.dataset]
+                counted[places] = np.maximum(counted[places], events)
+
+    def lose(self, lines: Iterable[Line], places: Places) -> None:
+        """These partials will not be there."""
+        self._set(lines, places, LOST)
+
+    def forget(self, line: Line, places: Places) -> None:
+        """These partials were found to be spoilt."""
+        self._set([line], places, NOT_YET)
+
+    def stale(self, marks: Mapping[Line, str]) -> list[tuple[Events, frozenset[Line], Places]]:
+        """Forget partials that earlier runs have made with other frozen values; which, alike ones together.
+
+        Args:
+            marks: Of the frozen values that each of these lines is to be made with.
+        """
+        found: dict[tuple[Events, int], set[Line]] = {}
+        for line, mark in marks.items():
+            other = (self._at[line] >= 0) & (self._made_with[line] != self._marks.get(mark, NOT_YET))
+            for i in np.flatnonzero(other).tolist():
+                found.setdefault((line.events, i), set()).add(line)
+        alike: dict[tuple[Events, frozenset[Line]], list[int]] = {}
+        for (events, i), lines in found.items():
+            alike.setdefault((events, frozenset(lines)), []).append(i)
+        told = [(events, lines, np.array(sorted(places))) for (events, lines), places in alike.items()]
+        for _, forgotten, places in told:
+            self._set(forgotten, places, STALE)
+        return told
+
+    def _set(self, lines: Iterable[Line], places: Places, value: int) -> None:
+        for line in lines:
+            before = self._at[line][places]
+            self._done[line] -= int(np.count_nonzero(before >= 0))
+            self._lost[line] += len(places) * (value == LOST) - int(np.count_nonzero(before == LOST))
+            self._at[line][places] = value
+
+    # What is asked.
+    def there(self, line: Line, places: Places) -> NDArray[np.bool_]:
+        """Whether partials are there."""
+        return np.greater_equal(self._at[line][places], 0)
+
+    def whole(self, line: Line) -> bool:
+        """Whether all are."""
+        return self._done[line] == len(line.keys)
+
+    def some(self, line: Line) -> bool:
+        """Whether some are."""
+        return self._done[line] > 0
+
+    def settled(self, line: Line) -> bool:
+        """Whether of each it is known that it is there or will not be."""
+        return self._done[line] + self._lost[line] == len(line.keys)
+
+    def gaps(self, line: Line, start: int, stop: int) -> Places:
+        """Which of consecutive files will have none."""
+        return start + np.flatnonzero(self._at[line][start:stop] == LOST)
+
+    def cannot(self, line: Line) -> bool:
+        """Whether some will not be."""
+        return self._lost[line] > 0
+
+    def lost(self, line: Line, places: Places) -> NDArray[np.bool_]:
+        """Which will not be."""
+        return np.equal(self._at[line][places], LOST)
+
+    def gone(self, line: Line, places: Places) -> NDArray[np.bool_]:
+        """Of which there is a receipt, but not what it says."""
+        return np.equal(self._at[line][places], GONE)
+
+    def made_otherwise(self, line: Line, places: Places) -> NDArray[np.bool_]:
+        """Which were made with another frozen value than is in force."""
+        return np.equal(self._at[line][places], STALE)
+
+    def newest(self, line: Line) -> int:
+        """Place in the log of the last receipt."""
+        return int(self._at[line].max(initial=NOT_YET))
+
+    def raw(self, line: Line, start: int, stop: int) -> list[bytes]:
+        """Receipts of those of consecutive files that will have one, as they stand in the log."""
+        at = self._at[line][start:stop]
+        return self.receipts.lines(at[at != LOST].tolist())
+
+    def older(self, line: Line, start: int, stop: int, than: int) -> list[int]:
+        """Which of consecutive files have a partial whose receipt lies before a place of the log."""
+        at = self._at[line][start:stop]
+        return (start + np.flatnonzero((at >= 0) & (at < than))).tolist()  # type: ignore[no-any-return]
+
+    def at(self, line: Line, places: Places) -> Places:
+        """Where in the log the receipts of some files lie; below 0: there is none that counts."""
+        return self._at[line][places]
+
+    def missing(self) -> dict[Events, dict[frozenset[Line], Places]]:
+        """For each events, its files by the lines whose partials are there."""
+        return {events: self._groups(events) for events in self.plan.events}
+
+    def _groups(self, events: Events) -> dict[frozenset[Line], Places]:
+        lines = [line for line in self.emits if line.events is events]
+        there = np.array([self._at[line] >= 0 for line in lines], bool).reshape(len(lines), -1)
+        if not there.any() or there.all():
+            return {frozenset(lines if there.any() else ()): np.arange(len(events.files))}
+        kinds, which = np.unique(there, axis=1, return_inverse=True)
+        which = which.reshape(-1)
+        return {
+            frozenset(line for line, has in zip(lines, kinds[:, k], strict=True) if has): np.flatnonzero(which == k)
+            for k in range(kinds.shape[1])
+        }
+
+
+class _Finder:
+    """Finds keys among those of lines: by their first 8 bytes in one sorted array, then by all of them."""
+
+    def __init__(self, lines: Sequence[Line]) -> None:
+        self._lines = lines
+        self._ends = np.cumsum([len(line.keys) for line in lines])
+        packed = b"".join(line.keys.packed for line in lines)
+        self._keys = np.frombuffer(packed, np.uint8).reshape(-1, KEY)
+        short = np.ascontiguousarray(self._keys[:, :8]).view(np.uint64).ravel()
+        self._order = np.argsort(short, kind="stable")
+        self._short = short[self._order]
+
+    def __call__(self, keys: Sequence[str]) -> Iterator[tuple[Line | None, int]]:
+        asked = np.frombuffer(_packed(keys), np.uint8).reshape(-1, KEY)
+        if not len(self._order):
+            yield from [(None, 0)] * len(asked)
+            return
+        short = np.ascontiguousarray(asked[:, :8]).view(np.uint64).ravel()
+        slots = self._order[np.minimum(np.searchsorted(self._short, short), len(self._order) - 1)]
+        same = (self._keys[slots] == asked).all(axis=1)
+        numbers = np.searchsorted(self._ends, slots, side="right")
+        for slot, is_it, number in zip(slots.tolist(), same.tolist(), numbers.tolist(), strict=True):
+            line = self._lines[number]
+            yield (line, slot - (int(self._ends[number]) - len(line.keys))) if is_it else (None, 0)
+
+
+_NONE = bytes(KEY)
+
+
+def _packed(keys: Sequence[str]) -> bytes:
+    """Keys as bytes; one of another version, or none at all, as what is found nowhere."""
+    with suppress(ValueError):
+        packed = bytes.fromhex("".join([key if len(key) == 2 * KEY else _NONE.hex() for key in keys]))
+        if len(packed) == KEY * len(keys):
+            return packed
+    return b"".join([bytes.fromhex(key) if _KEY.fullmatch(key) else _NONE for key in keys])
+
+
+_KEY = re.compile(f"[0-9a-f]{{{2 * KEY}}}", re.ASCII)
+
+
+class _There:
+    """Whether partials lie where their receipts say, by size: one look per pack."""
+
+    def __init__(self, rundir: RunDir) -> None:
+        self._rundir = rundir
+        self._sizes: dict[str, int] = {}
+
+    def has(self, receipt: Receipt) -> bool:
+        if not receipt.pack:
+            return self._rundir.has_columns(receipt.key, receipt.size)
+        if receipt.pack not in self._sizes:
+            try:
+                self._sizes[receipt.pack] = self._rundir.pack(receipt.pack).stat().st_size
+            except OSError:
+                self._sizes[receipt.pack] = -1
+        return receipt.offset + receipt.size <= self._sizes[receipt.pack]

@@ -1,0 +1,305 @@
+"""Submits tasks, merges (`campaign.driver.merge_scheduler`) and reduce stages as soon as their inputs are complete."""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from campaign.driver.failure_policy import Failures
+from campaign.driver.merge_scheduler import Merges
+from campaign.driver.partial_index import Places
+from campaign.driver.state import State
+from campaign.driver.task_queue import Queue
+from campaign.driver.worker_calls import Call, Calls
+from campaign.errors import ArtefactError, CampaignError, FrozenChanged, ServerError, SpecError
+from campaign.inference.local_model import NOTE
+from campaign.planning.plan import Events, Line, Pass, Plan, Reduce, Shape, shapes
+from campaign.protocols import JobTicket, Provider
+from campaign.report.progress import Progress
+from campaign.storage.receipts import FROZEN, UNFINISHED, Receipt, Receipts, parse
+from campaign.storage.rundir import RunDir, canonical_json
+from campaign.util.lazy import Later
+from campaign.worker.deadline import deaths
+
+if TYPE_CHECKING:
+    from campaign.worker import tasks as work
+    from campaign.worker.pipeline import Frozen
+else:
+    work = Later("campaign.worker.tasks")
+
+NOWHERE = np.empty(0, np.int64)
+AHEAD = 3  # calls waiting per worker: enough that none idles, few enough that the driver's memory stays small
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the tasks of a call are given besides their files.
+
+    Attributes:
+        frozen, marks, expected: See `campaign.worker.tasks.run_batch`.
+        reads: Of the artefacts they read, the places of their receipts in the log, shape (n,); empty: they read events.
+    """
+
+    frozen: Frozen
+    marks: tuple[str, ...]
+    expected: tuple[str, ...]
+    reads: Places
+
+    def pick(self, some: Places) -> Given:
+        """That of some of the tasks."""
+        if not len(self.reads):
+            return self
+        return replace(self, expected=tuple(self.expected[i] for i in some), reads=self.reads[some])
+
+    def read(self, i: int) -> int:
+        """Where the receipt of a task's artefact lies; -1: it reads events."""
+        return int(self.reads[i]) if len(self.reads) else -1
+
+
+class Scheduler:
+    """Brings a plan to its end.
+
+    Args:
+        plan: The plan.
+        todo: What of it is to be done.
+        state: What is done already; grows.
+        rundir: The run directory.
+        receipts: Its log.
+        provider: Who gives the executor.
+        workers: How many worker processes.
+        retries: How often a task is tried again after an error that can heal.
+        job: From `protocols.save_job`.
+        shown: Progress.
+        pool_failure: Why the pool is of no use any more, or None.
+        with_servers: Starts a pool if there is none, and returns the job that knows it.
+    """
+
+    def __init__(
+        self, plan: Plan, todo: Iterable[Pass], state: State, rundir: RunDir, receipts: Receipts, provider: Provider,
+        workers: int, retries: int, job: JobTicket, shown: Progress,
+        pool_failure: Callable[[], CampaignError | None], with_servers: Callable[[], JobTicket],
+    ) -> None:  # fmt: skip
+        self.plan, self.state, self.rundir, self.receipts = plan, state, rundir, receipts
+        self.workers, self.retries = workers, retries
+        self.job, self.shown, self.pool_failure, self.with_servers = job, shown, pool_failure, with_servers
+        self.root = str(rundir.root)
+        self.queue = Queue(todo, state.ledger, workers)
+        self.unreduced = [r for r in plan.reduces if (r.stage, r.variation) not in state.frozen]
+        self.tries: Counter[tuple[int, int]] = Counter()
+        self.name, self.numbers = secrets.token_hex(4), count()  # of calls
+        self.calls = Calls(
+            lambda: provider.tasks(workers), lambda: deaths(rundir.workers, rundir.stage_logs), workers * AHEAD
+        )
+        self.merges = Merges(plan, state, rundir, receipts, self.calls, shown, self._anew)
+        self.failures = Failures(plan, state, self.calls, job, self.root, self._id)
+
+    def run(self, look_around: Callable[[], None]) -> None:
+        """Until nothing more can be done. What fails is noted, what does not depend on it goes on.
+
+        Args:
+            look_around: Called several times a second; raises when it is time to stop.
+
+        Raises:
+            FrozenChanged: A frozen value was altered: everything after it would be wrong.
+            ServerError: No server is left to call.
+        """
+        while True:
+            left = len(self.merges), len(self.unreduced)
+            self._submit_ready()
+            if not self.calls:
+                if left == (len(self.merges), len(self.unreduced)):
+                    return
+                continue  # a frozen value of an earlier run was put into force, or given up: others may follow
+            for take in self.calls.wait(0.2):
+                take()
+            look_around()  # after them: what was done is not to be done again
+
+    def _submit_ready(self) -> None:
+        for shape, places in self.queue.hopeless(lambda shape: self.state.lacks_frozen(shape.frozen)):
+            self._drop(shape, places)
+        self.merges.submit_ready()
+        self.unreduced = [r for r in self.unreduced if not self._reduce(r)]
+        while self.calls.room > 0:
+            batch = self.queue.next(lambda shape: self.state.has_frozen(shape.frozen))
+            if batch is None:
+                break
+            self.calls.submit(self._batch(*batch))
+        self.merges.submit_exports()
+        self.calls.try_suspect()
+
+    # Tasks.
+    def _drop(self, shape: Shape, places: Places) -> None:
+        self.state.ledger.lose(shape.emits, places)
+        for line in shape.lines:
+            self.shown.add(line.stage, 0, failed=len(places))
+
+    def _id(self) -> str:
+        return f"{self.name}-{next(self.numbers)}"
+
+    def _batch(self, shape: Shape, places: Places) -> Call:
+        """The call for some tasks of one shape, with the frozen values and the artefacts of now."""
+        marks = tuple(map(self.state.made_with, shape.lines)) if shape.frozen else ()
+        reads = NOWHERE if shape.artefact is None else self.state.ledger.at(shape.artefact, places)
+        receipts = [parse(line) for line in self.receipts.lines(reads.tolist())]
+        expected = tuple(r.sha256 if r is not None else "" for r in receipts)
+        return self._call(
+            shape, places, Given({at: self.state.frozen[at] for at in shape.frozen}, marks, expected, reads)
+        )
+
+    def _call(self, shape: Shape, places: Places, given: Given) -> Call:
+        """The call for tasks that are given just this; so are the parts that it may be divided into."""
+        batch, half, name = shape.tasks(places.tolist()), len(places) // 2, self._id()
+        every = np.arange(len(places))
+
+        def divided(some: Places, others: Places) -> tuple[Call, Call]:
+            return (
+                self._call(shape, places[some], given.pick(some)),
+                self._call(shape, places[others], given.pick(others)),
+            )
+
+        return Call(
+            batch.files[0].url,
+            lambda answer: self._arrived(shape, places, answer, given),
+            lambda error: self._lost(shape, int(places[0]), error),
+            work.run_batch,
+            (self.job, self.root, batch, given.frozen, given.expected, given.marks, name),
+            (lambda: divided(every[:half], every[half:])) if half else None,
+            id=name,
+            part=(lambda i: divided(every[[i]], np.delete(every, i))) if half else None,
+        )
+
+    def _arrived(self, shape: Shape, places: Places, answer: work.Answer, given: Given) -> None:
+        self.state.account(answer)
+        self.queue.measured(shape, len(places), answer.wall_s)
+        if answer.done:
+            done = places[np.frombuffer(answer.done, np.int64)]
+            lengths = np.frombuffer(answer.lengths, np.int64)
+            at = self.receipts.append(answer.lines) + np.cumsum(lengths) - lengths
+            events = np.frombuffer(answer.events, np.int64)
+            # Of a file that has failed in an earlier pass meanwhile nothing is wanted in this run.
+            wanted = ~self.state.ledger.lost(shape.emits[0], done)
+            self.state.ledger.record(shape.emits, done[wanted], at.reshape(len(done), -1)[wanted], events[wanted])
+            self.state.counts["done"] += len(done)
+            for stage, lines in Counter(line.stage for line in shape.lines).items():
+                self.shown.add(stage, lines * len(done), rows=answer.rows[stage])
+        again = []
+        for i, error in answer.errors:
+            parked = answer.parked.get(i, 0)
+            self.state.rungs["parked"] += parked
+            if self._task_failed(shape, int(places[i]), error, given.read(i)):
+                again.append(int(places[i]))
+                self.state.rungs["parked"] -= parked  # not lost yet
+        if again:
+            self.queue.add(Pass(shape, np.array(again)))
+
+    def _task_failed(self, shape: Shape, place: int, error: CampaignError, read: int = -1) -> bool:
+        """Note it; True if the task is to be tried again. ``read``: where the receipt of its artefact lies."""
+        if isinstance(error, FrozenChanged):
+            raise error
+        failure = self.pool_failure() if isinstance(error, ServerError) else None
+        if failure is not None:
+            raise failure  # one error of the pool, not one of each file
+        spoilt = shape.artefact if isinstance(error, ArtefactError) else None
+        if spoilt is not None and self.merges.renew(spoilt, place, read):
+            return True
+        at = (shape.emits[0].number, place)
+        self.tries[at] += 1
+        if not error.permanent and self.tries[at] <= self.retries:
+            return True
+        self._locate(error)
+        self.state.note(error)
+        self.state.counts["failed"] += 1
+        self._drop(shape, np.array([place]))
+        self.failures.failed(shape, place, error)
+        return False
+
+    def _locate(self, error: CampaignError) -> None:
+        """Name the line of the stage whose description is at fault: a worker does not know it."""
+        place = self.plan.campaign.locate(SpecError("", key=("stages", error.stage))).where if error.stage else ""
+        if place and place not in error.where:
+            error.where = f"{place}: {error.where}"
+
+    def _lost(self, shape: Shape, place: int, error: CampaignError) -> None:
+        if self._task_failed(shape, place, error):
+            self.queue.add(Pass(shape, np.array([place])))
+
+    def _anew(self, events: Events, lines: frozenset[Line], places: Places) -> None:
+        """Make partials of some files again."""
+        others = frozenset(self.state.ledger.emits) - lines
+        for shape in shapes([x for x in self.plan.lines if x.events is events], others):
+            if any(self.plan.infers(line.stage) for line in shape.lines):
+                self.job = self.with_servers()  # nothing else may have needed one
+            self.queue.add(Pass(shape, places))
+            self.state.counts["again"] += len(places)
+
+    # Reduce stages.
+    def _reduce(self, reduce: Reduce) -> bool:
+        """Submit a reduce stage if its time has come; True if it is off the list."""
+        if self.state.cannot(reduce):
+            self._reduce_failed(reduce)
+            return True
+        if not self.state.has_inputs(reduce):
+            return False
+        if self.state.reuse(self.rundir, reduce):
+            self._in_force(reduce)
+            return True
+        merged = {d: self.state.merged[o.name] for d, o in reduce.inputs.items()}
+        frozen = {at: self.state.frozen[at] for at in reduce.frozen}
+        metadata = {d: self._metadata(d) for d in reduce.inputs}
+        if (reduce.stage, reduce.variation) in self.state.ledger.frozen:
+            # Its file and its plots are about to be others than the receipt says, whatever comes then.
+            self._receive(reduce, Receipt(UNFINISHED, reduce.stage, "all", reduce.variation, "", FROZEN, "", 0))
+        slim, name = work.ReduceCall(reduce.stage, reduce.variation, reduce.frozen), self._id()
+        args = (self.job, self.root, slim, merged, frozen, metadata, self.state.missing(reduce), name)
+        about = (reduce, self.state.made_from(reduce))
+
+        def take(found: work.Reduced | CampaignError) -> None:
+            self._reduced(*about, found)
+
+        self.calls.submit(Call(f"{reduce.stage}/{reduce.variation}", take, take, work.run_reduce, args, id=name))
+        return True
+
+    def _receive(self, reduce: Reduce, receipt: Receipt) -> None:
+        self.receipts.add(receipt, durable=True)
+        self.state.ledger.frozen[reduce.stage, reduce.variation] = receipt
+
+    def _in_force(self, reduce: Reduce) -> None:
+        """A frozen value is there; partials that were made with another one are not."""
+        gaps = any(self.state.incomplete(o) for o in reduce.inputs.values())
+        if gaps or self.state.shaky.intersection(reduce.frozen):
+            self.state.shaky.add((reduce.stage, reduce.variation))
+        self.shown.add(reduce.stage)
+        for events, lines, places in self.state.settle():
+            self._anew(events, lines, places)
+
+    def _metadata(self, dataset: str) -> dict[str, Any]:
+        given = self.plan.campaign.datasets[dataset]
+        return {"is_mc": given.is_mc, **(given.metadata if isinstance(given.metadata, dict) else {})}
+
+    def _reduce_failed(self, reduce: Reduce) -> None:
+        self.state.failed.add(f"{reduce.stage}/{reduce.variation}")
+        self.shown.add(reduce.stage, 0, failed=1)
+
+    def _reduced(self, reduce: Reduce, made_from: str, found: work.Reduced | CampaignError) -> None:
+        if isinstance(found, FrozenChanged):
+            raise found
+        if isinstance(found, CampaignError) or self.state.cannot(reduce):  # its inputs were withdrawn meanwhile
+            if isinstance(found, CampaignError) and not self.state.cannot(reduce):
+                self.state.note(found)
+            self._reduce_failed(reduce)
+            return
+        self.state.asked(found)
+        notes = (NOTE,) if found.rungs["local_twin"] else ()
+        size, at = Path(found.path).stat().st_size, (reduce.stage, reduce.variation)
+        more = canonical_json({"made_from": made_from, "artefacts": found.artefacts})
+        kept = Receipt(reduce.key, at[0], "all", at[1], "", FROZEN, found.sha256, size, notes=notes, more=more)
+        self._receive(reduce, kept)
+        self.state.frozen[at] = (found.path, found.sha256)
+        self._in_force(reduce)

@@ -1,0 +1,302 @@
+"""What a campaign will do: lines of equal steps over many files. Steps and tasks are made when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from campaign.planning.datasets import Files
+from campaign.planning.stage_code import StageCode
+from campaign.planning.task import Batch, Common, Keys, Task
+from campaign.spec.models import NOMINAL, Campaign
+from campaign.storage.rundir import digest
+
+
+@dataclass(frozen=True, eq=False)
+class Events:
+    """The files of a dataset as one group of variations reads them.
+
+    Attributes:
+        dataset, variation: Whose; ``nominal`` for all variations that read the same.
+        files: The files.
+        tree, branches, is_mc: See `campaign.planning.task.SourceSpec`.
+    """
+
+    dataset: str
+    variation: str
+    files: Files
+    tree: str
+    branches: tuple[tuple[str, str], ...]
+    is_mc: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """One stage for one variation on all files of its events.
+
+    Attributes:
+        number: Its place in the plan.
+        events: What it is made from, through its parents.
+        parent: The line whose results it takes; None: the events themselves.
+        keys: Of its steps, one per file.
+        stage, variation, weight, frozen, emit, level, weighs, followed: See `campaign.planning.task.Step`.
+    """
+
+    number: int
+    stage: str
+    variation: str
+    events: Events
+    parent: Line | None
+    weight: str | None
+    frozen: tuple[tuple[str, str], ...]
+    emit: bool
+    level: int
+    keys: Keys
+    weighs: bool = False
+    followed: bool = False
+
+    @property
+    def name(self) -> str:
+        """``stage/dataset/variation``."""
+        return f"{self.stage}/{self.events.dataset}/{self.variation}"
+
+    @cached_property
+    def depth(self) -> int:
+        """Lines before it."""
+        return 0 if self.parent is None else 1 + self.parent.depth
+
+    @cached_property
+    def needs(self) -> frozenset[tuple[str, str]]:
+        """Frozen values that it, or a line before it, depends on."""
+        return frozenset(self.frozen) | (self.parent.needs if self.parent else frozenset())
+
+    def common(self, lines: Sequence[Line]) -> Common:
+        """What its steps have in common, as one of ``lines``."""
+        here = [i for i, other in enumerate(lines) if other is self.parent]
+        parent = None if self.parent is None else here[0] if here else -1
+        return Common(
+            self.stage, self.variation, parent, self.weight, self.frozen, self.emit, self.level, self.weighs,
+            self.followed,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """What tasks on many files have in common.
+
+    Attributes:
+        lines: Of their steps, a parent before its children.
+        artefact: The line whose artefacts they read; None: they read the events.
+    """
+
+    lines: tuple[Line, ...]
+    artefact: Line | None
+
+    @property
+    def events(self) -> Events:
+        """Whose files they are."""
+        return self.lines[0].events
+
+    @cached_property
+    def emits(self) -> tuple[Line, ...]:
+        """Those that leave partials."""
+        return tuple(line for line in self.lines if line.emit)
+
+    @cached_property
+    def nominal(self) -> bool:
+        """Whether some of them are of no variation."""
+        return any(line.variation == NOMINAL for line in self.lines)
+
+    @cached_property
+    def frozen(self) -> frozenset[tuple[str, str]]:
+        """Frozen values that they, or what they read, depend on."""
+        return frozenset(at for line in self.lines for at in line.needs)
+
+    def tasks(self, places: Iterable[int]) -> Batch:
+        """Its tasks on some files."""
+        at, events = list(places), self.events
+        return Batch(
+            tuple(line.common(self.lines) for line in self.lines), events.dataset, events.tree, events.branches,
+            events.is_mc, events.files.pick(at), tuple(x.keys.pick(at) for x in self.lines),
+            None if self.artefact is None else self.artefact.keys.pick(at),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """One merged output: ``stage/dataset/variation``, its partials in canonical order."""
+
+    stage: str
+    dataset: str
+    variation: str
+    keys: Sequence[str]
+    files: Sequence[str]
+    level: int
+    line: Line | None = None
+
+    @property
+    def name(self) -> str:
+        """``stage/dataset/variation``."""
+        return f"{self.stage}/{self.dataset}/{self.variation}"
+
+
+class Urls(Sequence[str]):
+    """Names of files, made when they are asked for."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[str]: ...
+    def __getitem__(self, at: int | slice) -> str | list[str]:
+        places = range(len(self))[at]
+        return [self._files.url(i) for i in places] if isinstance(places, range) else self._files.url(places)
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """One call of a reduce stage: ``merged`` by dataset in, a frozen value out."""
+
+    stage: str
+    variation: str
+    key: str
+    inputs: Mapping[str, Output]
+    frozen: tuple[tuple[str, str], ...]
+    level: int
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """Tasks of one shape that are to be done.
+
+    Attributes:
+        shape: What they have in common.
+        places: Their files, ascending, shape (n,), int64.
+    """
+
+    shape: Shape
+    places: NDArray[np.int64]
+
+
+@dataclass
+class Plan:
+    """Everything a campaign will do, in canonical order; a function of the campaign and its inputs alone.
+
+    Attributes:
+        campaign: The campaign.
+        code, readers: Its stages and what opens its files.
+        ingredients: By stage, ``code`` (a digest), ``options`` and ``models`` that its results depend on.
+        lines, outputs, reduces: What is done.
+        files: Of the datasets.
+    """
+
+    campaign: Campaign
+    code: dict[str, StageCode]
+    readers: dict[str, StageCode] = field(default_factory=dict)
+    ingredients: dict[str, dict[str, Any]] = field(default_factory=dict)
+    lines: list[Line] = field(default_factory=list)
+    outputs: list[Output] = field(default_factory=list)
+    reduces: list[Reduce] = field(default_factory=list)
+    files: dict[str, Files] = field(default_factory=dict)
+
+    @cached_property
+    def events(self) -> list[Events]:
+        """What is read, each once."""
+        return list(dict.fromkeys(line.events for line in self.lines))
+
+    @property
+    def levels(self) -> int:
+        """Passes over the files."""
+        return 1 + max((line.level for line in self.lines), default=0)
+
+    def todo(self, missing: Mapping[Events, Mapping[frozenset[Line], NDArray[np.int64]]] | None = None) -> list[Pass]:
+        """What is to be done, in canonical order.
+
+        Args:
+            missing: For each events, the files by the lines they have partials of; None: nothing is there.
+        """
+        nothing: frozenset[Line] = frozenset()
+        found: list[Pass] = []
+        for events in self.events:
+            lines = [line for line in self.lines if line.events is events]
+            groups = {nothing: np.arange(len(events.files))} if missing is None else missing[events]
+            for have, places in groups.items():
+                found += [Pass(shape, places) for shape in shapes(lines, have)]
+        place = {events: i for i, events in enumerate(self.events)}
+        return sorted(found, key=lambda p: (p.shape.lines[0].level, place[p.shape.events]))  # stable
+
+    def infers(self, stage: str) -> bool:
+        """Whether a stage asks servers."""
+        code = self.code[stage]
+        return code.uses_servers or isinstance(code.options.get("model"), str)
+
+    @property
+    def tasks(self) -> list[Task]:
+        """Every task there is, in canonical order: for people and tests; a run makes them batch by batch."""
+        return [t for p in self.todo() for t in tasks_of(p)]
+
+    def at(self, level: int) -> list[Task]:
+        """Tasks of one pass."""
+        return [t for t in self.tasks if t.steps[0].level == level]
+
+    @property
+    def total(self) -> int:
+        """Number of tasks."""
+        return sum(len(p.places) for p in self.todo())
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of all the plan's keys."""
+        lines = [[x.stage, x.events.dataset, x.variation, x.keys.digest] for x in self.lines]
+        return digest([lines, [r.key for r in self.reduces]])
+
+
+def tasks_of(some: Pass) -> Iterator[Task]:
+    """The tasks of a pass, made one by one."""
+    for i in some.places.tolist():
+        yield some.shape.tasks((i,)).task(0)
+
+
+def shapes(lines: Iterable[Line], have: frozenset[Line]) -> list[Shape]:
+    """Put lines that read the same thing into one task; leave out what is already there.
+
+    Args:
+        lines: All lines of one events.
+        have: Those whose partial is there.
+    """
+    wanted: dict[tuple[int, int], dict[Line, None]] = {}
+    artefacts: dict[tuple[int, int], Line | None] = {}
+    for line in lines:
+        if not line.emit or line in have:
+            continue
+        chain = [line]
+        while True:
+            parent = chain[-1].parent
+            # An artefact of an earlier pass is read; so is one of this pass that an earlier run has left.
+            if parent is None or parent.level < line.level or (parent.emit and parent in have):
+                break
+            chain.append(parent)
+        artefact = chain[-1].parent
+        at = (line.level, -1 if artefact is None else artefact.number)
+        artefacts[at] = artefact
+        wanted.setdefault(at, {}).update(dict.fromkeys(reversed(chain)))
+    # By depth: the requests of all variations are on their way before the first answer is waited for.
+    return [
+        Shape(tuple(sorted(wanted[at], key=lambda x: (x.depth, x.stage, x.variation != NOMINAL, x.variation))), made)
+        for at, made in sorted(artefacts.items(), key=lambda item: item[0])
+    ]
+
+
+def longest_first(places: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The order of submission of files, by size, then canonical; results do not depend on it."""
+    return places[np.argsort(-sizes[places], kind="stable")]

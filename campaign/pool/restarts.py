@@ -1,0 +1,91 @@
+"""Where a pilot was lost, with its node perhaps, another is carried: in the slot's next generation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from campaign.discovery.records import LONGEST_BACKOFF_S, backoff, blank, found, name_of, newest
+from campaign.errors import CampaignError
+from campaign.protocols import Carried
+from campaign.storage.rundir import write_json
+
+LOST_S = 10.0  # at the least: a busy machine may let a pilot wait for some seconds
+Carry = Callable[[Sequence[str]], list[Carried]]
+
+
+class Replacer:
+    """Looks at the records of a pool's servers.
+
+    A pilot replaces its own server; what it cannot do is to replace itself. Its guardian, or the pilot itself where
+    the scheduler told it to go, has closed its record by then; where the node is gone nobody has, and the count that
+    the pilot raises in its record stands still: then the record is closed here, and a pilot that wakes up finds so.
+
+    Args:
+        folder: The pool's.
+        restarts: How often each slot may be filled again.
+        lease_s: A record that has stood still for twice as long, and for `LOST_S`, has no pilot any more.
+        slow_s: The same before there is a server process: a pilot that looks at large files first says nothing.
+        carry: Starts one pilot with further arguments.
+        say: Takes progress lines.
+        pool: The pool's nonce.
+    """
+
+    def __init__(
+        self, folder: Path, restarts: int, lease_s: float, slow_s: float, carry: Carry, say: Callable[[str], None],
+        pool: str = "",
+    ) -> None:  # fmt: skip
+        self.folder, self.restarts, self.lease_s, self.carry, self.say = folder, restarts, lease_s, carry, say
+        self.slow_s, self.pool = slow_s, pool
+        self._beats: dict[str, tuple[int, float]] = {}
+        self._due: dict[tuple[int, int], float] = {}
+        self._carried: dict[tuple[int, int], list[Carried]] = {}
+
+    def look(self) -> None:
+        """Called again and again; may take as long as carrying a pilot takes."""
+        for record in newest(found(self.folder, self.pool)):
+            if record["state"] != "ended":
+                self._listen(dict(record))
+            elif record.get("heir"):
+                self._replace(int(record["slot"]), int(record["generation"]) + 1, str(record["why"]))
+
+    def _listen(self, record: dict[str, Any]) -> None:
+        """Close a record that has stood still for too long."""
+        now, name, beat = time.monotonic(), str(record["name"]), int(record["beat"])
+        known, since = self._beats.get(name, (-1, now))
+        if known != beat:
+            self._beats[name] = (beat, now)
+        elif now - since > (max(2 * self.lease_s, LOST_S) if record["server_pid"] else self.slow_s):
+            (self.folder / f"closed-{name}").touch()
+            why = f"{name}: nothing was heard of its pilot for {now - since:.0f} s: is the node lost?"
+            self._close({**record, "why": why})
+
+    def _close(self, record: dict[str, Any]) -> None:
+        with suppress(OSError):  # a full disk: the next look tries again
+            write_json(self.folder / f"{record['name']}.json", {**record, "state": "ended", "told": False, "tail": ""})
+
+    def _replace(self, slot: int, generation: int, why: str) -> None:
+        at, now = (slot, generation), time.monotonic()
+        if at in self._carried:
+            if all(c.poll() is not None for c in self._carried[at]):
+                self._never_came(slot, generation)
+            return
+        if now < self._due.setdefault(at, now + backoff(generation)):
+            return
+        self.say(f"{why}; a pilot for {name_of(slot, generation)} is sent")
+        try:
+            self._carried[at] = self.carry([f"--slot={slot}", f"--generation={generation}"])
+        except (CampaignError, OSError) as error:
+            self._due[at] = now + LONGEST_BACKOFF_S  # where the disk is full, too, nothing is noted
+            self._close({**self._blank(slot, generation), "why": str(error)})
+
+    def _never_came(self, slot: int, generation: int) -> None:
+        path = self.folder / f"{name_of(slot, generation)}.json"
+        if not path.exists():  # a pilot that has come and gone has left its record
+            self._close({**self._blank(slot, generation), "why": f"{path.stem}: its pilot ended at its start"})
+
+    def _blank(self, slot: int, generation: int) -> dict[str, Any]:
+        return blank(slot, generation, self.folder, self.restarts, self.pool)

@@ -1,0 +1,139 @@
+"""A server's place in the pool's folder, as its pilot sees it: what it is sent for, publishes, and is told."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from campaign.discovery.records import blank, followed, found, name_of
+from campaign.pool.lease import Lease
+from campaign.storage.rundir import read_json, write_json
+from campaign.util.ownership import read_own, unfit
+
+
+class Berth:
+    """One generation of a slot. Claimed when it is made; one that nobody wants any more ends the process with 0.
+
+    What it is told decides which code it runs, so it is believed only if this user alone can have written it.
+
+    Args:
+        folder: The pool's folder, shared with the submitter.
+        slot: The server's place in the pool; None: the first that nobody has claimed.
+        generation: Which server of this slot it is, from 0.
+        pool: The nonce of the pool it is for; empty: whichever is there.
+
+    Attributes:
+        order: What the submitter wants (``pilot.json``).
+        name: The server's.
+        log: The server's.
+        lease: Of the submitter.
+        recorded: When something was last published, monotonic.
+    """
+
+    def __init__(self, folder: Path, slot: int | None, generation: int, pool: str) -> None:
+        self.folder, self.pool = folder, pool
+        if pool and not self.wanted:
+            raise SystemExit(0)
+        try:
+            why, told = unfit(folder), self._told()
+        except OSError as error:
+            raise SystemExit(f"{folder / 'pilot.json'} cannot be believed: {error}") from None
+        if why:
+            raise SystemExit(f"{folder / 'pilot.json'} cannot be believed: {why}")
+        self.order: Mapping[str, Any] = told
+        self.pool, self.restarts = str(self.order["pool"]), int(self.order["restarts"])
+        self.slot, self.generation = self._claim(slot, generation), generation
+        self.name = name_of(self.slot, generation)
+        self.log, self.path = folder / f"{self.name}.log", folder / f"{self.name}.json"
+        self.lease = Lease(folder / "lease", float(self.order["lease_s"]), self.pool)
+        self.recorded = 0.0
+        self._beats = 0
+
+    def _claim(self, slot: int | None, generation: int) -> int:
+        for number in range(int(self.order["count"])) if slot is None else (slot,):
+            claim = self.folder / name_of(number, generation).replace("server", "claim")
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+                return number
+        raise SystemExit(0)  # more were started than are wanted
+
+    # What it is told.
+    @property
+    def wanted(self) -> bool:
+        """Whether the folder is still that of the pool this pilot was sent for."""
+        try:
+            return not unfit(self.folder) and bool(self._told()["pool"] == self.pool)
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError, LookupError, TypeError):
+            return True  # a file system that falters says nothing
+
+    def _told(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(read_own(self.folder / "pilot.json"))
+        return found
+
+    @property
+    def closed(self) -> bool:
+        """Whether the submitter, who has heard nothing for long, has put another in its place."""
+        return (self.folder / f"closed-{self.name}").exists()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the submitter has asked all to stop."""
+        return (self.folder / "stop").exists()
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has said that no request can be under way."""
+        with contextlib.suppress(OSError):
+            return (self.folder / "stop").read_text().strip() == "idle"
+        return False
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether a client tries, or has tried, a request of which servers may have died, with this slot alone."""
+        return (self.folder / f"trial-{self.slot}").exists()
+
+    @property
+    def followed(self) -> bool:
+        """Whether another may come after this server, unless the submitter has put one there already."""
+        return not self.closed and followed(self.slot, self.generation, self.folder, self.restarts)
+
+    @property
+    def has_worked(self) -> bool:
+        """Whether a server of this slot has ever been ready."""
+        return any(r["slot"] == self.slot and r["ready_s"] is not None for r in found(self.folder, self.pool))
+
+    # What it publishes.
+    def publish(self, state: str, **told: Any) -> None:
+        """Say what is known of the server, by atomic rename; nothing, where another is in its place."""
+        self._beats, self.recorded = self._beats + 1, time.monotonic()
+        if self.closed or not self.wanted:
+            return
+        with contextlib.suppress(OSError):  # the folder may be gone: then nobody reads it
+            write_json(self.path, {**self._blank(self.generation), "state": state, "beat": self._beats, **told})
+
+    def publish_next(self) -> Path | None:
+        """Publish the next generation before this one's end, so that somebody is always seen to come; its record."""
+        record = self._blank(self.generation + 1)
+        path = self.folder / f"{record['name']}.json"
+        if self.wanted:
+            with contextlib.suppress(OSError):
+                write_json(path, {**record, "pid": os.getpid(), "started": time.time()})
+                return path
+        return None
+
+    def withdraw_next(self, why: str) -> None:
+        """The next generation does not come: the submitter decides whether there is one."""
+        path = self.folder / f"{name_of(self.slot, self.generation + 1)}.json"
+        if self.wanted:
+            with contextlib.suppress(OSError):
+                write_json(path, {**(read_json(path) or {}), "state": "ended", "why": why, "told": True})
+
+    def _blank(self, generation: int) -> dict[str, Any]:
+        return dict(blank(self.slot, generation, self.folder, self.restarts, self.pool))

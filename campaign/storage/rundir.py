@@ -1,0 +1,327 @@
+"""Every path of a run: one class owns them. Files are written aside, then renamed."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from campaign.errors import CampaignError, PartialError, RunDirBusy, SpecError
+
+
+def canonical_json(value: Any) -> str:
+    """One text for equal values: sorted keys, no spaces. NaN is refused, since no two are equal."""
+    return _CANONICAL(value)
+
+
+# Made once: json.dumps makes an encoder for each call, which takes longer than a partial of counts itself.
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-able value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with path.open("rb") as stream:
+        state = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
+
+
+@contextmanager
+def write_aside(path: Path, mode: str = "wb", *, durable: bool = False) -> Iterator[IO[Any]]:
+    """A stream whose content appears under ``path`` whole, or not at all.
+
+    What is read again is checked by its digest, so a power cut can lose work but make none wrong, and tasks wait for
+    no disk. ``durable`` is for what says that a run is complete, and for frozen values: it waits until the disk has the
+    file and its name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile: its files are for their owner alone, and colleagues read a run directory.
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        with aside.open(mode.replace("w", "x")) as stream:
+            yield stream
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        aside.replace(path)
+        if durable:
+            sync_folder(path.parent)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says of a partial that cannot be written is the run directory's fault, and of no input file.
+
+    Raises:
+        PartialError: In place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        text = f"cannot be written: {error.strerror or error}"
+        raise PartialError(text, where=str(path), remedy="is there room?") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """See the names in a folder on the disk."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # a file system that cannot: FUSE and some network ones
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_all(folder: Path) -> None:
+    """See all on the disk that was written to the folder's file system: one call, however many files there are."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if ctypes.CDLL(None).syncfs(fd) != 0:
+            os.sync()
+    except (AttributeError, OSError):  # another C library
+        os.sync()
+    finally:
+        os.close(fd)
+
+
+def write_json(path: Path, value: Any, *, durable: bool = False) -> None:
+    """Write a JSON file for people: indented, whole or not at all."""
+    with write_aside(path, "w", durable=durable) as stream:
+        json.dump(value, stream, indent=1, allow_nan=False)
+        stream.write("\n")
+
+
+_ASIDE = re.compile(r"\..+\.[0-9a-f]{12}")  # names that `write_aside` gives
+SUFFIX = {"histograms": ".hists.npz", "columns": ".parquet", "counts": ".json"}
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The folder of one run, the truth about what is done.
+
+    Args:
+        root: Absolute path of the folder.
+    """
+
+    root: Path
+
+    @property
+    def report(self) -> Path:
+        """``report.json``."""
+        return self.root / "report.json"
+
+    @property
+    def manifest(self) -> Path:
+        """``manifest.json``: what a complete run was made from, and what it has made."""
+        return self.root / "manifest.json"
+
+    @property
+    def intent(self) -> Path:
+        """``plan.json``: what the last run set out to do."""
+        return self.root / "plan.json"
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run has been here: a folder with another tool's ``plan.json`` is none. Reads no whole plan."""
+        if self.receipts.exists():
+            return True
+        with suppress(OSError), self.intent.open("rb") as stream:
+            return b'"plan"' in stream.read(4096)
+        return False
+
+    @property
+    def receipts(self) -> Path:
+        """The log of receipts."""
+        return self.root / "receipts.jsonl"
+
+    @property
+    def job(self) -> Path:
+        """What every worker needs once: stages and settings."""
+        return self.root / "job.pickle"
+
+    @property
+    def started(self) -> Path:
+        """What was there when the last run began, to count from (`campaign.planning.plan_file.progress_of`)."""
+        return self.root / "logs" / "started.json"
+
+    @property
+    def stage_logs(self) -> Path:
+        """What stages have printed, by input file (`campaign.worker.stage_log`)."""
+        return self.root / "logs" / "stages"
+
+    @property
+    def workers(self) -> Path:
+        """What workers would leave behind if they died (`campaign.worker.deadline`)."""
+        return self.root / "logs" / "workers"
+
+    @property
+    def late_job(self) -> Path:
+        """The same, of a pool that was started later than the workers."""
+        return self.root / "job-late.pickle"
+
+    @property
+    def servers(self) -> Path:
+        """Folder of the pool: lease, records, logs."""
+        return self.root / "servers"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the providers' own logs."""
+        return self.root / "logs"
+
+    @property
+    def request_stop(self) -> Path:
+        """A file whose presence asks the running campaign to stop."""
+        return self.root / "stop"
+
+    @property
+    def partials(self) -> Path:
+        """Folder of what tasks leave."""
+        return self.root / "partials"
+
+    def columns(self, key: str) -> Path:
+        """Where the columns of a key lie; merged outputs link to this very file."""
+        return self.partials / key[:2] / f"{key}.parquet"
+
+    def pack(self, name: str) -> Path:
+        """Where a pack lies: partials of one batch that are no columns, one behind the other."""
+        return self.partials / name[:2] / f"{name}.pack"
+
+    def leaf(self, name: str) -> Path:
+        """Where what some of an output's files give lies until all of them are there."""
+        return self.partials / "leaves" / name
+
+    def frozen(self, stage: str, variation: str) -> Path:
+        """Where a reduce stage's frozen value lies."""
+        return self.root / "frozen" / stage / f"{variation}.json"
+
+    def artefacts(self, stage: str, variation: str) -> Path:
+        """Folder a reduce stage may write plots and tables into."""
+        return self.root / "artefacts" / stage / variation
+
+    def output(self, stage: str, dataset: str, variation: str, kind: str) -> Path:
+        """Where a merged output lies; columns are a folder of Parquet files."""
+        suffix = "" if kind == "columns" else SUFFIX[kind]
+        return self.root / "outputs" / stage / dataset / f"{variation}{suffix}"
+
+    def sweep(self, packs: Container[str]) -> None:
+        """Remove what writers that were killed have left: unfinished files, and packs no receipt knows.
+
+        Only the owner may.
+        """
+        shutil.rmtree(self.leaf(""), ignore_errors=True)
+        for pattern in ("", "servers", "frozen/*", "outputs/*/*"):
+            for some in self.root.glob(pattern) if pattern else (self.root,):
+                for entry in _scan(some):
+                    if _ASIDE.fullmatch(entry.name) and entry.is_file():
+                        Path(entry.path).unlink(missing_ok=True)
+        for folder in _scan(self.partials):
+            for entry in _scan(folder.path):
+                unfinished = entry.name.startswith(".")  # columns that grew there have another name
+                if unfinished or (entry.name.endswith(".pack") and entry.name.removesuffix(".pack") not in packs):
+                    Path(entry.path).unlink(missing_ok=True)
+
+    def has_columns(self, key: str, size: int) -> bool:
+        """Whether the columns of a key are there, whole by their size."""
+        try:
+            return self.columns(key).stat().st_size == size
+        except OSError:
+            return False
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Own the folder; the kernel gives it back however the owner ends.
+
+        Raises:
+            RunDirBusy: Another process owns it; its host and pid are named.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = (self.root / "lock").open("a+")
+        except OSError as error:
+            raise SpecError(
+                f"cannot be used as a run directory: {error.strerror}", where=str(self.root), remedy="give --run-dir"
+            ) from error
+        with lock as stream:
+            if not _locked(stream, LOOK_S):
+                stream.seek(0)
+                owner = stream.read().strip() or "another process"
+                raise RunDirBusy(
+                    f"is in use by {owner}",
+                    where=str(self.root),
+                    remedy="wait for it, stop it, or take another --run-dir",
+                )
+            stream.truncate(0)
+            stream.write(f"{socket.gethostname()} pid {os.getpid()}")
+            stream.flush()
+            yield
+
+    def owner(self) -> str:
+        """Host and pid of the owner, empty if nobody owns it. Whoever may read the folder may ask.
+
+        Raises:
+            CampaignError: It cannot be told.
+        """
+        lock = self.root / "lock"
+        try:
+            with lock.open() as stream:
+                return "" if _locked(stream, 0, fcntl.LOCK_SH) else stream.read().strip() or "another process"
+        except PermissionError as error:
+            text = f"whether a campaign runs there cannot be told: {error.strerror}"
+            raise CampaignError(text, where=str(lock), remedy="ask whose it is") from None
+        except OSError:
+            return ""
+
+
+LOOK_S = 0.5  # `owner` holds the lock for as long as a look takes; an owner-to-be waits that out
+
+
+def _locked(stream: IO[str], patience_s: float, how: int = fcntl.LOCK_EX) -> bool:
+    end = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(stream, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
+
+
+def _scan(folder: Path | str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def read_json(path: Path) -> Mapping[str, Any] | None:
+    """A JSON mapping, or None where there is no whole one."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,102 @@
+"""What outlives a driver for as long as tidying up takes: a process that ends what the driver could not end itself.
+
+    python -m campaign.supervision.driver_watchdog IDENTITY_OF_THE_DRIVER
+
+It is the first of several nets: where it is killed too, pilots end by their lease and jobs by their limit, each
+server's guardian sweeps, and ``campaign reap`` finds the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from campaign.supervision import reap, run_registry
+from campaign.supervision.identity import VARIABLE, Mark, environment
+from campaign.supervision.watchdog import Apart, listen
+
+SELF_S = 2.0  # workers, pilots and guardians see a driver go, and are quicker than anybody who has to look for them
+
+
+class _Held:
+    """One keeper for all campaigns of this process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.pid = 0
+        self.apart: Apart | None = None
+        self.disorderly = False  # something may be left: `campaign reap` must know of it
+        self.said = False
+
+
+_held = _Held()
+
+
+@contextlib.contextmanager
+def hold(folder: Path, *, say: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Have a keeper for as long as a campaign or a pool of this process lives.
+
+    What is written down of this process for ``campaign reap`` is taken away at the end, unless something was raised
+    then or at the end of an earlier one: a job that could not be cancelled must be found.
+
+    Args:
+        folder: The run directory, or the pool's folder.
+        say: Told once if the user's state directory cannot be written; nothing else depends on it.
+
+    Raises:
+        OSError: The keeper cannot be started.
+    """
+    with _held.lock:
+        if _held.pid != os.getpid():  # forked from a driver: its keeper is not ours
+            _held.apart, _held.users, _held.pid, _held.disorderly = None, 0, os.getpid(), False
+        if _held.apart is None:
+            apart = Apart("campaign.supervision.driver_watchdog", environment())
+            apart.tell()
+            _held.apart = apart
+        _held.users += 1
+        refused = run_registry.remember(folder=folder)
+    if refused and say is not None and not _held.said:
+        _held.said = True
+        say(f"cannot be written down for 'campaign reap': {refused}")
+    try:
+        yield
+    except BaseException:
+        _held.disorderly = True
+        raise
+    finally:
+        with _held.lock:
+            _held.users -= 1
+            if _held.users == 0 and _held.apart is not None:
+                _held.apart.end()
+                _held.apart = None
+                if not _held.disorderly:
+                    run_registry.forget()
+
+
+def beat() -> None:
+    """Called several times a second while a campaign runs: a keeper that was killed is started again."""
+    with _held.lock, contextlib.suppress(OSError):  # no process can be started now: perhaps a second later
+        if _held.apart is not None and _held.pid == os.getpid():
+            _held.apart.beat()
+
+
+def main() -> None:
+    """Entry point of ``python -m campaign.supervision.driver_watchdog``."""
+    heard = listen(sys.argv[1:])
+    mark = Mark.parse(os.environ.get(VARIABLE, ""))
+    if heard is None or mark is None:
+        return
+    until = time.monotonic() + SELF_S
+    while reap.processes(mark.campaign) and time.monotonic() < until:
+        time.sleep(0.1)
+    reap.reap(only=mark)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""What a dead campaign left on this machine or in the scheduler: found by identity, never by name, and ended.
+
+A process is a campaign's if its environment, which only its user may read, bears the campaign's mark. A campaign is
+dead if the process that the mark names as its driver is gone: that very process, not one that has its pid by now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from campaign.storage.rundir import read_json
+from campaign.supervision import batch_jobs, run_registry
+from campaign.supervision.identity import OWNER, Identity, Mark, mark_of, send, start_time
+from campaign.supervision.server_watchdog import clear
+
+ORDERLY_S = 7.0  # a pilot gives a busy server 6 s
+GUARDIANS_S = 3.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """A process that bears a mark."""
+
+    who: Identity
+    mark: Mark
+    parent: int
+    what: str
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether it removes what others leave, and so is the last to be ended."""
+        return "campaign.supervision.server_watchdog" in self.what
+
+    def __str__(self) -> str:
+        return f"process {self.who.pid} ({self.what})"
+
+
+@dataclass
+class Said:
+    """What was done and what was not, a line each.
+
+    Attributes:
+        ended: What was (or would be) ended or removed.
+        left: What could not be, or nobody here can tell of.
+        live: What belongs to campaigns that run.
+    """
+
+    ended: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    live: list[str] = field(default_factory=list)
+
+
+def processes(campaign: str = "") -> list[Found]:
+    """This user's processes on this machine that bear a mark: any, or that of one campaign; not this process."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        pid = int(folder.name)
+        mark = mark_of(pid) if pid != os.getpid() else None
+        if mark is None or (campaign and mark.campaign != campaign):
+            continue
+        began = start_time(pid)
+        if began is None:
+            continue
+        try:
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            parent = int((folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+            found.append(Found(Identity.of(pid), mark, parent, _short(line)))
+        except OSError:  # it ended while we looked
+            continue
+    return found
+
+
+def _short(line: str) -> str:
+    words = line.split()
+    name = words[words.index("-m") + 1] if "-m" in words[:-1] else Path(words[0]).name if words else "?"
+    return f"{name}, {words[-1]}" if name == "campaign.pool.pilot" else name
+
+
+def end(look: Callable[[], list[Found]]) -> list[Found]:
+    """End processes: in order where they can, by force where they do not; those that sweep go last.
+
+    Args:
+        look: What there is to be ended, asked again until there is nothing; new ones may have come meanwhile.
+
+    Returns:
+        Those that would not go.
+    """
+    asked: set[Identity] = set()
+
+    def ask(found: list[Found]) -> None:
+        bearers = {f.who.pid for f in found}
+        for f in found:
+            if f.parent not in bearers and f.who not in asked:  # what another of ours has started is ended by it
+                send(f.who, signal.SIGTERM)
+                asked.add(f.who)
+
+    _wait(look, ORDERLY_S, ask)
+    for f in look():
+        if not f.sweeps:
+            send(f.who, signal.SIGKILL)
+    _wait(look, GUARDIANS_S)
+    for f in look():
+        send(f.who, signal.SIGKILL)
+    _wait(look, 2.0)
+    return look()
+
+
+def _wait(look: Callable[[], list[Found]], seconds: float, do: Callable[[list[Found]], None] | None = None) -> None:
+    until = time.monotonic() + seconds
+    while (found := look()) and time.monotonic() < until:
+        if do:
+            do(found)
+        time.sleep(0.1)
+
+
+def owned(roots: set[Path]) -> Iterator[tuple[Path, Mark, dict[str, object]]]:
+    """Private folders of this user's campaigns, with the mark of each and what else its owner says."""
+    for root in sorted(roots):
+        try:
+            folders = sorted(p for p in root.iterdir() if p.name.startswith("campaign-"))
+        except OSError:
+            continue
+        for folder in folders:
+            path = folder / OWNER
+            try:  # the folder first: what others have put there is not even looked into
+                ours = all(p.lstat().st_uid == os.geteuid() and not p.is_symlink() for p in (folder, path))
+            except OSError:  # swept while we looked
+                continue
+            told = read_json(path) if ours else None
+            mark = Mark.parse(str((told or {}).get("mark", "")))
+            if told is not None and mark is not None:
+                yield folder, mark, dict(told)
+
+
+def roots() -> set[Path]:
+    """Where private folders may lie."""
+    recorded = {Path(e.temporary) for e in run_registry.entries() if e.temporary}
+    return {Path(tempfile.gettempdir()), Path("/tmp"), *recorded}  # noqa: S108
+
+
+def clear_folder(folder: Path, told: dict[str, object]) -> None:
+    """End what is left of the server that lived in it, and remove it with all that belongs to it."""
+    clear({"leader": "", "shm_prefix": "", "folders": [], **told, "place": str(folder)})
+
+
+def abandoned() -> None:
+    """Sweep what pilots of this user left that were killed on this node together with their guardians.
+
+    A scheduler ends everything in a job at once where the job does not end in time: nobody is left to sweep then.
+    """
+    for folder, _, told in owned({Path(tempfile.gettempdir())}):
+        holder = Identity.parse(str(told.get("holder", "")))
+        if holder is not None and holder.alive() is False:
+            with contextlib.suppress(Exception):  # one that cannot be swept must not stop the pilot that looked
+                clear_folder(folder, told)
+
+
+def reap(*, dry_run: bool = False, only: Mark | None = None) -> Said:
+    """End and remove what dead campaigns of this user left, jobs first.
+
+    Args:
+        dry_run: Only say what would be done.
+        only: Of this campaign alone, whose driver is known to be gone.
+    """
+    said = Said()
+
+    def dead(mark: Mark) -> bool:
+        return mark.campaign == only.campaign if only else mark.driver.alive() is False
+
+    entries = [e for e in run_registry.entries() if dead(e.mark)]
+    for entry in entries:
+        batch_jobs.reap(entry, dry_run, said.ended, said.left)
+
+    def look() -> list[Found]:
+        return [f for f in processes(only.campaign if only else "") if dead(f.mark)]
+
+    found = look()
+    if not dry_run and found:
+        for f in end(look):
+            said.left.append(f"{f}: does not end, not even by SIGKILL")
+    said.ended += [f"{f} of campaign {f.mark.campaign}" for f in found]
+    for folder, mark, told in owned(roots()):
+        if dead(mark):
+            text = f"folder {folder} of campaign {mark.campaign}"
+            try:
+                if not dry_run:
+                    clear_folder(folder, told)
+                said.ended.append(text)
+            except Exception as error:  # noqa: BLE001  the others go all the same
+                said.left.append(f"{text}: {type(error).__name__}: {error}")
+    for folder in [Path(p) for entry in entries for p in entry.secrets]:
+        with contextlib.suppress(OSError):  # gone with its driver, as it should
+            if stat.S_ISDIR(folder.lstat().st_mode) and folder.lstat().st_uid == os.geteuid():
+                said.ended.append(f"keys in {folder}")
+                if not dry_run:
+                    shutil.rmtree(folder)
+    if not only:
+        others = [(str(f), f.mark) for f in processes() if not dead(f.mark)]
+        others += [(f"folder {p}", m) for p, m, _ in owned(roots()) if not dead(m)]
+        for what, mark in others:
+            (said.live if mark.driver.alive() else said.left).append(f"{what}: {_why(mark)}")
+    if not dry_run:
+        for entry in entries:
+            if not any(entry.mark.campaign in line for line in said.left):
+                entry.path.unlink(missing_ok=True)
+    return said
+
+
+def _why(mark: Mark) -> str:
+    driver = mark.driver
+    if driver.alive():
+        return f"its campaign's driver runs (pid {driver.pid})"
+    return f"its campaign's driver is on {driver.host} (pid {driver.pid}): ask there, or in its container"

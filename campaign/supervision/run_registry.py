@@ -1,0 +1,109 @@
+"""Which campaigns this user has begun on this machine: written down, so that what a dead one left can be found."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from campaign.storage.rundir import read_json, write_json
+from campaign.supervision.identity import Mark, mark
+
+
+def state_dir() -> Path:
+    """``inference-campaign/runs`` in the user's state directory."""
+    given = os.environ.get("XDG_STATE_HOME")
+    base = Path(given) if given else Path(os.environ.get("HOME") or "/nonexistent") / ".local" / "state"
+    return base / "inference-campaign" / "runs"
+
+
+@dataclass
+class Entry:
+    """One driver and what reaches beyond its own processes.
+
+    Attributes:
+        mark: Its mark.
+        path: Where this is written down.
+        folders: Run directories and pools' folders.
+        temporary: Where it made private folders.
+        jobs: Jobs it gave to a scheduler: kind of provider, job id (empty: it is about to give it, or was refused), and
+            the job's name, which holds the random name.
+        secrets: Folders with keys that nobody has a use for when it is gone.
+    """
+
+    mark: Mark
+    path: Path
+    folders: list[str] = field(default_factory=list)
+    temporary: str = ""
+    jobs: list[tuple[str, str, str]] = field(default_factory=list)
+    secrets: list[str] = field(default_factory=list)
+
+    def save(self) -> None:
+        """Write it down.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        told = {"folders": self.folders, "temporary": self.temporary, "jobs": self.jobs, "secrets": self.secrets}
+        write_json(self.path, {"mark": str(self.mark), **told})
+
+    @classmethod
+    def load(cls, path: Path) -> Entry | None:
+        """Read one; None where the file is none."""
+        told: Any = read_json(path) or {}
+        found = Mark.parse(str(told.get("mark", "")))
+        if found is None or path.stem != found.campaign:
+            return None
+        folders, jobs, secrets = (told.get(name, []) for name in ("folders", "jobs", "secrets"))
+        if not all(isinstance(some, list) for some in (folders, jobs, secrets)) or any(not _three(j) for j in jobs):
+            return None
+        temporary = str(told.get("temporary", ""))
+        return cls(found, path, list(map(str, folders)), temporary, [tuple(j) for j in jobs], list(map(str, secrets)))
+
+
+def _three(job: Any) -> bool:
+    return isinstance(job, list) and len(job) == 3 and all(isinstance(part, str) for part in job)
+
+
+def entries() -> Iterator[Entry]:
+    """Those written down by this user."""
+    with contextlib.suppress(OSError):
+        for path in sorted(state_dir().glob("*.json")):
+            with contextlib.suppress(OSError):
+                if path.stat().st_uid == os.geteuid() and (entry := Entry.load(path)) is not None:
+                    yield entry
+
+
+_mine: list[Entry] = []
+_changing = threading.Lock()
+
+
+def remember(*, folder: Path | None = None, job: tuple[str, str, str] | None = None, secret: Path | None = None) -> str:
+    """Write down something of this process's campaigns; returns why it could not be, empty if it was."""
+    with _changing:
+        if not _mine or _mine[0].mark != mark():
+            _mine[:] = [Entry(mark(), state_dir() / f"{mark().campaign}.json", temporary=tempfile.gettempdir())]
+        entry = _mine[0]
+        entry.folders += [str(folder)] if folder is not None and str(folder) not in entry.folders else []
+        entry.jobs += [job] if job is not None and job not in entry.jobs else []
+        entry.secrets += [str(secret)] if secret is not None else []
+        try:
+            entry.save()
+        except OSError as error:
+            return f"{entry.path.parent}: {error.strerror}"
+        return ""
+
+
+def forget() -> None:
+    """Nothing is left: take this process's entry away."""
+    with _changing:
+        for entry in _mine:
+            with contextlib.suppress(OSError):
+                entry.path.unlink()
+        _mine.clear()
