@@ -1,8 +1,8 @@
 """Exact sums of floats, bin by bin: order, grouping, chunking and merging cannot show.
 
-Weights are cut into slices (:mod:`campaign.histogram.extraction`) that float64 adds without error; their sums move into
-multi-word integers (:mod:`campaign.histogram.superaccumulator`) before they grow too long. They are rounded once, when a
-float is asked for.
+Weights are cut into slices (:mod:`campaign.histogram.extraction`) that float64 adds without error. Their sums move
+into multi-word integers (:mod:`campaign.histogram.superaccumulator`) before they grow too long. They are rounded once,
+when a float is asked for.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ import yaml
 from onnx import TensorProto as T
 
 from campaign import cli
-from tests.test_onnx import node, save
-from tests.test_versions import model
+from tests.servers.test_onnx import node, save
+from tests.servers.test_versions import model
 
 X = np.arange(40, dtype=np.float32)
 STAGES = {

@@ -24,7 +24,7 @@ from campaign.pool.pool import make_kind
 from tests.conftest import campaign_dict, command, hashes, report_of, start, wait_until
 from tests.integration.test_left_behind import reach_the_middle, records
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 OWN = """
 import pathlib
 import time

@@ -22,7 +22,7 @@ from campaign.planning import plan_file
 from campaign.planning.plan_file import Intent
 from campaign.storage.receipts import FROZEN, Receipt, Receipts
 from campaign.storage.rundir import RunDir
-from tests.test_plan import MODELS, YAML, edit, folder_of, make
+from tests.planning.test_plan import MODELS, YAML, edit, folder_of, make
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components as scipy_components
 from tritonclient.grpc import model_config_pb2
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 SHARED = PROJECT.parent / "shared" / "data"
 SHIPPED = PROJECT / "model_repository"
 TRACK_GNN = SHIPPED / "track_gnn"
