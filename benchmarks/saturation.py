@@ -36,7 +36,7 @@ from campaign.inference.client import PoolAddress
 from campaign.servers.environment import cache_dir, environment
 from campaign.servers.triton import Triton
 from campaign.spec.models import ServerSpec
-from campaign.supervision.server_watchdog import sweep
+from campaign.supervision.cleanup import sweep
 
 MODELS = Path(__file__).resolve().parent / "models"
 BATCH, DELAY_S, MOST = 8192, 0.05, 4

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from campaign.errors import CampaignError, InferenceError, SpecError
     from campaign.histogram.histogram import Histogram, fill_together
     from campaign.inference.client import connect
-    from campaign.outputs.kinds import Columns, Counts, Histograms
+    from campaign.outputs.columns import Columns
+    from campaign.outputs.counts import Counts
+    from campaign.outputs.histograms import Histograms
     from campaign.pool.pool import ServerPool
     from campaign.spec.models import Campaign, Dataset, ModelSpec, ProviderSpec, ServerSpec, StageSpec, Variation
     from campaign.spec.yaml_file import load
@@ -23,11 +25,11 @@ if TYPE_CHECKING:
 _WHERE = {
     "Campaign": "spec.models",
     "CampaignError": "errors",
-    "Columns": "outputs.kinds",
-    "Counts": "outputs.kinds",
+    "Columns": "outputs.columns",
+    "Counts": "outputs.counts",
     "Dataset": "spec.models",
     "Histogram": "histogram.histogram",
-    "Histograms": "outputs.kinds",
+    "Histograms": "outputs.histograms",
     "InferenceError": "errors",
     "ModelSpec": "spec.models",
     "ProviderSpec": "spec.models",

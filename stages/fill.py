@@ -14,7 +14,7 @@ import numpy as np
 
 from campaign.errors import OutputError
 from campaign.histogram.histogram import Histogram, fill_together
-from campaign.outputs.kinds import Histograms
+from campaign.outputs.histograms import Histograms
 from campaign.protocols import WEIGHT, Context
 
 _RESERVED = ("weight", "sample", "threads")  # hist takes these for fill's own arguments: no axis is named so

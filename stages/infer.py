@@ -11,7 +11,7 @@ import awkward as ak
 import numpy as np
 
 from campaign.errors import CampaignError, InferenceError, OutputError
-from campaign.outputs.kinds import Columns
+from campaign.outputs.columns import Columns
 from campaign.protocols import WEIGHT, Context
 from campaign.util.casting import DoesNotFit, as_dtype
 from campaign.util.messages import listed, unknown

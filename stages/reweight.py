@@ -10,7 +10,7 @@ import awkward as ak
 import numpy as np
 
 from campaign.errors import OutputError
-from campaign.outputs.kinds import Columns
+from campaign.outputs.columns import Columns
 from campaign.protocols import Context
 
 

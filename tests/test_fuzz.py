@@ -28,15 +28,9 @@ from campaign.errors import CampaignError, FrozenChanged, PartialError
 from campaign.histogram.histogram import Histogram
 from campaign.inference.connections import Roster
 from campaign.outputs import array_frame
+from campaign.outputs.columns import Columns, ColumnsPartial, read_columns
 from campaign.outputs.counts import CountsPartial, unpack_counts
-from campaign.outputs.kinds import (
-    Columns,
-    ColumnsPartial,
-    HistogramsPartial,
-    read_columns,
-    read_histograms,
-    unpack_histograms,
-)
+from campaign.outputs.histograms import HistogramsPartial, read_histograms, unpack_histograms
 from campaign.planning.plan import Plan
 from campaign.planning.plan_file import Intent
 from campaign.pool.restarts import Replacer

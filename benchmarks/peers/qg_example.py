@@ -17,7 +17,7 @@ from data import folder
 
 from campaign.protocols import Launch
 from campaign.spec.models import ServerSpec
-from campaign.supervision.server_watchdog import sweep
+from campaign.supervision.cleanup import sweep
 
 from .servers import TcpTriton
 from .timing import timed

@@ -21,7 +21,7 @@ from campaign.pool.pool import ServerPool
 from campaign.protocols import Launch
 from campaign.servers.triton import Triton
 from campaign.spec.models import ServerSpec
-from campaign.supervision.server_watchdog import die_with_parent
+from campaign.supervision.linux import die_with_parent
 
 MODELS = Path(__file__).resolve().parent / "models"
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from campaign.errors import PartialError
-from campaign.outputs.kinds import COLUMNS, contents_digest
+from campaign.outputs.columns import COLUMNS
+from campaign.outputs.kinds import contents_digest
 from campaign.storage.packs import PackReader
 from campaign.storage.receipts import FROZEN, MERGED, Receipt, Receipts, parse
-from campaign.storage.rundir import RunDir, file_digest
+from campaign.storage.rundir import RunDir
+from campaign.util.hashing import file_digest
 
 
 @dataclass(frozen=True)

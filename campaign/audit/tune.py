@@ -15,24 +15,23 @@ from typing import Any
 import numpy as np
 
 from campaign.discovery.address import PoolAddress
-from campaign.driver.run import Checked
+from campaign.driver.check import Checked
 from campaign.errors import CampaignError
 from campaign.inference.client import Servers, Shared, connect
 from campaign.planning.plan import Plan, longest_first
 from campaign.planning.task import Task
 from campaign.pool.pool import ServerPool
-from campaign.protocols import Job, JobTicket, save_job
 from campaign.report.timing import AHEAD, RUN, WAIT, WRITE
 from campaign.spec.models import NOMINAL, Campaign
 from campaign.storage.packs import PackWriter
 from campaign.storage.rundir import RunDir
 from campaign.supervision import driver_watchdog
 from campaign.supervision.forkserver import ask_child
-from campaign.supervision.identity import mark
-from campaign.supervision.server_watchdog import own
+from campaign.supervision.identity import mark, own
 from campaign.util.messages import counted
-from campaign.worker import tasks as work
-from campaign.worker.pipeline import Chain, Worker
+from campaign.worker.job import Job, JobTicket, save_job
+from campaign.worker.pipeline import Chain
+from campaign.worker.process import Worker, worker_of
 from campaign.worker.stage_log import silent
 
 ROWS = 131_072  # of a model's input that are kept to be sent again
@@ -178,7 +177,7 @@ class _Keeping:
 
 
 def _measure(job: JobTicket, tasks: list[Task], root: Path) -> Measured:
-    worker: Worker = work._worker(job)
+    worker: Worker = worker_of(job)
     assert worker.servers is not None
     keeping = _Keeping(worker.servers)
     worker._servers = keeping  # type: ignore[assignment]

@@ -13,9 +13,10 @@ import numpy as np
 
 from campaign.audit.integrity import CHANGED, MISSING, Finding, Looked, integrity
 from campaign.driver import manifest
-from campaign.driver import run as engine
+from campaign.driver.check import Checked, check, override
 from campaign.driver.explain import differing
-from campaign.driver.run import Checked, Run
+from campaign.driver.run import Run
+from campaign.driver.signals import signals
 from campaign.errors import CampaignError, Interrupted, RunDirBusy, SpecError
 from campaign.outputs.merge import Merged
 from campaign.planning.datasets import is_url
@@ -26,11 +27,11 @@ from campaign.report.progress import Progress
 from campaign.spec import yaml_file
 from campaign.spec.models import Campaign, ErrorSpec
 from campaign.storage.receipts import FROZEN, MERGED, Receipt, Receipts
-from campaign.storage.rundir import RunDir, file_digest
+from campaign.storage.rundir import RunDir
 from campaign.supervision import driver_watchdog
 from campaign.supervision.forkserver import stop_fork_server
-from campaign.supervision.identity import mark
-from campaign.supervision.server_watchdog import own
+from campaign.supervision.identity import mark, own
+from campaign.util.hashing import file_digest
 from campaign.util.os_errors import in_words
 
 
@@ -144,7 +145,7 @@ def _made_again(
                 )
                 return None
             campaign = yaml_file.loads(written["yaml"], Path(written["base"]), "manifest.json")
-        return engine.check(_strict(engine.override(campaign, workers=workers, servers=1, provider="local")))
+        return check(_strict(override(campaign, workers=workers, servers=1, provider="local")))
     except SpecError as error:
         made.findings.append(Finding("campaign", str(told["campaign"]), f"cannot be made again: {error}"))
         return None
@@ -335,7 +336,7 @@ def _run(
     shown: Progress, made: Verification,
 ) -> None:  # fmt: skip
     try:
-        with again.owned(), engine.signals() as stop:
+        with again.owned(), signals() as stop:
             run = _Again(checked, again, shown, stop)
             run.frozen, run.passes = frozen, passes
             done = run.run()

@@ -158,12 +158,12 @@ def _percentage(text: str) -> float:
 
 
 def _load(args: argparse.Namespace) -> Campaign:
-    from campaign.driver import run as engine
+    from campaign.driver.check import override
     from campaign.spec import yaml_file
 
     campaign = yaml_file.load(args.file, args.set)
     limit = getattr(args, "limit", None)  # some commands have none
-    return engine.override(campaign, workers=args.workers, servers=args.servers, provider=args.provider, limit=limit)
+    return override(campaign, workers=args.workers, servers=args.servers, provider=args.provider, limit=limit)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -177,22 +177,22 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _run_loaded(args: argparse.Namespace) -> int:
-    from campaign.driver import run as engine
+    from campaign.driver.run import run
 
-    report = engine.run(_load(args), run_dir=args.run_dir, progress=not args.quiet, raises=False)
+    report = run(_load(args), run_dir=args.run_dir, progress=not args.quiet, raises=False)
     print(report.text(profile=args.profile))
     return report.exit_code
 
 
 def _check(args: argparse.Namespace) -> int:
-    from campaign.driver import run as engine
+    from campaign.driver.check import check, look, try_out
     from campaign.supervision.forkserver import start_fork_server, stop_fork_server
 
-    checked = engine.check(_load(args))
+    checked = check(_load(args))
     start_fork_server()
     try:
-        looked = engine.look(checked)
-        tried = engine.try_out(checked) if args.try_ else None
+        looked = look(checked)
+        tried = try_out(checked) if args.try_ else None
     finally:
         stop_fork_server()
     for dataset, why in looked.broken.items():
@@ -238,7 +238,7 @@ def _canary(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from campaign.driver import run as engine
+    from campaign.driver.check import check, default_run_dir
     from campaign.driver.explain import Reasons, as_json
     from campaign.driver.failed_files import Gaps
     from campaign.driver.partial_index import Ledger
@@ -249,9 +249,9 @@ def _plan(args: argparse.Namespace) -> int:
     from campaign.storage.rundir import RunDir
 
     campaign = _load(args)
-    checked = engine.check(campaign)
+    checked = check(campaign)
     plan = checked.plan
-    rundir = RunDir(args.run_dir.resolve() if args.run_dir else engine.default_run_dir(campaign))
+    rundir = RunDir(args.run_dir.resolve() if args.run_dir else default_run_dir(campaign))
     ledger = Ledger(plan, Receipts(rundir.receipts))
     ledger.read(rundir)
     state = State(ledger, Gaps(plan))
@@ -292,7 +292,8 @@ def _status(args: argparse.Namespace) -> int:
     from campaign.discovery.records import in_order
     from campaign.planning.plan_file import progress_of
     from campaign.report.report import Report
-    from campaign.storage.rundir import RunDir, read_json
+    from campaign.storage.rundir import RunDir
+    from campaign.util.files import read_json
 
     rundir = RunDir(_existing(args))
     owner = rundir.owner()
@@ -365,9 +366,9 @@ def _reap(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from campaign.driver import run as engine
+    from campaign.driver.check import check
 
-    checked = engine.check(_load(args))
+    checked = check(_load(args))
     if checked.kind is not None:
         checked.kind.prepare(lambda text: print(text, file=sys.stderr, flush=True))
     print("ready")
@@ -376,13 +377,13 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def _tune(args: argparse.Namespace) -> int:
     from campaign.audit.tune import lines, tune
-    from campaign.driver import run as engine
+    from campaign.driver.check import check
     from campaign.supervision.forkserver import start_fork_server, stop_fork_server
 
     start_fork_server()
     try:
         campaign = _load(args)
-        found, proposals = tune(engine.check(campaign), lambda text: print(text, file=sys.stderr, flush=True))
+        found, proposals = tune(check(campaign), lambda text: print(text, file=sys.stderr, flush=True))
     finally:
         stop_fork_server()
     print("\n".join(lines(campaign, found, proposals)))

@@ -10,37 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from campaign.discovery.credentials import Secret
 from campaign.discovery.records import wrong
 from campaign.util.ownership import read_own, unfit
-
-RUNGS = ("first", "same_server", "other_server", "restarted_server", "local_twin", "parked")
-"""The ladder that a request climbs until somebody answers."""
-
-
-@dataclass(frozen=True, repr=False)
-class Secret:
-    """What lets a client in. It travels with tasks, in memory only: never written down, and it shows nothing of itself.
-
-    Attributes:
-        ca: PEM of the authority that signed the servers; empty: no TLS.
-        cert: PEM of the client's certificate; empty: the client has none.
-        key: PEM of its key.
-        headers: Sent with every request, ``(name, value)``.
-        domain: A server's certificate must be for ``NAME.domain``; empty: for the host in its URL.
-    """
-
-    ca: bytes = b""
-    cert: bytes = b""
-    key: bytes = b""
-    headers: tuple[tuple[str, str], ...] = ()
-    domain: str = ""
-
-    def __repr__(self) -> str:
-        return "Secret()"
-
-    def identity(self, name: str) -> str:
-        """The name that the certificate of the server called ``name`` must be for; empty: the host's."""
-        return f"{name}.{self.domain}" if self.domain else ""
 
 
 @dataclass(frozen=True)

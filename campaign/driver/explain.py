@@ -13,7 +13,8 @@ from campaign.planning.plan import Events, Line, Pass, Plan, Reduce
 from campaign.planning.plan_file import Intent
 from campaign.planning.planner import FORMAT
 from campaign.storage.receipts import UNFINISHED
-from campaign.storage.rundir import RunDir, canonical_json
+from campaign.storage.rundir import RunDir
+from campaign.util.hashing import canonical_json
 
 NAMED = 3  # files of a group that are named for people
 

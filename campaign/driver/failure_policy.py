@@ -13,9 +13,9 @@ from campaign.driver.state import State
 from campaign.driver.worker_calls import Call, Calls
 from campaign.errors import CampaignError, PartialError
 from campaign.planning.plan import Plan, Shape
-from campaign.protocols import JobTicket
 from campaign.util.lazy import Later
 from campaign.worker.deadline import is_late
+from campaign.worker.job import JobTicket
 
 if TYPE_CHECKING:
     from campaign.worker import file_facts as facts
@@ -30,7 +30,7 @@ class Failures:
         plan: The plan.
         state: What is done; loses what was made without too many files.
         calls: Asks a worker what can still be learned of a file.
-        job: From `protocols.save_job`.
+        job: From `campaign.worker.job.save_job`.
         root: The run directory.
         name: Gives each call its name.
     """

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from campaign.driver import run
+from campaign.driver.check import check, try_out
 from campaign.errors import ModelError, SpecError
 from campaign.inference.canary import ask, hold_rows, known_answer
 from campaign.inference.kserve import open_client
@@ -44,14 +44,14 @@ def make(campaign: Campaign, model: str, force: bool, say: Callable[[str], None]
     if servers is None or model not in servers.models:
         known = sorted(servers.models) if servers else []
         raise SpecError(unknown(model, known, "models of the campaign"), key=("servers", "models"))
-    checked = run.check(_unproved(campaign, servers, model))
+    checked = check(_unproved(campaign, servers, model))
     kind, given = checked.kind, servers.models[model].canary
     if not hasattr(kind, "new_canary"):
         raise SpecError("only servers started for the campaign are held to known answers", key=("servers", "kind"))
     path: Path = campaign.path(given) if given else kind.new_canary(model)
     if path.exists() and not force:
         raise campaign.locate(SpecError(f"{path} is there already", key=key, remedy="give --force to replace it"))
-    tried = run.try_out(checked)  # what is wrong with a stage shows before a server is started
+    tried = try_out(checked)  # what is wrong with a stage shows before a server is started
     if model not in tried.taken and not tried.notes:
         raise campaign.locate(SpecError(f"no stage sends rows to '{model}'", key=key))
     kind.unproved = frozenset({model})
@@ -59,7 +59,7 @@ def make(campaign: Campaign, model: str, force: bool, say: Callable[[str], None]
     spec = checked.campaign.servers.model_copy(update={"count": 1})
     with ServerPool(spec, base=campaign.base, say=say, kind=kind) as pool:
         pool.wait_ready()
-        tried = run.try_out(checked, pool.address)
+        tried = try_out(checked, pool.address)
         if model not in tried.taken:
             why = "; ".join(tried.notes) or "before frozen values are needed"
             raise campaign.locate(SpecError(f"no stage sends rows to '{model}': {why}", key=key))

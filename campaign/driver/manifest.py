@@ -13,7 +13,8 @@ from typing import Any
 
 from campaign.driver.partial_index import Ledger
 from campaign.errors import CampaignError, SpecError
-from campaign.outputs.kinds import COLUMNS, COUNTS
+from campaign.outputs.columns import COLUMNS
+from campaign.outputs.counts import COUNTS
 from campaign.outputs.merge import Merged
 from campaign.planning.datasets import is_url
 from campaign.planning.plan import Plan
@@ -21,7 +22,9 @@ from campaign.planning.plan_file import file_lists
 from campaign.planning.stage_code import StageCode
 from campaign.spec import yaml_file
 from campaign.spec.models import Campaign, ProviderSpec
-from campaign.storage.rundir import RunDir, file_digest, sync_all, write_aside
+from campaign.storage.rundir import RunDir
+from campaign.util.files import sync_all, write_aside
+from campaign.util.hashing import file_digest
 
 # Of the inputs, content hashes are taken: of so many of each list as long as they have no more bytes, and of more.
 PERCENT, MOST_PERCENT_BYTES = 1.0, 16 << 30

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from campaign.driver.merge_trees import Tree
+from campaign.driver.merged_outputs import receipt_of
 from campaign.driver.partial_index import Places
 from campaign.driver.state import State
 from campaign.driver.worker_calls import Call, Calls
 from campaign.errors import CampaignError, OutputError, PartialError
-from campaign.outputs.kinds import HISTOGRAMS
-from campaign.outputs.merge import Merged, Target, receipt_of
+from campaign.outputs.histograms import HISTOGRAMS
+from campaign.outputs.merge import Merged, Target
 from campaign.planning.plan import Events, Line, Output, Plan
 from campaign.report.progress import Progress
 from campaign.storage.receipts import Receipts
@@ -24,9 +25,9 @@ from campaign.storage.rundir import RunDir
 from campaign.util.lazy import Later
 
 if TYPE_CHECKING:
-    from campaign.worker import tasks as work
+    from campaign.worker import merging
 else:
-    work = Later("campaign.worker.tasks")
+    merging = Later("campaign.worker.merging")
 
 SLOW_S = 0.001  # a look at what can be merged that takes longer is not taken every time
 
@@ -110,13 +111,13 @@ class Merges:
             some = replace(target, older=self.state.ledger.older(line, first, end, self.began))
             args = (self.root, some, first, line.keys.pick(there), lines, lost)
             if tree.small:
-                self._call(output.name, work.run_whole, args, tree, self._merged)
+                self._call(output.name, merging.run_whole, args, tree, self._merged)
                 return True
             self._call(
-                output.name, work.run_leaf, args, tree, lambda tree, found, at=first: self._leaf(tree, at, found)
+                output.name, merging.run_leaf, args, tree, lambda tree, found, at=first: self._leaf(tree, at, found)
             )
         if not tree.small and tree.whole:
-            self._call(output.name, work.run_tree, (self.root, target, tree.in_order()), tree, self._merged)
+            self._call(output.name, merging.run_tree, (self.root, target, tree.in_order()), tree, self._merged)
             return True
         return False
 
@@ -144,7 +145,7 @@ class Merges:
         tree.asked.discard(first)
         if first in tree.spoilt:
             tree.spoilt.discard(first)
-        elif isinstance(found, work.Spoilt):
+        elif isinstance(found, merging.Spoilt):
             self._heal(tree, found)
         elif isinstance(found, CampaignError):
             self._lose(tree.output, found)
@@ -162,7 +163,7 @@ class Merges:
             if isinstance(found, Merged):
                 found.remove()
             return
-        if isinstance(found, work.Spoilt):
+        if isinstance(found, merging.Spoilt):
             tree.asked.clear()
             self.waiting.append(tree)
             self._heal(tree, found)
@@ -185,7 +186,7 @@ class Merges:
         self.state.note(error)
         self.state.failed.add(output.name)
 
-    def _heal(self, tree: Tree, found: work.Spoilt) -> None:
+    def _heal(self, tree: Tree, found: merging.Spoilt) -> None:
         """Make spoilt partials anew, each once."""
         line = tree.output.line
         assert line is not None
@@ -233,7 +234,7 @@ class Merges:
     def _export(self, output: Output) -> None:
         merged = self.state.merged.get(output.name)
         if merged is not None:  # else it is merged again, and comes back
-            self._call(output.name, work.run_export, (merged,), output, self._exported)
+            self._call(output.name, merging.run_export, (merged,), output, self._exported)
 
     def _exported(self, output: Output, found: Merged | CampaignError) -> None:
         if output.name in self.state.failed:  # withdrawn meanwhile

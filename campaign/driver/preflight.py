@@ -17,9 +17,9 @@ from campaign.discovery.address import PoolAddress
 from campaign.errors import CampaignError, InputError, SpecError
 from campaign.planning.plan import Pass, Plan, longest_first
 from campaign.planning.task import Step, Task
-from campaign.protocols import JobTicket
 from campaign.spec.models import NOMINAL
 from campaign.supervision.forkserver import ask_child
+from campaign.worker.job import JobTicket
 from campaign.worker.stage_log import silent
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _first_wrong(job: JobTicket, groups: list[list[Task]], notes: _Notes) -> tup
 
 
 def _look_at_group(job: JobTicket, tasks: list[Task], made: Looked, notes: _Notes) -> tuple[CampaignError, Task] | None:
-    from campaign.worker.tasks import Unseen, look
+    from campaign.worker.preview import Unseen, look
 
     wrong: tuple[CampaignError, Task] | None = None
     unseen: list[str] = []

@@ -2,169 +2,44 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from campaign.discovery.address import PoolAddress
 from campaign.driver import manifest, summary
+from campaign.driver.check import Checked, check, default_run_dir, job_of, override
 from campaign.driver.failed_files import Gaps
 from campaign.driver.partial_index import Ledger
-from campaign.driver.preflight import Looked, preflight
-from campaign.driver.preflight import try_out as preflight_try
+from campaign.driver.preflight import preflight
 from campaign.driver.scheduler import Scheduler
+from campaign.driver.signals import signals
 from campaign.driver.state import State
 from campaign.errors import CampaignError, CampaignFailed, Interrupted, SpecError
 from campaign.planning import plan_file
-from campaign.planning.plan import Pass, Plan, Reduce
-from campaign.planning.planner import plan
-from campaign.pool.pool import ServerPool, make_kind
-from campaign.protocols import Job, JobTicket, Provider, campaign_workers, save_job
+from campaign.planning.plan import Pass, Reduce
+from campaign.pool.pool import ServerPool
+from campaign.protocols import Provider
 from campaign.report import report
 from campaign.report.profile import Profile
 from campaign.report.progress import Progress, to_terminal
 from campaign.report.report import Report
-from campaign.spec.models import Campaign, ProviderSpec
-from campaign.spec.options import check_models, check_options
+from campaign.spec.models import Campaign, campaign_workers
 from campaign.storage.receipts import Receipts
 from campaign.storage.rundir import RunDir
 from campaign.supervision import driver_watchdog
-from campaign.supervision.forkserver import stop_fork_server, wake_fork_server
-from campaign.util import plugins
-from campaign.util.os_errors import in_words, leave_terminal, no_room
+from campaign.supervision.forkserver import stop_fork_server
+from campaign.util.os_errors import in_words, no_room
 from campaign.worker import stage_log
+from campaign.worker.job import JobTicket, save_job
 
 if TYPE_CHECKING:
-    from campaign.worker.try_stages import Tried
-
-
-def default_run_dir(campaign: Campaign) -> Path:
-    """``./runs/<campaign>/``; of a quick try ``./runs/<campaign>-limit-N/``."""
-    return Path.cwd() / "runs" / (campaign.campaign + (f"-limit-{campaign.limit}" if campaign.limit else ""))
-
-
-def override(
-    campaign: Campaign,
-    *,
-    workers: int | None = None,
-    servers: int | None = None,
-    provider: str | None = None,
-    limit: int | None = None,
-) -> Campaign:
-    """The campaign with another number of workers or servers, another provider, or only some rows of each file.
-
-    Raises:
-        SpecError: A number is none, or below one.
-    """
-    for name, number in (("workers", workers), ("servers", servers), ("limit", limit)):
-        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
-            raise SpecError(
-                f"{number!r} is no number of {name}", where=f"{name}=", remedy="write a whole number from 1"
-            )
-    changed: dict[str, Any] = {}
-    if limit is not None:
-        changed["limit"] = limit
-    if workers is not None:
-        changed["workers"] = workers
-    if provider is not None and provider != campaign.provider.kind:
-        changed["provider"] = ProviderSpec(kind=provider)
-    if servers is not None and campaign.servers is not None:
-        changed["servers"] = campaign.servers.model_copy(update={"count": servers})
-    return campaign.model_copy(update=changed) if changed else campaign
-
-
-def job_of(plan: Plan) -> Job:
-    """What workers need to know of a plan, but for the servers."""
-    c = plan.campaign
-    return Job(plan.code, plan.readers, None, c.read_rows, c.task_deadline_s, c.limit)
-
-
-@dataclass
-class Checked:
-    """A campaign that was found right: its plan, who does it, and what its models' answers depend on."""
-
-    campaign: Campaign
-    plan: Plan
-    kind: Any
-    provider: type[Provider]
-    options: Any
-    models: Mapping[str, Mapping[str, Any]]
-
-
-def check(campaign: Campaign) -> Checked:
-    """Everything that can be known without starting anything.
-
-    Raises:
-        SpecError: With file, line and key where the campaign came from a file.
-    """
-    try:
-        cls = plugins.get(plugins.PROVIDERS, campaign.provider.kind, key=("provider",), base=campaign.base)
-        options = check_options(
-            cls.Options, campaign.provider.given, ("provider",), ProviderSpec, _kind_remedy(campaign.provider)
-        )
-        kind = None
-        models: dict[str, Mapping[str, Any]] = {}
-        if campaign.servers is not None:
-            kind = make_kind(campaign.servers, campaign.base)
-            kind.check()
-            models = {name: kind.identity(name) for name in campaign.servers.models}
-        made = plan(campaign, models)
-        check_models(campaign, made.code, kind)
-    except SpecError as error:
-        raise campaign.locate(error) from error.__cause__
-    return Checked(campaign, made, kind, cls, options, models)
-
-
-def _kind_remedy(spec: ProviderSpec) -> str:
-    others = [name for name in plugins.names(plugins.PROVIDERS) if name != spec.kind]
-    if "kind" in spec.model_fields_set or not others:
-        return ""
-    return f"without 'kind' the provider is '{spec.kind}'; for another write kind: {' or '.join(others)}"
-
-
-def _untouched(checked: Checked) -> list[Pass]:
-    """All tasks, as if nothing had been done yet."""
-    return checked.plan.todo(Ledger(checked.plan, Receipts(Path("/nonexistent/receipts"))).missing())
-
-
-def look(checked: Checked) -> Looked:
-    """Look at one file of each dataset, as a run does before it starts servers.
-
-    Returns:
-        What was looked at, and what could not be.
-
-    Raises:
-        SpecError: A tree, a branch, a weight or a column is missing; with the file and the key.
-    """
-    with tempfile.TemporaryDirectory(prefix="campaign-check-") as folder:
-        return preflight(checked.plan, _untouched(checked), save_job(job_of(checked.plan), Path(folder) / "job"))
-
-
-def try_out(checked: Checked, address: PoolAddress | None = None) -> Tried:
-    """Run the stages on 100 rows of one file of each dataset, with servers that answer zeros.
-
-    Args:
-        checked: The campaign.
-        address: Real servers, in their place.
-
-    Raises:
-        SpecError: Something is wrong for certain; with the key.
-    """
-    servers, kind = checked.campaign.servers, checked.kind
-    known = hasattr(kind, "signature") and servers is not None
-    signatures = {name: kind.signature(name) for name in servers.models} if known and servers is not None else {}
-    with tempfile.TemporaryDirectory(prefix="campaign-check-") as folder:
-        ticket = save_job(job_of(checked.plan), Path(folder) / "job")
-        return preflight_try(checked.plan, _untouched(checked), ticket, signatures, address)
+    pass
 
 
 def run(
@@ -214,36 +89,6 @@ def run(
     if raises and made.exit_code:
         raise CampaignFailed("\n".join(made.errors) or made.status, report=made, where=campaign.campaign)
     return made
-
-
-@contextmanager
-def signals() -> Iterator[threading.Event]:
-    """INT, TERM and HUP ask for an orderly end, once; a second one ends this process, and its children with it.
-
-    Where HUP was ignored when this process began it stays so: ``nohup`` means it. INT is not left ignored: a shell does
-    that to whatever it starts in the background, and whoever sends one all the same means it.
-    """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-
-    def handler(signum: int, _frame: object) -> None:
-        if asked.is_set():
-            os._exit(130)  # pilots, workers, guardians and the keeper see this process go and clean up
-        asked.set()
-        wake_fork_server()  # this very thread may wait for it
-        if signum == signal.SIGHUP:
-            leave_terminal()
-
-    kept = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    wanted = [signal.SIGINT, signal.SIGTERM] if kept else [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    before = {s: signal.signal(s, handler) for s in wanted}
-    try:
-        yield asked
-    finally:
-        for s, old in before.items():
-            signal.signal(s, old)
 
 
 class Run:

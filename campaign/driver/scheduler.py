@@ -21,18 +21,20 @@ from campaign.driver.worker_calls import Call, Calls
 from campaign.errors import ArtefactError, CampaignError, FrozenChanged, ServerError, SpecError
 from campaign.inference.local_model import NOTE
 from campaign.planning.plan import Events, Line, Pass, Plan, Reduce, Shape, shapes
-from campaign.protocols import JobTicket, Provider
+from campaign.protocols import Provider
 from campaign.report.progress import Progress
 from campaign.storage.receipts import FROZEN, UNFINISHED, Receipt, Receipts, parse
-from campaign.storage.rundir import RunDir, canonical_json
+from campaign.storage.rundir import RunDir
+from campaign.util.hashing import canonical_json
 from campaign.util.lazy import Later
 from campaign.worker.deadline import deaths
+from campaign.worker.job import JobTicket
 
 if TYPE_CHECKING:
-    from campaign.worker import tasks as work
+    from campaign.worker import reducing, tasks
     from campaign.worker.pipeline import Frozen
 else:
-    work = Later("campaign.worker.tasks")
+    reducing, tasks = Later("campaign.worker.reducing"), Later("campaign.worker.tasks")
 
 NOWHERE = np.empty(0, np.int64)
 AHEAD = 3  # calls waiting per worker: enough that none idles, few enough that the driver's memory stays small
@@ -75,7 +77,7 @@ class Scheduler:
         provider: Who gives the executor.
         workers: How many worker processes.
         retries: How often a task is tried again after an error that can heal.
-        job: From `protocols.save_job`.
+        job: From `campaign.worker.job.save_job`.
         shown: Progress.
         pool_failure: Why the pool is of no use any more, or None.
         with_servers: Starts a pool if there is none, and returns the job that knows it.
@@ -168,14 +170,14 @@ class Scheduler:
             batch.files[0].url,
             lambda answer: self._arrived(shape, places, answer, given),
             lambda error: self._lost(shape, int(places[0]), error),
-            work.run_batch,
+            tasks.run_batch,
             (self.job, self.root, batch, given.frozen, given.expected, given.marks, name),
             (lambda: divided(every[:half], every[half:])) if half else None,
             id=name,
             part=(lambda i: divided(every[[i]], np.delete(every, i))) if half else None,
         )
 
-    def _arrived(self, shape: Shape, places: Places, answer: work.Answer, given: Given) -> None:
+    def _arrived(self, shape: Shape, places: Places, answer: tasks.Answer, given: Given) -> None:
         self.state.account(answer)
         self.queue.measured(shape, len(places), answer.wall_s)
         if answer.done:
@@ -256,14 +258,14 @@ class Scheduler:
         if (reduce.stage, reduce.variation) in self.state.ledger.frozen:
             # Its file and its plots are about to be others than the receipt says, whatever comes then.
             self._receive(reduce, Receipt(UNFINISHED, reduce.stage, "all", reduce.variation, "", FROZEN, "", 0))
-        slim, name = work.ReduceCall(reduce.stage, reduce.variation, reduce.frozen), self._id()
+        slim, name = reducing.ReduceCall(reduce.stage, reduce.variation, reduce.frozen), self._id()
         args = (self.job, self.root, slim, merged, frozen, metadata, self.state.missing(reduce), name)
         about = (reduce, self.state.made_from(reduce))
 
-        def take(found: work.Reduced | CampaignError) -> None:
+        def take(found: reducing.Reduced | CampaignError) -> None:
             self._reduced(*about, found)
 
-        self.calls.submit(Call(f"{reduce.stage}/{reduce.variation}", take, take, work.run_reduce, args, id=name))
+        self.calls.submit(Call(f"{reduce.stage}/{reduce.variation}", take, take, reducing.run_reduce, args, id=name))
         return True
 
     def _receive(self, reduce: Reduce, receipt: Receipt) -> None:
@@ -287,7 +289,7 @@ class Scheduler:
         self.state.failed.add(f"{reduce.stage}/{reduce.variation}")
         self.shown.add(reduce.stage, 0, failed=1)
 
-    def _reduced(self, reduce: Reduce, made_from: str, found: work.Reduced | CampaignError) -> None:
+    def _reduced(self, reduce: Reduce, made_from: str, found: reducing.Reduced | CampaignError) -> None:
         if isinstance(found, FrozenChanged):
             raise found
         if isinstance(found, CampaignError) or self.state.cannot(reduce):  # its inputs were withdrawn meanwhile

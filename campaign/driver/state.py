@@ -10,17 +10,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from campaign.driver.failed_files import Gaps, missing
+from campaign.driver.merged_outputs import of_receipt, restored
 from campaign.driver.partial_index import Ledger, Places
 from campaign.errors import CampaignError, InputError, ProviderError
-from campaign.outputs.merge import Merged, of_receipt, restored
+from campaign.outputs.merge import Merged
 from campaign.planning.plan import Events, Line, Output, Plan, Reduce
 from campaign.report.timing import Spent
 from campaign.storage.frozen_values import thaw
 from campaign.storage.receipts import Receipt
-from campaign.storage.rundir import RunDir, digest, file_digest
+from campaign.storage.rundir import RunDir
+from campaign.util.hashing import digest, file_digest
 
 if TYPE_CHECKING:
-    from campaign.worker.tasks import Answer, Reduced
+    from campaign.worker.reducing import Reduced
+    from campaign.worker.tasks import Answer
 
 
 def artefacts_there(rundir: RunDir, frozen: Receipt) -> bool:

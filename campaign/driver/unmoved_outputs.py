@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from campaign.errors import SpecError
-from campaign.outputs.kinds import HISTOGRAMS
+from campaign.outputs.histograms import HISTOGRAMS
 from campaign.outputs.merge import Merged
 from campaign.planning.plan import Output, Plan
 from campaign.spec.models import NOMINAL

@@ -16,7 +16,7 @@ import numpy as np
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from campaign.discovery.address import Secret
+from campaign.discovery.credentials import Secret
 from campaign.errors import ModelError
 from campaign.inference.kserve import ModelInfo, as_input, model_info, open_client
 from campaign.util.casting import DoesNotFit, as_dtype

@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from tritonclient.utils import InferenceServerException
 
-from campaign.discovery.address import RUNGS, PoolAddress
+from campaign.discovery.address import PoolAddress
 from campaign.errors import InferenceError, ServerError
 from campaign.inference import ragged
 from campaign.inference.codec import Array, Codec, Part, batch_of, cut
@@ -36,6 +36,7 @@ from campaign.inference.kserve import (
 from campaign.inference.local_model import Twins
 from campaign.inference.ragged import Ragged
 from campaign.inference.request import Request
+from campaign.report.rungs import RUNGS
 from campaign.util.messages import unknown
 
 __all__ = ["RUNGS", "Pending", "PoolAddress", "Ragged", "Servers", "Shared", "Stream", "connect"]

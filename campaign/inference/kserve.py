@@ -13,7 +13,7 @@ import numpy as np
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
-from campaign.discovery.address import Secret
+from campaign.discovery.credentials import Secret
 from campaign.errors import InferenceError
 from campaign.util.casting import DoesNotFit, as_dtype
 from campaign.util.messages import listed, meant

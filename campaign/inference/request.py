@@ -97,7 +97,7 @@ class Request:
 
     @property
     def rung(self) -> str:
-        """How high it climbed on the ladder (see `campaign.discovery.address.RUNGS`) before it was answered."""
+        """How high it climbed on the ladder (see `campaign.report.rungs.RUNGS`) before it was answered."""
         if self.link is None or not (self.tried or self.homeless):
             return "first"
         if self.tried and self.tried[-1] == self.link.name:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from campaign.storage.rundir import canonical_json
+from campaign.util.hashing import canonical_json
 
 _MAGIC = b"campaign-frame-2\n"
 _SPARSE = 0.5  # of a table's columns may hold something: of emptier ones only those are written

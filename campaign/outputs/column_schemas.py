@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from campaign.storage.rundir import file_digest
+from campaign.util.hashing import file_digest
 from campaign.util.lazy import Later
 
 if TYPE_CHECKING:

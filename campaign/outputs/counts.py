@@ -13,8 +13,15 @@ from typing import Any
 import numpy as np
 
 from campaign.errors import OutputError, PartialError
-from campaign.storage.rundir import canonical_json, write_aside
+from campaign.util.files import write_aside
+from campaign.util.hashing import canonical_json
 from campaign.util.messages import article
+
+COUNTS = "counts"
+
+
+class Counts(dict[str, Any]):
+    """Numbers by name that are added up: integers, and floats (added exactly, rounded once)."""
 
 
 def what(value: Any) -> str:

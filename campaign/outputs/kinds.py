@@ -2,113 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import secrets
-import struct
-import zipfile
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import awkward as ak
 import hist
 import numpy as np
-import pyarrow as pa
 
-from campaign.errors import ArtefactError, OutputError, PartialError
+from campaign.errors import OutputError
 from campaign.histogram.histogram import Histogram
-from campaign.outputs import array_frame
-from campaign.outputs.column_schemas import PARQUET
-from campaign.outputs.counts import CountsPartial, what
-from campaign.storage.rundir import canonical_json, write_aside, writing
-from campaign.util.casting import DoesNotFit
+from campaign.outputs.columns import Columns, ColumnsPartial, _is_array, as_columns
+from campaign.outputs.counts import Counts, CountsPartial, what
+from campaign.outputs.histograms import Histograms, HistogramsPartial
 from campaign.util.lazy import Later
 from campaign.util.messages import listed
-from campaign.util.text import decoded
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 else:
     pq = Later("pyarrow.parquet")
-
-HISTOGRAMS, COLUMNS, COUNTS = "histograms", "columns", "counts"
-
-
-class Columns(dict[str, Any]):
-    """Equal-length arrays by column name: numpy arrays, or awkward arrays where entries vary in length."""
-
-    def __init__(self, *args: Any, **columns: Any) -> None:
-        super().__init__(*args, **columns)
-        for name, column in self.items():
-            if not isinstance(name, str) or not _is_array(column):
-                raise OutputError(f"the column {name!r} is {what(column)}, not an array")
-        lengths = {name: len(column) for name, column in self.items()}
-        if len(set(lengths.values())) > 1:
-            counted = Counter(lengths.values()).most_common()
-            usual = counted[0][0]
-            odd = next(name for name, length in lengths.items() if length != usual)
-            other = next(name for name, length in lengths.items() if length == usual)
-            raise OutputError(
-                f"columns differ in length: '{other}' has {usual} entries, '{odd}' has {lengths[odd]}",
-                remedy="return one entry per row in every column",
-            )
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return next((len(column) for column in self.values()), 0)
-
-    def to_awkward(self) -> ak.Array:
-        """An awkward record array; what a following stage gets as its batch."""
-        contents = [_layout(name, column) for name, column in self.items()]
-        return ak.Array(ak.contents.RecordArray(contents, list(self), length=self.rows))
-
-
-def _layout(name: str, column: Any) -> Any:
-    if isinstance(column, np.ma.MaskedArray) and not np.ma.is_masked(column):
-        column = column.data
-    if isinstance(column, np.ndarray) and column.dtype.kind == "O":
-        column = _text(name, column)
-    if isinstance(column, np.ndarray) and 0 in column.shape[1:]:
-        raise OutputError(f"the column {name!r} has shape {column.shape}: its entries are empty")
-    try:
-        # A masked array's entries that are missing stay missing.
-        return ak.from_numpy(column).layout if isinstance(column, np.ma.MaskedArray) else ak.to_layout(column)
-    except (TypeError, ValueError) as error:
-        text = str(error).strip().splitlines()[0]
-        raise OutputError(f"the column {name!r} cannot be kept: {text}", remedy="use numbers, text or lists") from error
-
-
-def _text(name: str, column: np.ndarray[Any, Any]) -> Any:
-    """Objects that are text, or bytes in UTF-8, as awkward's text."""
-    try:
-        values = decoded(column)
-    except DoesNotFit as error:
-        raise OutputError(
-            f"the column {name!r} cannot be kept: row {error.row}: {error}", remedy="use numbers, text or lists"
-        ) from None
-    if not column.size:
-        return ak.from_iter([""])[:0] if column.ndim == 1 else column.astype("U1")
-    return ak.to_regular(ak.from_iter(values), axis=1) if column.ndim > 1 else ak.from_iter(values)
-
-
-def _is_array(value: Any) -> bool:
-    if isinstance(value, np.ndarray):
-        return value.ndim > 0
-    return hasattr(value, "__len__") and not isinstance(value, (str, bytes, Mapping, ak.Record))
-
-
-class Histograms(dict[str, Any]):
-    """Histograms by name, `campaign.Histogram` or ``hist.Hist`` (Double, Int64 or Weight storage)."""
-
-
-class Counts(dict[str, Any]):
-    """Numbers by name that are added up: integers, and floats (added exactly, rounded once)."""
-
 
 Output = Columns | Histograms | Counts
 
@@ -156,11 +70,6 @@ def _as_output(value: Any, stage: str) -> Output:
 _RETURN = "return a dict of equal-length arrays, Histograms or Counts"
 
 
-def as_columns(array: ak.Array) -> Columns:
-    """The fields of a record array."""
-    return Columns({name: array[name] for name in ak.fields(array)})
-
-
 def start_partial(first: Output, path: Callable[[], Path]) -> Partial:
     """A partial of the kind of the first range's value; columns are streamed to a file beside ``path()``."""
     if isinstance(first, Columns):
@@ -168,290 +77,8 @@ def start_partial(first: Output, path: Callable[[], Path]) -> Partial:
     return HistogramsPartial() if isinstance(first, Histograms) else CountsPartial()
 
 
-class HistogramsPartial:
-    """Histograms added exactly."""
-
-    kind = HISTOGRAMS
-
-    def __init__(self) -> None:
-        self.total: dict[str, Histogram] = {}
-        self.rows = 0
-        self.notes: list[str] = []
-
-    def add(self, value: Mapping[str, Any]) -> None:
-        """Add histograms by name; a name that is not in both is one with nothing in it there."""
-        for name, h in value.items():
-            try:
-                exact = h if isinstance(h, Histogram) else _exact(h)
-                if name in self.total:
-                    self.total[name] += exact
-                else:  # a copy: what is added up here must not be the stage's own
-                    self.total[name] = exact.empty()
-                    self.total[name] += exact
-            except OutputError as error:
-                error.where = f"histogram {name}" + (f", {error.where}" if error.where else "")
-                raise
-
-    def write(self, path: Path) -> str:
-        """Write the exact state as a file for people; returns the SHA-256 (hex) of its content."""
-        self._remark()
-        return write_histograms(self.total, path)
-
-    def content(self) -> bytes:
-        """The exact state, for a pack."""
-        self._remark()
-        return array_frame.pack(*_state(self.total))
-
-    def _remark(self) -> None:
-        for name, h in self.total.items():
-            odd = ", ".join(f"{n} {kind}" for kind, n in h.nonfinite.items() if n)
-            if odd:
-                self.notes.append(f"histogram {name}: weights that are no numbers: {odd}")
-
-    def discard(self) -> None:
-        """Nothing lies anywhere yet."""
-
-
-def _exact(h: Any) -> Histogram:
-    if not isinstance(h, hist.BaseHist):
-        raise OutputError(f"is {what(h)}", remedy="use campaign.Histogram or hist.Hist")
-    return Histogram.from_hist(h)
-
-
-def write_histograms(histograms: Mapping[str, Histogram], path: Path) -> str:
-    """Write the lossless form: an ``.npz`` of a JSON header and integer arrays; returns the content's SHA-256."""
-    text, arrays = _state(histograms)
-    with write_aside(path) as stream:
-        np.savez(stream, allow_pickle=False, header=np.frombuffer(text.encode(), dtype=np.uint8), **arrays)
-    return _digest(text, arrays)
-
-
-def histograms_digest(histograms: Mapping[str, Histogram]) -> str:
-    """What `write_histograms` returns for them."""
-    return _digest(*_state(histograms))
-
-
-def _state(histograms: Mapping[str, Histogram]) -> tuple[str, dict[str, Any]]:
-    headers, arrays = {}, {}
-    for i, name in enumerate(sorted(histograms)):
-        headers[name], state = histograms[name].state()
-        arrays.update({f"{i}.{key}": array for key, array in state.items()})
-    return canonical_json({"format": "campaign-histograms-1", "histograms": headers}), arrays
-
-
-def _digest(text: str, arrays: Mapping[str, Any]) -> str:
-    content = hashlib.sha256(text.encode())
-    for key in sorted(arrays):
-        content.update(f"{key} {arrays[key].dtype.str} {arrays[key].shape}".encode())
-        content.update(np.ascontiguousarray(arrays[key]).tobytes())
-    return content.hexdigest()
-
-
-def read_histograms(path: Path) -> dict[str, Histogram]:
-    """Read the lossless form back, every bit of it.
-
-    Raises:
-        PartialError: The file is torn or is something else.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return _histograms(bytes(file["header"]), {k: file[k] for k in file.files if k != "header"})
-    except _TORN as error:
-        raise PartialError(f"is no whole file of histograms: {error}", where=str(path)) from error
-
-
-def unpack_histograms(content: bytes, where: str) -> dict[str, Histogram]:
-    """Histograms of a pack.
-
-    Raises:
-        PartialError: The bytes are something else.
-    """
-    try:
-        return _histograms(*array_frame.unpack(content))
-    except _TORN as error:
-        raise PartialError(f"are no histograms: {error}", where=where) from error
-
-
-def _histograms(text: str | bytes, arrays: Mapping[str, Any]) -> dict[str, Histogram]:
-    header = json.loads(text)
-    if header["format"] != "campaign-histograms-1":
-        raise ValueError(f"unknown format {header['format']}")
-    found: dict[str, dict[str, Any]] = {}
-    names = sorted(header["histograms"])
-    for key, array in arrays.items():
-        i, _, part = key.partition(".")
-        found.setdefault(names[int(i)], {})[part] = array
-    return {n: Histogram.from_state(header["histograms"][n], found.get(n, {})) for n in names}
-
-
-_TORN = (
-    OSError, ValueError, TypeError, KeyError, EOFError, IndexError, AttributeError, NotImplementedError, struct.error,
-    zipfile.BadZipFile, zlib.error, OutputError, OverflowError, MemoryError, RecursionError, SyntaxError,
-)  # fmt: skip
-
-
-_COLUMNS_FORMAT = b"campaign-columns-1"
-
-
-def _add_range(content: Any, array: ak.Array) -> None:
-    """Add one range's entries, in canonical layout, to a hash."""
-    form, length, buffers = ak.to_buffers(array)
-    content.update(f"{form.to_json()} {length}".encode())
-    for name in sorted(buffers):
-        content.update(np.ascontiguousarray(buffers[name]).tobytes())
-
-
-class ColumnsPartial:
-    """Columns streamed to Parquet, one row group per range. The digest is over the arrays, not over the file."""
-
-    kind = COLUMNS
-
-    def __init__(self, path: Path) -> None:
-        self.aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-        self.rows = 0
-        self.notes: list[str] = []
-        self._content = hashlib.sha256(_COLUMNS_FORMAT)
-        self._writer: pq.ParquetWriter | None = None
-        self._schema: pa.Schema | None = None
-
-    def add(self, value: Any) -> None:
-        """Append one range's rows.
-
-        Raises:
-            PartialError: They cannot be written.
-            OutputError: They are nothing that columns can hold.
-        """
-        array = _canonical(value)  # reads what no stage has touched yet: what goes wrong there is the input's fault
-        table = _table(array)
-        if self._writer is not None and not table.schema.equals(self._schema):
-            assert self._schema is not None
-            raise OutputError(f"columns change between ranges: {_difference(self._schema, table.schema)}")
-        try:
-            with writing(self.aside):
-                self._started(table.schema).write_table(table, row_group_size=max(1, len(array)))
-        except pa.ArrowException as error:
-            raise _cannot_hold(table.schema, error) from error
-        _add_range(self._content, array)
-        self.rows += len(array)
-
-    def _started(self, schema: pa.Schema) -> pq.ParquetWriter:
-        if self._writer is None:
-            self.aside.parent.mkdir(parents=True, exist_ok=True)
-            self._schema = schema
-            self._writer = pq.ParquetWriter(self.aside, schema, **PARQUET)
-        return self._writer
-
-    def write(self, path: Path) -> str:
-        """Finish the file and give it its name; raises `PartialError` if it cannot be written."""
-        assert self._writer is not None
-        with writing(path):
-            self._writer.close()
-            self.aside.replace(path)
-        return self._content.hexdigest()
-
-    def discard(self) -> None:
-        """Remove the unfinished file."""
-        with contextlib.suppress(OSError):  # a disk that is full has said so before
-            if self._writer is not None:
-                self._writer.close()
-        with contextlib.suppress(OSError):
-            self.aside.unlink(missing_ok=True)
-
-
 Partial = HistogramsPartial | CountsPartial | ColumnsPartial
 """One partial being made, range by range: columns in a file of their own, the others for a pack."""
-
-
-def _canonical(value: Columns) -> ak.Array:
-    """The same layout for the same entries, whether they come from a stage or from an artefact read back."""
-    array = ak.materialize(value.to_awkward())
-
-    def one_kind(layout: Any, **_: Any) -> Any:
-        if layout.is_unknown:  # of no entries at all nobody knows the type; numpy says float64 too
-            return ak.contents.NumpyArray(np.empty(0))
-        return layout.to_IndexedOptionArray64() if layout.is_option and not layout.is_indexed else None
-
-    return ak.to_packed(ak.transform(one_kind, ak.to_packed(array)))
-
-
-def _table(array: ak.Array) -> pa.Table:
-    try:
-        return ak.to_arrow_table(array, extensionarray=False)
-    except (pa.ArrowException, TypeError, ValueError) as error:
-        text = str(error).strip().splitlines()[0]
-        raise OutputError(f"columns cannot be kept: {text}", remedy="use numbers, text or lists of them") from error
-
-
-def _cannot_hold(schema: pa.Schema, error: Exception) -> OutputError:
-    names = [f.name for f in schema if "union" in str(f.type)] or schema.names
-    return OutputError(f"columns cannot be kept: {listed(names)}: {error}", remedy="give each column one type")
-
-
-def _difference(one: pa.Schema, other: pa.Schema) -> str:
-    names = sorted(set(one.names) ^ set(other.names))
-    if names:
-        return f"{listed(names)} not in all"
-    changed = [
-        f"{n} ({one.field(n).type} and {other.field(n).type})" for n in one.names if one.field(n) != other.field(n)
-    ]
-    return listed(changed) or "another order"
-
-
-class ColumnsReader:
-    """An artefact read back range by range, as it was written."""
-
-    def __init__(self, path: Path) -> None:
-        self._name = str(path)
-        try:
-            self._file = pq.ParquetFile(path)
-        except (OSError, pa.ArrowException) as error:
-            raise ArtefactError(f"is no whole file of columns: {error}", where=str(path)) from error
-
-    def __iter__(self) -> Iterator[ak.Array]:
-        for i in range(self._file.num_row_groups):
-            try:
-                array = ak.from_arrow(self._file.read_row_group(i))
-            except (OSError, pa.ArrowException, ValueError, TypeError, MemoryError) as error:  # a page of it is spoilt
-                raise ArtefactError(f"is no whole file of columns: {error}", where=self._name, remedy=_ANEW) from error
-            yield array
-
-    def verified(self, sha256: str) -> Iterator[ak.Array]:
-        """The ranges; at their end, what was read is held against the digest of what was written.
-
-        Raises:
-            ArtefactError: It is not the same.
-        """
-        content = hashlib.sha256(_COLUMNS_FORMAT)
-        for array in self:
-            _add_range(content, _canonical(as_columns(array)))
-            yield array
-        if content.hexdigest() != sha256:
-            raise ArtefactError("is not what was written", where=self._name, remedy=_ANEW)
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Names and types of its columns."""
-        return self._file.schema_arrow
-
-    @property
-    def rows(self) -> int:
-        """Rows in all."""
-        return int(self._file.metadata.num_rows)
-
-    def close(self) -> None:
-        """Give the file back."""
-        self._file.close()
-
-
-_ANEW = "delete it and run again"
-
-
-def read_columns(path: Path) -> ak.Array:
-    """Columns of a partial or of a merged output (a folder of Parquet files, in canonical order)."""
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    parts = [array for file in files for array in ColumnsReader(file)]
-    filled = [array for array in parts if len(array)] or parts[:1]  # an empty range's columns may have no type yet
-    return ak.concatenate(filled) if len(filled) > 1 else filled[0]
 
 
 def contents_digest(parts: Iterable[tuple[str, str]]) -> str:

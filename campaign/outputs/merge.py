@@ -12,15 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from campaign.errors import OutputError, PartialError
-from campaign.histogram.histogram import Histogram
-from campaign.outputs import kinds as outputs
 from campaign.outputs.column_schemas import Schemas, unify
-from campaign.outputs.counts import CountsPartial, read_counts, unpack_counts
-from campaign.outputs.kinds import COLUMNS, COUNTS, HISTOGRAMS, ColumnsReader, HistogramsPartial
-from campaign.planning.plan import Output
+from campaign.outputs.columns import COLUMNS, ColumnsReader, read_columns
+from campaign.outputs.counts import COUNTS, CountsPartial, read_counts, unpack_counts
+from campaign.outputs.histograms import (
+    HISTOGRAMS,
+    HistogramsPartial,
+    read_histograms,
+    unpack_histograms,
+    write_histograms,
+)
+from campaign.outputs.kinds import contents_digest
 from campaign.storage.packs import AGAIN, PackReader
-from campaign.storage.receipts import MERGED, Receipt
-from campaign.storage.rundir import RunDir, canonical_json, digest, file_digest, sync_all, write_aside, write_json
+from campaign.storage.receipts import Receipt
+from campaign.storage.rundir import RunDir
+from campaign.util.files import sync_all, write_aside, write_json
+from campaign.util.hashing import canonical_json, digest, file_digest
 from campaign.util.messages import unknown
 
 
@@ -63,9 +70,9 @@ class Merged:
     def load(self) -> Any:
         """What a reduce stage gets: ``{name: hist.Hist}``, an awkward array, or ``{name: number}``."""
         if self.kind == HISTOGRAMS:
-            return {name: h.to_hist() for name, h in outputs.read_histograms(self.path).items()}
+            return {name: h.to_hist() for name, h in read_histograms(self.path).items()}
         if self.kind == COLUMNS:
-            return outputs.read_columns(self.path)
+            return read_columns(self.path)
         return read_counts(self.path.with_suffix(".exact.json")).rounded()
 
 
@@ -97,25 +104,13 @@ class LazyMerged(Mapping[str, Any]):
         return len(self.by_dataset)
 
 
-def merge(rundir: RunDir, output: Output, receipts: Mapping[str, Receipt]) -> Merged:
-    """Merge one output.
+def merge_whole(rundir: RunDir, target: Target, first: int, got: Sequence[Receipt], gaps: Sequence[int] = ()) -> Merged:
+    """Merge all files of an output but those of ``gaps``.
 
     Raises:
         PartialError: A partial is missing or is not what its receipt says.
         OutputError: Partials do not fit together; both files are named.
     """
-    got: list[Receipt] = []
-    for key, file in zip(output.keys, output.files, strict=True):
-        if key not in receipts:
-            raise PartialError(
-                "no partial of it", where=f"{output.name}: {file}", remedy="run again: what is missing is done"
-            )
-        got.append(receipts[key])
-    return merge_whole(rundir, Target(output.stage, output.dataset, output.variation), 0, got)
-
-
-def merge_whole(rundir: RunDir, target: Target, first: int, got: Sequence[Receipt], gaps: Sequence[int] = ()) -> Merged:
-    """Merge all files of an output but those of ``gaps``; raises as `merge`."""
     shutil.rmtree(target.aside(rundir), ignore_errors=True)
     places = between(first, len(got), gaps)
     return _finish(rundir, target, _fold(rundir, target, places, got), places)
@@ -230,10 +225,10 @@ class _Histograms(HistogramsPartial):
     parts: Mapping[str, str]
 
     def take(self, content: bytes, where: str) -> None:
-        self.add(outputs.unpack_histograms(content, where))
+        self.add(unpack_histograms(content, where))
 
     def save(self, path: Path, _places: Sequence[int]) -> str:
-        outputs.write_histograms(self.total, path)
+        write_histograms(self.total, path)
         found = {name: h.summary() for name, h in sorted(self.total.items())}
         self.notes += [
             f"histogram {name}: {s.overflown} bins hold sums beyond the range of floats, which stand as infinity"
@@ -241,7 +236,7 @@ class _Histograms(HistogramsPartial):
             if s.overflown
         ]
         self.parts = {name: s.sha256[:16] for name, s in found.items() if s.holds}
-        return outputs.contents_digest((name, s.sha256) for name, s in found.items())
+        return contents_digest((name, s.sha256) for name, s in found.items())
 
 
 class _Counts(CountsPartial):
@@ -290,7 +285,7 @@ class _Columns:
         if path.exists():
             shutil.rmtree(path)
         aside.replace(path)
-        return outputs.contents_digest((str(i), sha256) for i, sha256 in enumerate(self.digests))
+        return contents_digest((str(i), sha256) for i, sha256 in enumerate(self.digests))
 
 
 _Total = _Histograms | _Counts | _Columns
@@ -381,52 +376,6 @@ def export(merged: Merged) -> Merged:
     return replace(made, files=fingerprint(made))
 
 
-# Merged outputs of an earlier run.
-def merge_key(output: Output) -> str:
-    """What a merged output is made from: its name, and its partials' keys in order."""
-    line = output.line
-    assert line is not None
-    return digest(["merged", output.name, line.keys.digest])
-
-
-def receipt_of(
-    rundir: RunDir, output: Output, merged: Merged, gaps: Sequence[int] = (), *, shaky: bool = False
-) -> Receipt:
-    """What is remembered of a merged output, which files it lacks, and if frozen values it depends on lack some."""
-    root = str(merged.root.relative_to(rundir.root)) if merged.root else ""
-    about = {"kind": merged.kind, "root": root, "files": merged.files, "gaps": list(gaps), "parts": dict(merged.parts)}
-    if merged.rewritten:
-        about["rewritten"] = {name: list(told) for name, told in merged.rewritten.items()}
-    more = canonical_json({**about, "shaky": True} if shaky else about)
-    return Receipt(
-        merge_key(output), output.stage, output.dataset, output.variation, "", MERGED, merged.sha256, 0,
-        notes=merged.notes, more=more,
-    )  # fmt: skip
-
-
-def of_receipt(rundir: RunDir, output: Output, receipt: Receipt) -> Merged:
-    """The merged output that a receipt speaks of, whatever has become of it; KeyError: it is another's receipt."""
-    kind = receipt.about["kind"]
-    path = rundir.output(output.stage, output.dataset, output.variation, kind)
-    root = rundir.root / str(receipt.about["root"]) if receipt.about["root"] else None
-    files, parts = str(receipt.about["files"]), dict(receipt.about.get("parts", {}))
-    rewritten = dict(receipt.about.get("rewritten", {}))
-    return Merged(output.name, kind, path, receipt.sha256, root, receipt.notes, files, parts, rewritten)
-
-
-def restored(rundir: RunDir, output: Output, receipt: Receipt) -> Merged | None:
-    """The merged output of a receipt, if it lacks nothing and its files are what they were."""
-    if receipt.key != merge_key(output):
-        return None
-    try:
-        if receipt.about.get("gaps"):
-            return None
-        merged = of_receipt(rundir, output, receipt)
-        return merged if fingerprint(merged) == merged.files else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # gone, or a receipt of something else
-        return None
-
-
 def fingerprint(merged: Merged) -> str:
     """Digest of an output's files: of their bytes; of columns, which may be large, of their sizes and dates.
 
@@ -437,8 +386,3 @@ def fingerprint(merged: Merged) -> str:
             return digest(sorted([e.name, e.stat().st_size, e.stat().st_mtime_ns] for e in entries))
     files = [merged.path, merged.root, merged.path.with_suffix(".exact.json") if merged.kind == COUNTS else None]
     return digest([file_digest(f) for f in files if f is not None])
-
-
-def load_histograms(path: Path) -> dict[str, Histogram]:
-    """Histograms of a merged output, exact."""
-    return outputs.read_histograms(path)

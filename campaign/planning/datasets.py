@@ -19,7 +19,7 @@ from typing import Any, overload
 
 from campaign.errors import SpecError
 from campaign.spec.models import Campaign
-from campaign.storage.rundir import canonical_json
+from campaign.util.hashing import canonical_json
 from campaign.util.lazy import Later
 from campaign.util.messages import listed
 

@@ -14,7 +14,7 @@ from campaign.planning.datasets import Files
 from campaign.planning.stage_code import StageCode
 from campaign.planning.task import Batch, Common, Keys, Task
 from campaign.spec.models import NOMINAL, Campaign
-from campaign.storage.rundir import digest
+from campaign.util.hashing import digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,11 +214,6 @@ class Plan:
         """What is read, each once."""
         return list(dict.fromkeys(line.events for line in self.lines))
 
-    @property
-    def levels(self) -> int:
-        """Passes over the files."""
-        return 1 + max((line.level for line in self.lines), default=0)
-
     def todo(self, missing: Mapping[Events, Mapping[frozenset[Line], NDArray[np.int64]]] | None = None) -> list[Pass]:
         """What is to be done, in canonical order.
 
@@ -244,10 +239,6 @@ class Plan:
     def tasks(self) -> list[Task]:
         """Every task there is, in canonical order: for people and tests; a run makes them batch by batch."""
         return [t for p in self.todo() for t in tasks_of(p)]
-
-    def at(self, level: int) -> list[Task]:
-        """Tasks of one pass."""
-        return [t for t in self.tasks if t.steps[0].level == level]
 
     @property
     def total(self) -> int:

@@ -15,7 +15,8 @@ from campaign.planning.plan import Pass, Plan
 from campaign.planning.planner import FORMAT
 from campaign.spec.models import NOMINAL
 from campaign.storage.receipts import FROZEN, MERGED, parse
-from campaign.storage.rundir import RunDir, read_json, write_aside, write_json
+from campaign.storage.rundir import RunDir
+from campaign.util.files import read_json, write_aside, write_json
 
 Row = tuple[int, str, str]
 """Size, stamp and metadata of a file."""

@@ -17,7 +17,7 @@ from campaign.planning.stage_code import StageCode, resolve, resolve_reader
 from campaign.planning.task import KEY, Keys
 from campaign.protocols import WEIGHT
 from campaign.spec.models import NOMINAL, Campaign, Variation
-from campaign.storage.rundir import canonical_json, digest
+from campaign.util.hashing import canonical_json, digest
 
 FORMAT = 2  # of keys; raised when the same key would name another result
 

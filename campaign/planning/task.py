@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, overload
 
 from campaign.planning.datasets import File, Files, metadata_of
-from campaign.storage.rundir import digest
+from campaign.util.hashing import digest
 
 KEY = 32  # bytes of a key: SHA-256
 

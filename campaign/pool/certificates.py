@@ -14,8 +14,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from campaign.discovery.address import Secret
-from campaign.storage.rundir import write_aside
+from campaign.discovery.credentials import Secret
+from campaign.util.files import write_aside
 from campaign.util.ownership import read_own
 
 PILOT = ".pilot"  # behind a server's name: the certificate of the pilot, which asks that server as clients do

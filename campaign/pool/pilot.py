@@ -28,14 +28,16 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from campaign.discovery.address import Secret
+from campaign.discovery.credentials import Secret
 from campaign.discovery.records import backoff
 from campaign.errors import CampaignError, ModelError, ServerError
 from campaign.pool import sandbox, server_log
 from campaign.pool.server_processes import Family
 from campaign.pool.slot import Berth
+from campaign.supervision.cleanup import env_folders, regions, sweep
+from campaign.supervision.linux import die_with_parent
 from campaign.supervision.reap import abandoned
-from campaign.supervision.server_watchdog import Guardian, die_with_parent, env_folders, regions, sweep
+from campaign.supervision.server_watchdog import Guardian
 from campaign.util.threads import aside
 from campaign.util.user_code import named
 

@@ -15,20 +15,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from campaign.discovery.address import PoolAddress, Secret
+from campaign.discovery.address import PoolAddress
+from campaign.discovery.credentials import Secret
 from campaign.discovery.records import GOING, causes, found, newest, on_the_way
 from campaign.errors import CampaignError, ServerError, SpecError
-from campaign.inference.local_model import DEADLINE_S, agree_and_tell, twin_of
+from campaign.pool.local_models import DEADLINE_S, agree_and_tell, twin_of
 from campaign.pool.restarts import Replacer
+from campaign.pool.server_kind import make_kind
 from campaign.protocols import Carried, Provider, ServerKind
 from campaign.spec.models import ServerSpec
-from campaign.storage.rundir import read_json, write_aside, write_json
 from campaign.supervision import driver_watchdog
 from campaign.supervision.forkserver import ask_child, fork_server_runs, stop_fork_server
-from campaign.supervision.identity import OWNER, mark
+from campaign.supervision.identity import OWNER, mark, own
 from campaign.supervision.reap import clear_folder
-from campaign.supervision.server_watchdog import own
-from campaign.util import messages, plugins
+from campaign.util import plugins
+from campaign.util.files import read_json, write_aside, write_json
 from campaign.util.ownership import make_private
 from campaign.util.user_code import reference
 
@@ -48,20 +49,6 @@ CANCELLED_S = 9.0  # a provider that can ends by force, after 8 s, what does not
 
 def quiet(_text: str) -> None:
     """Say nothing."""
-
-
-def make_kind(spec: ServerSpec, base: Path) -> ServerKind:
-    """The server kind a spec names, with its options checked.
-
-    Raises:
-        SpecError: No such kind, or an option of it is wrong.
-    """
-    from campaign.spec.options import check_options
-
-    cls = plugins.get(plugins.SERVERS, spec.kind, key=("servers", "kind"), base=base)
-    check_options(cls.Options, spec.given, ("servers",), ServerSpec)
-    kind: ServerKind = cls(spec, base)
-    return kind
 
 
 class ServerPool:
@@ -424,13 +411,3 @@ class ServerPool:
         keep = ["name", "slot", "generation", "host", "state", "why", "warnings"]
         keep += ["statistics", "times", "ready_s", "log"]
         return [{k: r[k] for k in keep if k in r} for r in self.records()]
-
-
-def check_provider(name: str) -> None:
-    """Refuse a provider nobody registered.
-
-    Raises:
-        SpecError: The message lists those there are.
-    """
-    if name not in plugins.names(plugins.PROVIDERS):
-        raise SpecError(messages.unknown(name, plugins.names(plugins.PROVIDERS), "providers"), key=("provider",))

@@ -11,7 +11,7 @@ from typing import Any
 from campaign.discovery.records import LONGEST_BACKOFF_S, backoff, blank, found, name_of, newest
 from campaign.errors import CampaignError
 from campaign.protocols import Carried
-from campaign.storage.rundir import write_json
+from campaign.util.files import write_json
 
 LOST_S = 10.0  # at the least: a busy machine may let a pilot wait for some seconds
 Carry = Callable[[Sequence[str]], list[Carried]]

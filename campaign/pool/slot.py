@@ -12,7 +12,7 @@ from typing import Any
 
 from campaign.discovery.records import blank, followed, found, name_of
 from campaign.pool.lease import Lease
-from campaign.storage.rundir import read_json, write_json
+from campaign.util.files import read_json, write_json
 from campaign.util.ownership import read_own, unfit
 
 

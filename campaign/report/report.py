@@ -11,10 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from campaign.discovery.address import RUNGS
 from campaign.errors import CampaignError
 from campaign.report.profile import Profile
-from campaign.storage.rundir import read_json, write_json
+from campaign.report.rungs import RUNGS
+from campaign.util.files import read_json, write_json
 from campaign.util.messages import counted
 
 COMPLETE, INCOMPLETE, FAILED, INTERRUPTED = "complete", "incomplete", "failed", "interrupted"

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from campaign.discovery.address import Secret
+from campaign.discovery.credentials import Secret
 from campaign.errors import SpecError
 from campaign.protocols import Launch
 from campaign.spec.models import ServerSpec

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from campaign.errors import ServerError, SpecError
-from campaign.storage.rundir import canonical_json
+from campaign.util.hashing import canonical_json
 
 WHEEL = "nvidia-pytriton==0.7.0"  # holds tritonserver 2.51.0 (release 24.10)
 BASE = ("numpy<2", "onnxruntime")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from campaign.errors import ModelError
-from campaign.storage.rundir import file_digest
+from campaign.util.hashing import file_digest
 
 _NUMBER = re.compile(r"\s*[-+]?[0-9]")  # how C++'s stoll begins
 COPIED = 64 << 20  # bytes; a larger file is linked to

@@ -16,7 +16,7 @@ from campaign.servers.modelconfig import ENVIRONMENT, datatype, environment_name
 from campaign.servers.onnx_file import NotOnnx, complete
 from campaign.servers.onnx_file import read as read_onnx
 from campaign.spec.models import ModelSpec, ServerSpec
-from campaign.storage.rundir import file_digest
+from campaign.util.hashing import file_digest
 from campaign.util.messages import unknown
 
 HERE = "$$TRITON_MODEL_DIRECTORY"  # in that parameter: the model's folder

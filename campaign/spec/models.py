@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -444,3 +445,11 @@ def _refuse_circles(c: Campaign) -> None:
                     f"stages wait for each other: {' -> '.join([n for n, _ in trail] + [step])}", key=("stages", start)
                 )
             trail.append((step, needs(step)))
+
+
+def campaign_workers(campaign: Campaign) -> int:
+    """Worker processes asked for; else one per core this process may use, two where there are servers.
+
+    While one waits for answers, the other reads.
+    """
+    return campaign.workers or len(os.sched_getaffinity(0)) * (1 if campaign.servers is None else 2)

@@ -9,8 +9,6 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from campaign.errors import SpecError
-from campaign.planning.stage_code import StageCode
-from campaign.spec.models import Campaign
 from campaign.util import messages, plugins
 
 
@@ -94,31 +92,3 @@ def _is_directive(line: str, directive: str) -> bool:
 
 
 ASSIGNMENT = "NAME ="
-
-
-def check_models(campaign: Campaign, code: Mapping[str, StageCode], kind: Any) -> None:
-    """Refuse stages that name a model, an input or an output that the pool does not have.
-
-    Raises:
-        SpecError: With the key at fault.
-    """
-    for name, stage in code.items():
-        model = stage.options.get("model")
-        given, wanted = stage.options.get("inputs"), stage.options.get("outputs")
-        if not isinstance(model, str) or not isinstance(given, Mapping) or not isinstance(wanted, Mapping):
-            continue
-        key = ("stages", name)
-        if campaign.servers is None:
-            raise SpecError("infers, but the campaign has no 'servers'", key=key, remedy="add servers: {models: ...}")
-        if model not in campaign.servers.models:
-            known = sorted(campaign.servers.models)
-            raise SpecError(messages.unknown(model, known, "models under servers.models"), key=(*key, "model"))
-        if not hasattr(kind, "tensors"):
-            continue  # servers that already run are asked when they are used
-        inputs, outputs = kind.tensors(model)
-        for what in given:
-            if what not in inputs:
-                raise SpecError(messages.unknown(what, inputs, f"inputs of {model}"), key=(*key, "inputs", what))
-        for column, what in wanted.items():
-            if what not in outputs:
-                raise SpecError(messages.unknown(what, outputs, f"outputs of {model}"), key=(*key, "outputs", column))

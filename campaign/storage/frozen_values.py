@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from campaign.errors import FrozenChanged, OutputError
-from campaign.storage.rundir import write_aside
+from campaign.util.files import write_aside
 
 _ARRAY, _FLOAT = "__array__", "__float__"
 

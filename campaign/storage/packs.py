@@ -10,7 +10,8 @@ from typing import IO, Any
 
 from campaign.errors import PartialError
 from campaign.storage.receipts import Receipt
-from campaign.storage.rundir import RunDir, write_aside, writing
+from campaign.storage.rundir import RunDir
+from campaign.util.files import write_aside, writing
 
 OPEN = 64  # packs a reader holds open
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from campaign.errors import CampaignError
-from campaign.supervision.identity import OWNER, mark, marked
-from campaign.supervision.server_watchdog import die_with_parent, own
+from campaign.supervision.identity import OWNER, mark, marked, own
+from campaign.supervision.linux import die_with_parent
 from campaign.util import plugins
 
 LOOK_S = 0.2

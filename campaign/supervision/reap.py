@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from campaign.storage.rundir import read_json
 from campaign.supervision import batch_jobs, run_registry
+from campaign.supervision.cleanup import clear
 from campaign.supervision.identity import OWNER, Identity, Mark, mark_of, send, start_time
-from campaign.supervision.server_watchdog import clear
+from campaign.util.files import read_json
 
 ORDERLY_S = 7.0  # a pilot gives a busy server 6 s
 GUARDIANS_S = 3.0

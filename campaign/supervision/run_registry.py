@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from campaign.storage.rundir import read_json, write_json
 from campaign.supervision.identity import Mark, mark
+from campaign.util.files import read_json, write_json
 
 
 def state_dir() -> Path:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
-import termios
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -58,19 +56,3 @@ def _room(path: Path) -> str:
         at = at.parent
     left = shutil.disk_usage(at).free / 1e6
     return f"make room on the file system at {at} ({left:.1f} MB are left), then run again to resume"
-
-
-def leave_terminal() -> None:
-    """Say nothing more to a terminal that has been closed: each word would be an error."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        try:
-            termios.tcgetattr(fd)
-        except termios.error as error:
-            if error.args[0] != errno.EIO:  # no terminal: a file or a pipe is written to as before
-                continue
-        except OSError:
-            continue
-        with contextlib.suppress(OSError):
-            os.dup2(null, fd)
-    os.close(null)

@@ -3,3 +3,5 @@
 In: picklable tasks of `campaign.planning`. Out: partials and receipts in the run directory. The driver submits the
 functions of `campaign.worker.tasks` to an executor.
 """
+
+from campaign.util import grpc_fork  # noqa: F401  first: before a module of this package imports gRPC

@@ -6,11 +6,11 @@ import math
 from pathlib import Path
 
 from campaign.planning.task import Batch
-from campaign.protocols import JobTicket
 from campaign.storage.rundir import RunDir
-from campaign.worker import tasks
 from campaign.worker.deadline import Deadline
+from campaign.worker.job import JobTicket
 from campaign.worker.pipeline import row_ranges
+from campaign.worker.process import worker_of
 
 FACTS_S = 60.0  # what is asked of a lost file must not hold up the rest
 
@@ -29,7 +29,7 @@ def run_facts(
     """
     entries: int | None = None
     try:
-        worker = tasks._worker(job)
+        worker = worker_of(job)
         with Deadline(min(worker.job.deadline_s, FACTS_S), RunDir(Path(root)).workers, call) as deadline:
             deadline.start()
             source = worker.open(batch.task(0))

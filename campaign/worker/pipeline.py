@@ -14,18 +14,22 @@ from weakref import WeakValueDictionary
 import awkward as ak
 import numpy as np
 
-from campaign.errors import BranchError, CampaignError, InputError, OutputError, StageError
-from campaign.inference.client import Servers, Shared, Stream, connect
+from campaign.errors import BranchError, CampaignError, InputError, OutputError
+from campaign.inference.client import Shared, Stream
 from campaign.inference.local_model import NOTE
-from campaign.outputs.kinds import Columns, ColumnsPartial, ColumnsReader, Output, Partial, as_output, start_partial
+from campaign.outputs.columns import Columns, ColumnsPartial, ColumnsReader
+from campaign.outputs.kinds import Output, Partial, as_output, start_partial
 from campaign.planning.task import Step, Task
-from campaign.protocols import WEIGHT, Context, Job, Source, TwoStepStage
+from campaign.protocols import WEIGHT, Context, Source, TwoStepStage
 from campaign.report.timing import AHEAD, RUN, WAIT, WRITE, Spent
 from campaign.storage.frozen_values import fresh, thawed
 from campaign.storage.packs import PackWriter
 from campaign.storage.receipts import Receipt
-from campaign.storage.rundir import RunDir, file_digest, writing
+from campaign.storage.rundir import RunDir
+from campaign.util.files import writing
+from campaign.util.hashing import file_digest
 from campaign.util.threads import aside
+from campaign.worker.process import Worker
 from campaign.worker.stage_client import RangeServers
 from campaign.worker.stage_errors import explain
 from campaign.worker.stage_log import trim
@@ -36,76 +40,6 @@ Frozen = Mapping[tuple[str, str], tuple[str, str]]
 
 DEPTH = 2  # ranges whose requests are out while the next one is read
 MOST = 32  # ranges whose last rows may wait for more to fill a request: bounds the memory
-
-
-class Worker:
-    """What a worker process keeps between tasks of one run: stages, and a handle on the pool."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self._stages: dict[str, Any] = {}
-        self._readers: dict[str, Any] = {}
-        self._servers: Servers | None = None
-        self._touched: dict[tuple[Any, ...], set[str]] = {}
-
-    def stage(self, name: str) -> Callable[..., Any]:
-        """A stage, loaded once."""
-        if name not in self._stages:
-            code = self.job.stages[name]
-            try:
-                self._stages[name] = code.load()
-            except Exception as error:  # process boundary: the user's module may raise anything
-                raise StageError(
-                    f"{code.where} cannot be loaded here: {type(error).__name__}: {error}", where=f"stage {name}"
-                ) from error
-        return self._stages[name]  # type: ignore[no-any-return]
-
-    @property
-    def servers(self) -> Servers | None:
-        """The pool, None for a campaign without one."""
-        if self._servers is None and self.job.servers is not None:
-            self._servers = connect(self.job.servers)
-        return self._servers
-
-    def connected(self) -> Servers:
-        """The pool, where the campaign has one."""
-        assert self.servers is not None
-        return self.servers
-
-    @property
-    def by_twin(self) -> int:
-        """Rows that this process has answered itself, by a model's local twin."""
-        return self._servers.rows["local_twin"] if self._servers else 0
-
-    @property
-    def parked(self) -> int:
-        """Rows of this process that no server was there for."""
-        return self._servers.rows["parked"] if self._servers else 0
-
-    @property
-    def waited_s(self) -> float:
-        """Seconds this process has waited for servers."""
-        return self._servers.waited_s if self._servers else 0.0
-
-    def open(self, task: Task) -> Any:
-        """The source of a task's events; what the same steps used of other files is known to it from the start."""
-        s = task.source
-        if s.dataset not in self._readers:
-            self._readers[s.dataset] = self.job.readers[s.dataset].thing()
-        source = self._readers[s.dataset](s.file.url, s.tree, dict(s.branches))
-        if hasattr(source, "touched"):
-            source.touched.update(self._touched.get(_reading(task), ()))
-        return source
-
-    def remember(self, task: Task, source: Source) -> None:
-        """What a task has used of its file, the next one with the same steps will use too."""
-        if hasattr(source, "touched"):
-            self._touched.setdefault(_reading(task), set()).update(source.touched)
-
-
-def _reading(task: Task) -> tuple[Any, ...]:
-    """What two tasks have in common that read the same branches."""
-    return (task.source.dataset, task.source.tree, task.source.branches, tuple(s.stage for s in task.steps))
 
 
 class Chain:

@@ -13,13 +13,15 @@ from campaign.errors import CampaignError, InputError
 from campaign.inference.client import Servers, connect
 from campaign.inference.ragged import events
 from campaign.inference.stand_in import NotAsked, Signature, StandInServers
-from campaign.outputs.kinds import Columns, as_output
+from campaign.outputs.columns import Columns
+from campaign.outputs.kinds import as_output
 from campaign.planning.task import Step, Task
-from campaign.protocols import JobTicket, TwoStepStage
+from campaign.protocols import TwoStepStage
 from campaign.storage.rundir import RunDir
+from campaign.worker.job import JobTicket
 from campaign.worker.pipeline import Chain
+from campaign.worker.process import worker_of
 from campaign.worker.stage_errors import MissingBranch
-from campaign.worker.tasks import _worker
 
 
 @dataclass
@@ -120,7 +122,7 @@ def _try_task(
 ) -> bool:
     """Whether the file could tell."""
     try:
-        worker = _worker(job)
+        worker = worker_of(job)
         chain = Chain(worker, RunDir(Path("/nonexistent")), task, {})
         chain.begins = lambda step: begins(task, step)
         source = worker.open(task)

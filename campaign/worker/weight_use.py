@@ -15,7 +15,9 @@ import numpy as np
 
 from campaign.errors import OutputError
 from campaign.histogram.histogram import Histogram
-from campaign.outputs.kinds import Columns, Histograms, HistogramsPartial, Output
+from campaign.outputs.columns import Columns
+from campaign.outputs.histograms import Histograms, HistogramsPartial
+from campaign.outputs.kinds import Output
 from campaign.planning.task import Step
 from campaign.protocols import WEIGHT
 

@@ -22,10 +22,12 @@ from campaign import cli
 from campaign.audit.integrity import Finding
 from campaign.audit.verify import Verification
 from campaign.driver import manifest, run, summary
+from campaign.driver.check import check
 from campaign.errors import RunDirBusy
 from campaign.planning.datasets import Files
 from campaign.storage.receipts import Receipt, Receipts
-from campaign.storage.rundir import RunDir, read_json
+from campaign.storage.rundir import RunDir
+from campaign.util.files import read_json
 from tests.conftest import PROJECT, campaign_dict, command, make_small, start, wait_until
 
 FLIPS = max(2, int(os.environ.get("CAMPAIGN_FUZZ_EXAMPLES", "0")) // 15)  # of each file; more find more
@@ -202,12 +204,11 @@ def test_a_flipped_byte_in_what_it_was_made_from_is_named(place, name, what, sai
 def _inputs_only(run_dir: Path) -> Verification:
     """All inputs by content; the tasks are not done again, since a frozen value is said to be another."""
     from campaign.audit import verify
-    from campaign.driver import run
     from campaign.spec import yaml_file
 
     told = manifest.read(RunDir(run_dir))
     made = Verification(str(run_dir))
-    checked = run.check(yaml_file.loads(told["recipe"]["yaml"], Path(told["recipe"]["base"]), ""))
+    checked = check(yaml_file.loads(told["recipe"]["yaml"], Path(told["recipe"]["base"]), ""))
     verify._identity(RunDir(run_dir), checked, told, 100.0, made)
     return made
 
@@ -286,7 +287,7 @@ def test_hashes_of_inputs_are_few_and_not_waited_for(counted, tmp_path, monkeypa
         return summary.profiled(*args)
 
     monkeypatch.setattr(manifest, "file_digest", file_digest)
-    monkeypatch.setattr(run, "account", SimpleNamespace(**{**vars(summary), "profiled": profiled}))
+    monkeypatch.setattr(run, "summary", SimpleNamespace(**{**vars(summary), "profiled": profiled}))
     try:
         made = campaign.run(campaign.load(counted / "c.yaml"), run_dir=tmp_path / "r", progress=False)
     finally:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from campaign import ServerPool, ServerSpec, SpecError
-from campaign.pool.pool import make_kind
+from campaign.pool.server_kind import make_kind
 from campaign.protocols import ServerKind
 from campaign.util import plugins
 from tests.conftest import PROJECT, left, lying_about, ours, wait_until

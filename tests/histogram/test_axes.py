@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from campaign.errors import OutputError
 from campaign.histogram.histogram import Histogram
 from campaign.histogram.root_file import write_root
-from campaign.outputs.kinds import read_histograms, write_histograms
+from campaign.outputs.histograms import read_histograms, write_histograms
 
 ax = hist.axis
 TRANSFORM = hist.axis.transform

@@ -18,9 +18,10 @@ from campaign import ServerPool, ServerSpec
 from campaign.errors import InferenceError, SpecError
 from campaign.inference.codec import Codec, batch_of
 from campaign.inference.kserve import check_inputs
-from campaign.inference.local_model import NOTE, Twins, agree, twin_of
+from campaign.inference.local_model import NOTE, Twins
 from campaign.inference.request import Request
-from campaign.pool.pool import make_kind
+from campaign.pool.local_models import agree, twin_of
+from campaign.pool.server_kind import make_kind
 from tests.conftest import campaign_dict, command, hashes, report_of, start, wait_until
 from tests.integration.test_left_behind import reach_the_middle, records
 

@@ -12,7 +12,7 @@ import yaml
 
 from campaign import load
 from campaign.driver.run import run
-from campaign.outputs import kinds
+from campaign.outputs import read_columns, read_histograms
 from tests.conftest import change, command, hashes, make_small, report_of, yaml_of
 
 
@@ -69,8 +69,8 @@ def test_executions_times_batch_cover_exactly_the_rows(small: Path) -> None:
 def test_the_merged_histogram_is_the_sum_of_the_rows(finished: Path) -> None:
     """Kept predictions, filled by hand with math.fsum's precision, equal the merged output; ROOT holds the same."""
     report = report_of(finished / "one")
-    columns = kinds.read_columns(Path(report["outputs"]["predict/mc/nominal"]["path"]))
-    merged = kinds.read_histograms(Path(report["outputs"]["first/mc/nominal"]["path"]))["p"].to_hist()
+    columns = read_columns(Path(report["outputs"]["predict/mc/nominal"]["path"]))
+    merged = read_histograms(Path(report["outputs"]["first/mc/nominal"]["path"]))["p"].to_hist()
     values, edges = np.histogram(columns.p, bins=np.linspace(-4, 4, 21), weights=columns.w)
     assert np.allclose(merged.values(), values, rtol=1e-12)
     with uproot.open(report["outputs"]["first/mc/nominal"]["root"]) as file:
@@ -253,7 +253,7 @@ def test_a_model_behind_a_model_sees_every_range(small: Path) -> None:
     report = run(load(small / "c.yaml"), run_dir=small / "r", progress=False)
     for dataset in ("mc", "data"):
         once, twice = (
-            kinds.read_columns(Path(report.outputs[f"{s}/{dataset}/nominal"]["path"])) for s in ("predict", "twice")
+            read_columns(Path(report.outputs[f"{s}/{dataset}/nominal"]["path"])) for s in ("predict", "twice")
         )
         assert len(twice) == len(once) > 1000
         assert np.array_equal(twice.p, once.p)

@@ -423,7 +423,7 @@ error: stage mean, variation nominal (s.py:mean): raised ZeroDivisionError: divi
 
 def test_status_counts_what_the_run_in_the_folder_makes(place, capsys):
     """Receipts of an earlier plan are not counted for this one: a run that has done nothing yet shows zeros."""
-    from campaign.driver.run import check
+    from campaign.driver.check import check
     from campaign.planning.plan_file import note_start, progress_of
     from campaign.spec.yaml_file import load
     from campaign.storage.rundir import RunDir

@@ -12,6 +12,7 @@ import uproot
 import yaml
 
 from campaign.driver import run as engine
+from campaign.driver.check import check
 from campaign.report.report import Report
 from campaign.spec import yaml_file
 from tests.conftest import change, command, write_tree, yaml_of
@@ -302,7 +303,7 @@ def test_a_file_lost_in_one_variation_only_is_pointed_at(six: Path) -> None:
 def test_a_disk_that_is_full_is_no_files_fault(six: Path) -> None:
     """The columns of one file that cannot be written are not put up with, however many files may fail."""
     change(six, errors={"max_failed_files": "100 %"}, stages={"keep": yaml_of(six)["stages"]["keep"]})
-    key = engine.check(yaml_file.load(six / "c.yaml", [])).plan.lines[0].keys[0]
+    key = check(yaml_file.load(six / "c.yaml", [])).plan.lines[0].keys[0]
     (six / "r" / "partials").mkdir(parents=True)
     (six / "r" / "partials" / key[:2]).write_text("in the way")
     report = run(six, "r")

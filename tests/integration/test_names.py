@@ -17,7 +17,9 @@ from campaign.stages.infer import Infer
 from campaign import Histogram
 from campaign.errors import OutputError, SpecError
 from campaign.histogram.root_file import write_root
-from campaign.outputs.kinds import Columns, ColumnsPartial, Counts, Histograms, as_output, read_columns
+from campaign.outputs.columns import Columns, ColumnsPartial, read_columns
+from campaign.outputs.histograms import Histograms
+from campaign.outputs.kinds import Counts, as_output
 from campaign.planning.planner import plan
 from campaign.spec.models import Campaign
 from tests.conftest import command

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from campaign import load
-from campaign.driver.run import check
+from campaign.driver.check import check
 from campaign.spec import yaml_file
 from tests.conftest import PROJECT, command, hashes, report_of
 from tests.physics import laws
@@ -118,7 +118,7 @@ def test_the_script_is_the_same_campaign(tmp_path: Path) -> None:
     code = (
         "import runpy, sys\n"
         f"made = runpy.run_path({str(EXAMPLE / 'campaign_script.py')!r})['campaign']\n"
-        "from campaign.driver.run import check\n"
+        "from campaign.driver.check import check\n"
         "print(check(made).plan.digest)\n"
     )
     done = subprocess.run(

@@ -15,8 +15,8 @@ import pytest
 
 from campaign import ServerPool
 from campaign.supervision import identity
+from campaign.supervision.cleanup import end_group
 from campaign.supervision.identity import Identity, Mark
-from campaign.supervision.server_watchdog import end_group
 from tests.conftest import PROJECT, command, left, start, wait_until
 from tests.integration.test_left_behind import (  # noqa: F401  two fixtures
     Before,
@@ -111,7 +111,7 @@ def test_reap_ends_the_dead_and_no_other(state: Path, tmp_path: Path) -> None:
 
 def test_a_folder_is_known_by_the_owner_it_names(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dead campaign's folder goes with its shared memory; a living one's, one without an owner, and a lie stay."""
-    from campaign.supervision.server_watchdog import own
+    from campaign.supervision.identity import own
 
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     mine = str(Mark("f" * 16, Identity.of(os.getpid())))
@@ -175,7 +175,7 @@ def test_what_cannot_be_removed_keeps_nobody_from_the_rest(tmp_path: Path) -> No
     stranger = Path("/dev/shm", f"campaign_{os.getpid()}swee_evil")
     script = (
         "import os, sys, tempfile; from pathlib import Path\n"
-        "from campaign.supervision.server_watchdog import own; from campaign.supervision.reap import abandoned, reap\n"
+        "from campaign.supervision.identity import own; from campaign.supervision.reap import abandoned, reap\n"
         "mark, holder, prefix = sys.argv[1:]\n"
         "os.setresgid(12345, 12345, 12345); os.setresuid(12345, 12345, 12345)\n"
         "for sweep in (abandoned, reap):\n"

@@ -29,9 +29,9 @@ from tritonclient.utils import InferenceServerException
 from campaign import ServerPool, ServerSpec, connect
 from campaign.errors import CampaignError, ModelError, ServerError
 from campaign.inference.kserve import open_client
-from campaign.pool.pool import make_kind
-from campaign.protocols import Job, save_job
-from campaign.storage.rundir import file_digest
+from campaign.pool.server_kind import make_kind
+from campaign.util.hashing import file_digest
+from campaign.worker.job import Job, save_job
 from tests.conftest import (
     PROJECT,
     change,

@@ -19,7 +19,7 @@ import yaml
 
 from campaign import ServerPool
 from campaign.discovery.records import newest
-from campaign.storage.rundir import write_json
+from campaign.util.files import write_json
 from tests.conftest import (
     PROJECT,
     alive,

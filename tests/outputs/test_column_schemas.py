@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from campaign.outputs.column_schemas import DIFFER, Schemas, unify
-from campaign.outputs.kinds import Columns, ColumnsPartial, ColumnsReader
+from campaign.outputs.columns import Columns, ColumnsPartial, ColumnsReader
 
 
 def folder_of(path, *files):

@@ -15,23 +15,22 @@ import uproot
 
 from campaign import Columns, Counts, Histogram, Histograms
 from campaign.errors import AxesMismatch, OutputError, PartialError
+from campaign.outputs.histograms import read_histograms
 from campaign.outputs.kinds import as_output, start_partial
 from campaign.outputs.merge import (
     LazyMerged,
     Target,
     export,
     fingerprint,
-    load_histograms,
-    merge,
     merge_leaf,
     merge_leaves,
     merge_whole,
     spoilt,
 )
-from campaign.planning.plan import Output
 from campaign.storage.packs import PackWriter
 from campaign.storage.receipts import Receipt
-from campaign.storage.rundir import RunDir, file_digest
+from campaign.storage.rundir import RunDir
+from campaign.util.hashing import file_digest
 
 FILES = 7
 
@@ -61,8 +60,9 @@ def place(run, receipt):
     return run.pack(receipt.pack) if receipt.pack else run.columns(receipt.key)
 
 
-def planned(keys):
-    return Output("s", "d", "nominal", tuple(keys), tuple(f"/{k}.root" for k in keys), 0)
+def merge(run, keys, receipts):
+    """The output that the partials of these keys make."""
+    return merge_whole(run, Target("s", "d", "nominal"), 0, [receipts[key] for key in keys])
 
 
 def histograms(i):
@@ -99,7 +99,7 @@ def test_the_order_in_which_partials_arrive_does_not_show(tmp_path, make):
     found = set()
     for seed in range(3):
         run, receipts = run_of(tmp_path / str(seed), make, random.Random(seed).sample(range(FILES), FILES))
-        first, again = merge(run, planned(KEYS), receipts), merge(run, planned(KEYS), receipts)
+        first, again = merge(run, KEYS, receipts), merge(run, KEYS, receipts)
         assert first == again
         files = sorted(first.path.iterdir()) if first.path.is_dir() else [first.path]
         found.add((first.sha256, *(hashlib.sha256(f.read_bytes()).hexdigest() for f in files)))
@@ -111,9 +111,9 @@ def test_the_order_in_which_partials_arrive_does_not_show(tmp_path, make):
 def test_the_grouping_into_files_does_not_show_in_sums(tmp_path, make):
     """One partial of all ranges and one per range add up to the same digest."""
     run, receipts = run_of(tmp_path / "many", make)
-    many = merge(run, planned(KEYS), receipts)
+    many = merge(run, KEYS, receipts)
     run = RunDir(tmp_path / "one")
-    one = merge(run, planned(["all"]), {"all": leave(run, "all", *(make(i) for i in range(FILES)))})
+    one = merge(run, ["all"], {"all": leave(run, "all", *(make(i) for i in range(FILES)))})
     assert one.sha256 == many.sha256
 
 
@@ -123,7 +123,7 @@ def test_a_tree_gives_what_a_merge_at_once_gives(tmp_path, make, size):
     """Ranges merged apart, in any order and twice, and then together: the same content, digest and files."""
     run, receipts = run_of(tmp_path, make)
     got = [receipts[k] for k in KEYS]
-    at_once = merge(run, planned(KEYS), receipts)
+    at_once = merge(run, KEYS, receipts)
     files = fingerprint(at_once)
     target = Target("s", "d", "nominal")
     starts = list(range(0, FILES, size))
@@ -150,7 +150,7 @@ def test_what_lacks_files_has_the_digest_of_an_output_without_them(tmp_path, mak
     assert merge_leaves(run, target, leaves) == at_once
     without, kept = run_of(tmp_path / "without", make)
     keys = [k for i, k in enumerate(KEYS) if i not in gaps]
-    assert merge(without, planned(keys), kept).sha256 == at_once.sha256
+    assert merge(without, keys, kept).sha256 == at_once.sha256
 
 
 def test_a_tree_refuses_what_does_not_fit_together(tmp_path):
@@ -172,7 +172,7 @@ def test_a_tree_refuses_what_does_not_fit_together(tmp_path):
 def test_merged_histograms_are_exact_sums(tmp_path):
     """Each bin of the merged histogram is the exact sum, rounded once, and ROOT holds the same numbers."""
     run, receipts = run_of(tmp_path, histograms)
-    merged = merge(run, planned(KEYS), receipts)
+    merged = merge(run, KEYS, receipts)
     everything = [histograms(i)["h"].to_hist() for i in range(FILES)]
     total = merged.load()["h"]
     assert total.storage_type is hist.storage.Weight
@@ -183,7 +183,7 @@ def test_merged_histograms_are_exact_sums(tmp_path):
     for i in range(FILES):
         whole += histograms(i)["h"]
     assert np.array_equal(got, whole.to_hist().values(flow=True))
-    assert load_histograms(merged.path)["h"].sha256() == whole.sha256()
+    assert read_histograms(merged.path)["h"].sha256() == whole.sha256()
     assert merged.root is None, "the ROOT file is made apart: no later stage waits for it"
     with uproot.open(export(merged).root) as file:
         for i, c in enumerate("ab"):
@@ -194,7 +194,7 @@ def test_merged_histograms_are_exact_sums(tmp_path):
 def test_merged_columns_are_the_files_rows_in_plan_order(tmp_path):
     """Columns follow the order of the plan, files without rows included; nothing is copied where links are possible."""
     run, receipts = run_of(tmp_path, columns)
-    merged = merge(run, planned(KEYS), receipts)
+    merged = merge(run, KEYS, receipts)
     got = merged.load()
     assert got["i"].to_list() == [i for i in range(FILES) for _ in range(3 * i)]
     assert np.array_equal(ak.to_numpy(got["x"]), np.concatenate([columns(i)["x"] for i in range(FILES)]))
@@ -202,32 +202,29 @@ def test_merged_columns_are_the_files_rows_in_plan_order(tmp_path):
     assert len(list(merged.path.glob("*.parquet"))) == FILES
     first = run.columns("k1")
     assert first.stat().st_nlink == 2
-    backwards = merge(RunDir(tmp_path), planned(KEYS[::-1]), receipts)
+    backwards = merge(RunDir(tmp_path), KEYS[::-1], receipts)
     assert backwards.sha256 != merged.sha256
 
 
 def test_merged_counts_are_fsum_and_json(tmp_path):
     """Floats are ``math.fsum`` of all, integers stay integers, and the output is JSON that anybody reads."""
     run, receipts = run_of(tmp_path, counts)
-    merged = merge(run, planned(KEYS), receipts)
+    merged = merge(run, KEYS, receipts)
     expected = {"n": sum(range(FILES)), "w": math.fsum(counts(i)["w"] for i in range(FILES))}
     assert merged.load() == expected
     assert json.loads(merged.path.read_text()) == expected
 
 
 def test_a_missing_partial_is_an_error_that_names_its_file(tmp_path):
-    """A partial without receipt, gone, or shorter than its receipt says is a gap, and a gap is an error."""
+    """A partial that is gone, or shorter than its receipt says, is an error: no output is written without it."""
     run, receipts = run_of(tmp_path, counts)
-    without = {k: r for k, r in receipts.items() if k != "k3"}
-    with pytest.raises(PartialError, match=r"s/d/nominal: /k3\.root"):
-        merge(run, planned(KEYS), without)
     path = place(run, receipts["k4"])
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(PartialError, match=r"s/d/nominal: /k4\.root"):
-        merge(run, planned(KEYS), receipts)
+        merge(run, KEYS, receipts)
     path.unlink()
     with pytest.raises(PartialError, match=r"s/d/nominal: /k4\.root"):
-        merge(run, planned(KEYS), receipts)
+        merge(run, KEYS, receipts)
     assert not (tmp_path / "outputs").exists()
 
 
@@ -240,7 +237,7 @@ def test_a_partial_that_is_not_its_receipts_is_refused(tmp_path, make, kind):
     receipts["k2"] = Receipt(**{**receipts["k2"].__dict__, "size": receipts["k3"].size})
     assert receipts["k2"].kind == kind
     with pytest.raises(PartialError, match=rf"/k2\.root: {mine} at 9: is not what was written for /k2\.root"):
-        merge(run, planned(KEYS), receipts)
+        merge(run, KEYS, receipts)
     assert spoilt(run, [receipts[k] for k in KEYS]) == [2]
 
 
@@ -253,7 +250,7 @@ def test_a_torn_partial_is_named(tmp_path, make, kind):
     assert receipts["k5"].kind == kind
     assert spoilt(run, [receipts[k] for k in KEYS]) == [5]
     with pytest.raises(PartialError, match="k5"):
-        merge(run, planned(KEYS), receipts)
+        merge(run, KEYS, receipts)
 
 
 def test_different_kinds_are_refused(tmp_path):
@@ -261,7 +258,7 @@ def test_different_kinds_are_refused(tmp_path):
     run = RunDir(tmp_path)
     receipts = {r.key: r for r in (leave(run, "k0", counts(1)), leave(run, "k1", histograms(1)))}
     with pytest.raises(OutputError, match="s/d/nominal: files give different kinds: counts, histograms"):
-        merge(run, planned(["k0", "k1"]), receipts)
+        merge(run, ["k0", "k1"], receipts)
 
 
 def test_different_axes_name_the_file(tmp_path):
@@ -270,7 +267,7 @@ def test_different_axes_name_the_file(tmp_path):
     other = Histograms(h=Histogram(hist.axis.Regular(4, -1, 1, name="x")))
     receipts = {r.key: r for r in (leave(run, "k0", histograms(1)), leave(run, "k1", other))}
     with pytest.raises(AxesMismatch, match=r"/k1\.root.*histogram h.*2 axes here, 1 there"):
-        merge(run, planned(["k0", "k1"]), receipts)
+        merge(run, ["k0", "k1"], receipts)
 
 
 def test_notes_of_partials_reach_the_output(tmp_path):
@@ -278,7 +275,7 @@ def test_notes_of_partials_reach_the_output(tmp_path):
     run = RunDir(tmp_path)
     h = Histogram(hist.axis.StrCategory(["a"], name="c")).fill(["a"], weight=[np.nan])
     receipts = {k: leave(run, k, Histograms(h=h)) for k in ("k0", "k1")}
-    merged = export(merge(run, planned(["k0", "k1"]), receipts))
+    merged = export(merge(run, ["k0", "k1"], receipts))
     assert merged.root is None
     assert sum("1 nan" in n for n in merged.notes) == 1
     assert sum("ROOT holds 1 to 3" in n for n in merged.notes) == 1
@@ -287,7 +284,7 @@ def test_notes_of_partials_reach_the_output(tmp_path):
 def test_a_reduce_stage_reads_only_what_it_asks_for(tmp_path):
     """Merged outputs are read when they are asked for, once."""
     run, receipts = run_of(tmp_path, counts)
-    merged = merge(run, planned(KEYS), receipts)
+    merged = merge(run, KEYS, receipts)
     lazy = LazyMerged({"mc": merged, "data": merged})
     assert (sorted(lazy), len(lazy)) == (["data", "mc"], 2)
     got = lazy["mc"]
@@ -304,7 +301,7 @@ def test_a_range_with_a_file_made_anew_is_merged_again():
     from campaign.driver.merge_trees import LEAF, Tree
 
     keys = [f"{i:064x}" for i in range(3 * LEAF)]
-    tree = Tree(planned(keys), leaves={0: None, LEAF: None}, asked={2 * LEAF})
+    tree = Tree(keys, leaves={0: None, LEAF: None}, asked={2 * LEAF})
     tree.drop(LEAF + 7)
     tree.drop(2 * LEAF)
     assert tree.leaves == {0: None}

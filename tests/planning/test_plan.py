@@ -106,6 +106,11 @@ def steps(made):
     return {(s.stage, s.source.dataset, s.variation, s.source.file.url): s for t in made.tasks for s in t.steps}
 
 
+def at_level(made, level):
+    """The tasks of one pass over the files."""
+    return [t for t in made.tasks if t.steps[0].level == level]
+
+
 def variations(made, stage, dataset):
     return {v for s, d, v, _ in steps(made) if (s, d) == (stage, dataset)}
 
@@ -170,7 +175,7 @@ def test_variations_read_what_they_say(folder):
 def test_a_weight_reaches_the_first_stage_alone_and_shares_the_pass(folder):
     """A weight-only variation goes through the nominal pass of the same file; only its first stage has the weight."""
     made = make(folder)
-    both = [t for t in made.at(0) if {"nominal", "pdf"} == {s.variation for s in t.steps}]
+    both = [t for t in at_level(made, 0) if {"nominal", "pdf"} == {s.variation for s in t.steps}]
     assert len(both) == 2  # one per file of mc
     for task in both:
         assert {(s.stage, s.weight) for s in task.steps if s.variation == "pdf"} == {
@@ -190,11 +195,11 @@ def test_a_variation_of_another_tree_is_a_pass_of_its_own(folder):
 def test_levels_follow_the_barriers(folder):
     """What needs a frozen value comes a level later and reads the kept artefact: inference runs once."""
     made = make(folder)
-    assert made.levels == 2
-    assert {s.stage for t in made.at(0) for s in t.steps} == {"select", "predict", "first", "raw"}
-    assert {s.stage for t in made.at(1) for s in t.steps} == {"second"}
-    kept = {s.key: s for t in made.at(0) for s in t.steps if s.stage == "predict"}
-    for task in made.at(1):
+    assert {line.level for line in made.lines} == {0, 1}
+    assert {s.stage for t in at_level(made, 0) for s in t.steps} == {"select", "predict", "first", "raw"}
+    assert {s.stage for t in at_level(made, 1) for s in t.steps} == {"second"}
+    kept = {s.key: s for t in at_level(made, 0) for s in t.steps if s.stage == "predict"}
+    for task in at_level(made, 1):
         assert task.artefact in kept
         assert all(s.parent == task.artefact for s in task.steps)
 

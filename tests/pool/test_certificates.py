@@ -22,19 +22,20 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from tritonclient.utils import InferenceServerException
 
-from campaign.discovery.address import PoolAddress, Secret
-from campaign.driver.run import check
+from campaign.discovery.address import PoolAddress
+from campaign.discovery.credentials import Secret
+from campaign.driver.check import check
 from campaign.errors import PartialError, ServerError, SpecError
 from campaign.inference.codec import open_channel, outcome
 from campaign.inference.connections import Roster
 from campaign.inference.kserve import identity_refused, permanent
 from campaign.pool import sandbox
 from campaign.pool.certificates import LATE_S, PILOT, Applicant, CampaignCA, Gate, _new_key, _pem
-from campaign.protocols import Job, save_job
 from campaign.servers.attach import Attach
 from campaign.spec.models import ServerSpec
 from campaign.spec.yaml_file import load
 from campaign.util.ownership import door, make_private, unfit
+from campaign.worker.job import Job, save_job
 
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user; CI is root")
 PAST = -LATE_S - 60.0  # seconds of validity that are over

@@ -18,7 +18,7 @@ from campaign import ServerPool
 from campaign.discovery.records import blank, name_of
 from campaign.pool import server_log
 from campaign.pool.pilot import Pilot
-from campaign.storage.rundir import write_json
+from campaign.util.files import write_json
 from tests.conftest import PROJECT, wait_until
 
 REPOSITORY = PROJECT / "tests" / "models"

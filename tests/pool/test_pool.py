@@ -21,7 +21,7 @@ import pytest
 from campaign import ServerPool, connect
 from campaign.discovery.records import blank
 from campaign.errors import ServerError
-from campaign.storage.rundir import write_json
+from campaign.util.files import write_json
 from tests.conftest import PROJECT, left, lying_about, ours, regions_of, wait_until
 
 REPOSITORY = PROJECT / "tests" / "models"

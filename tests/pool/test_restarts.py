@@ -15,7 +15,7 @@ from campaign.discovery.records import backoff, blank, causes, newest, on_the_wa
 from campaign.errors import ProviderError
 from campaign.pool.restarts import Replacer
 from campaign.protocols import Carried
-from campaign.storage.rundir import write_json
+from campaign.util.files import write_json
 from tests.conftest import wait_until
 
 

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from campaign import ServerPool
 from campaign.errors import ServerError, SpecError
-from campaign.pool.pool import make_kind
+from campaign.pool.server_kind import make_kind
 from campaign.servers.onnx_file import NotOnnx, read
 from campaign.spec.models import ServerSpec
 

@@ -14,7 +14,7 @@ import yaml
 
 from campaign import ServerPool, connect
 from campaign.errors import InferenceError, SpecError
-from campaign.pool.pool import make_kind
+from campaign.pool.server_kind import make_kind
 from campaign.servers import environment, settings
 from campaign.servers.modelconfig import messages
 from campaign.spec.models import ServerSpec

@@ -8,10 +8,11 @@ import pytest
 from pydantic import ValidationError
 
 from campaign import Campaign, Dataset, ServerSpec, StageSpec, Variation
+from campaign.driver.check import check_models
 from campaign.errors import SpecError
 from campaign.planning.stage_code import resolve
 from campaign.spec.models import ErrorSpec, Origin, ProviderSpec
-from campaign.spec.options import check_models, check_options
+from campaign.spec.options import check_options
 from campaign.util import plugins
 
 

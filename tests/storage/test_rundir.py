@@ -23,15 +23,9 @@ from campaign.report.report import Report
 from campaign.storage.frozen_values import freeze
 from campaign.storage.packs import PackReader, PackWriter
 from campaign.storage.receipts import Receipt, Receipts, parse
-from campaign.storage.rundir import (
-    RunDir,
-    canonical_json,
-    digest,
-    file_digest,
-    read_json,
-    write_aside,
-    write_json,
-)
+from campaign.storage.rundir import RunDir
+from campaign.util.files import read_json, write_aside, write_json
+from campaign.util.hashing import canonical_json, digest, file_digest
 
 
 def receipt(key="k1", **changes):

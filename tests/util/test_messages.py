@@ -10,8 +10,9 @@ from pydantic import BaseModel, Field
 from campaign.errors import CampaignError, SpecError
 from campaign.inference.kserve import ModelInfo, Tensor, check_names
 from campaign.inference.stand_in import StandInServers
+from campaign.outputs.columns import _cannot_hold, _difference
 from campaign.outputs.counts import what
-from campaign.outputs.kinds import _cannot_hold, _difference, as_output
+from campaign.outputs.kinds import as_output
 from campaign.spec.models import ProviderSpec, _known
 from campaign.spec.options import check_options
 from campaign.util.messages import article, counted, listed, unknown

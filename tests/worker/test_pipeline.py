@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from campaign import Campaign, Dataset, StageSpec
-from campaign.driver.run import check, job_of
+from campaign.driver.check import check, job_of
 from campaign.report.timing import AHEAD
 from campaign.storage.packs import PackWriter
 from campaign.storage.rundir import RunDir
-from campaign.worker.pipeline import Chain, Worker, row_ranges
+from campaign.worker.pipeline import Chain, row_ranges
+from campaign.worker.process import Worker
 from tests.conftest import write_tree
 
 

@@ -1,0 +1,176 @@
+"""Checks a campaign before anything is started: files, stages, models, servers, provider."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from campaign.discovery.address import PoolAddress
+from campaign.driver.partial_index import Ledger
+from campaign.driver.preflight import Looked, preflight
+from campaign.driver.preflight import try_out as preflight_try
+from campaign.errors import SpecError
+from campaign.planning.plan import Pass, Plan
+from campaign.planning.planner import plan
+from campaign.planning.stage_code import StageCode
+from campaign.pool.server_kind import make_kind
+from campaign.protocols import Provider
+from campaign.spec.models import Campaign, ProviderSpec
+from campaign.spec.options import check_options
+from campaign.storage.receipts import Receipts
+from campaign.util import messages, plugins
+from campaign.worker.job import Job, save_job
+
+if TYPE_CHECKING:
+    from campaign.worker.try_stages import Tried
+
+
+def check_models(campaign: Campaign, code: Mapping[str, StageCode], kind: Any) -> None:
+    """Refuse stages that name a model, an input or an output that the pool does not have.
+
+    Raises:
+        SpecError: With the key at fault.
+    """
+    for name, stage in code.items():
+        model = stage.options.get("model")
+        given, wanted = stage.options.get("inputs"), stage.options.get("outputs")
+        if not isinstance(model, str) or not isinstance(given, Mapping) or not isinstance(wanted, Mapping):
+            continue
+        key = ("stages", name)
+        if campaign.servers is None:
+            raise SpecError("infers, but the campaign has no 'servers'", key=key, remedy="add servers: {models: ...}")
+        if model not in campaign.servers.models:
+            known = sorted(campaign.servers.models)
+            raise SpecError(messages.unknown(model, known, "models under servers.models"), key=(*key, "model"))
+        if not hasattr(kind, "tensors"):
+            continue  # servers that already run are asked when they are used
+        inputs, outputs = kind.tensors(model)
+        for what in given:
+            if what not in inputs:
+                raise SpecError(messages.unknown(what, inputs, f"inputs of {model}"), key=(*key, "inputs", what))
+        for column, what in wanted.items():
+            if what not in outputs:
+                raise SpecError(messages.unknown(what, outputs, f"outputs of {model}"), key=(*key, "outputs", column))
+
+
+def default_run_dir(campaign: Campaign) -> Path:
+    """``./runs/<campaign>/``; of a quick try ``./runs/<campaign>-limit-N/``."""
+    return Path.cwd() / "runs" / (campaign.campaign + (f"-limit-{campaign.limit}" if campaign.limit else ""))
+
+
+def override(
+    campaign: Campaign,
+    *,
+    workers: int | None = None,
+    servers: int | None = None,
+    provider: str | None = None,
+    limit: int | None = None,
+) -> Campaign:
+    """The campaign with another number of workers or servers, another provider, or only some rows of each file.
+
+    Raises:
+        SpecError: A number is none, or below one.
+    """
+    for name, number in (("workers", workers), ("servers", servers), ("limit", limit)):
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+            raise SpecError(
+                f"{number!r} is no number of {name}", where=f"{name}=", remedy="write a whole number from 1"
+            )
+    changed: dict[str, Any] = {}
+    if limit is not None:
+        changed["limit"] = limit
+    if workers is not None:
+        changed["workers"] = workers
+    if provider is not None and provider != campaign.provider.kind:
+        changed["provider"] = ProviderSpec(kind=provider)
+    if servers is not None and campaign.servers is not None:
+        changed["servers"] = campaign.servers.model_copy(update={"count": servers})
+    return campaign.model_copy(update=changed) if changed else campaign
+
+
+def job_of(plan: Plan) -> Job:
+    """What workers need to know of a plan, but for the servers."""
+    c = plan.campaign
+    return Job(plan.code, plan.readers, None, c.read_rows, c.task_deadline_s, c.limit)
+
+
+@dataclass
+class Checked:
+    """A campaign that was found right: its plan, who does it, and what its models' answers depend on."""
+
+    campaign: Campaign
+    plan: Plan
+    kind: Any
+    provider: type[Provider]
+    options: Any
+    models: Mapping[str, Mapping[str, Any]]
+
+
+def check(campaign: Campaign) -> Checked:
+    """Everything that can be known without starting anything.
+
+    Raises:
+        SpecError: With file, line and key where the campaign came from a file.
+    """
+    try:
+        cls = plugins.get(plugins.PROVIDERS, campaign.provider.kind, key=("provider",), base=campaign.base)
+        options = check_options(
+            cls.Options, campaign.provider.given, ("provider",), ProviderSpec, _kind_remedy(campaign.provider)
+        )
+        kind = None
+        models: dict[str, Mapping[str, Any]] = {}
+        if campaign.servers is not None:
+            kind = make_kind(campaign.servers, campaign.base)
+            kind.check()
+            models = {name: kind.identity(name) for name in campaign.servers.models}
+        made = plan(campaign, models)
+        check_models(campaign, made.code, kind)
+    except SpecError as error:
+        raise campaign.locate(error) from error.__cause__
+    return Checked(campaign, made, kind, cls, options, models)
+
+
+def _kind_remedy(spec: ProviderSpec) -> str:
+    others = [name for name in plugins.names(plugins.PROVIDERS) if name != spec.kind]
+    if "kind" in spec.model_fields_set or not others:
+        return ""
+    return f"without 'kind' the provider is '{spec.kind}'; for another write kind: {' or '.join(others)}"
+
+
+def _untouched(checked: Checked) -> list[Pass]:
+    """All tasks, as if nothing had been done yet."""
+    return checked.plan.todo(Ledger(checked.plan, Receipts(Path("/nonexistent/receipts"))).missing())
+
+
+def look(checked: Checked) -> Looked:
+    """Look at one file of each dataset, as a run does before it starts servers.
+
+    Returns:
+        What was looked at, and what could not be.
+
+    Raises:
+        SpecError: A tree, a branch, a weight or a column is missing; with the file and the key.
+    """
+    with tempfile.TemporaryDirectory(prefix="campaign-check-") as folder:
+        return preflight(checked.plan, _untouched(checked), save_job(job_of(checked.plan), Path(folder) / "job"))
+
+
+def try_out(checked: Checked, address: PoolAddress | None = None) -> Tried:
+    """Run the stages on 100 rows of one file of each dataset, with servers that answer zeros.
+
+    Args:
+        checked: The campaign.
+        address: Real servers, in their place.
+
+    Raises:
+        SpecError: Something is wrong for certain; with the key.
+    """
+    servers, kind = checked.campaign.servers, checked.kind
+    known = hasattr(kind, "signature") and servers is not None
+    signatures = {name: kind.signature(name) for name in servers.models} if known and servers is not None else {}
+    with tempfile.TemporaryDirectory(prefix="campaign-check-") as folder:
+        ticket = save_job(job_of(checked.plan), Path(folder) / "job")
+        return preflight_try(checked.plan, _untouched(checked), ticket, signatures, address)
