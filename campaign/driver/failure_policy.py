@@ -18,9 +18,9 @@ from campaign.worker.deadline import is_late
 from campaign.worker.job import JobTicket
 
 if TYPE_CHECKING:
-    from campaign.worker import file_facts as facts
+    from campaign.worker import file_facts
 else:
-    facts = Later("campaign.worker.file_facts")
+    file_facts = Later("campaign.worker.file_facts")
 
 
 class Failures:
@@ -75,7 +75,9 @@ class Failures:
             lost.sum_of_weights = lost.sum_of_weights if found[1] is None else found[1]
 
         args = (self._job, self._root, batch, weight, name)
-        self._calls.submit(Call(lost.file, learned, lambda _: learned((None, None)), facts.run_facts, args, id=name))
+        self._calls.submit(
+            Call(lost.file, learned, lambda _: learned((None, None)), file_facts.run_facts, args, id=name)
+        )
 
     def _withdraw(self) -> None:
         """More files have failed than the campaign puts up with: nothing made without them is to be taken for whole."""

@@ -31,8 +31,8 @@ from campaign.worker.deadline import deaths
 from campaign.worker.job import JobTicket
 
 if TYPE_CHECKING:
+    from campaign.storage.frozen_values import Frozen
     from campaign.worker import reducing, tasks
-    from campaign.worker.pipeline import Frozen
 else:
     reducing, tasks = Later("campaign.worker.reducing"), Later("campaign.worker.tasks")
 

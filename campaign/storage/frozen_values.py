@@ -14,6 +14,9 @@ import numpy as np
 from campaign.errors import FrozenChanged, OutputError
 from campaign.util.files import write_aside
 
+Frozen = Mapping[tuple[str, str], tuple[str, str]]
+"""Frozen values in force: path and SHA-256 of each, by reduce stage and variation."""
+
 _ARRAY, _FLOAT = "__array__", "__float__"
 
 

@@ -22,7 +22,7 @@ from campaign.outputs.kinds import Output, Partial, as_output, start_partial
 from campaign.planning.task import Step, Task
 from campaign.protocols import WEIGHT, Context, Source, TwoStepStage
 from campaign.report.timing import AHEAD, RUN, WAIT, WRITE, Spent
-from campaign.storage.frozen_values import fresh, thawed
+from campaign.storage.frozen_values import Frozen, fresh, thawed
 from campaign.storage.packs import PackWriter
 from campaign.storage.receipts import Receipt
 from campaign.storage.rundir import RunDir
@@ -34,9 +34,6 @@ from campaign.worker.stage_client import RangeServers
 from campaign.worker.stage_errors import explain
 from campaign.worker.stage_log import trim
 from campaign.worker.weight_use import Weighings
-
-Frozen = Mapping[tuple[str, str], tuple[str, str]]
-"""``(reduce stage, variation)`` -> ``(path, sha256)``."""
 
 DEPTH = 2  # ranges whose requests are out while the next one is read
 MOST = 32  # ranges whose last rows may wait for more to fill a request: bounds the memory

@@ -15,12 +15,11 @@ from campaign.outputs.merge import (
     Merged,
 )
 from campaign.protocols import WEIGHT, Context
-from campaign.storage.frozen_values import freeze, fresh, thawed
+from campaign.storage.frozen_values import Frozen, freeze, fresh, thawed
 from campaign.storage.rundir import RunDir
 from campaign.util.hashing import file_digest
 from campaign.worker.deadline import Deadline
 from campaign.worker.job import JobTicket
-from campaign.worker.pipeline import Frozen
 from campaign.worker.process import Worker, worker_of
 from campaign.worker.stage_errors import explain
 from campaign.worker.stage_log import stage_log

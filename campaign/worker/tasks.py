@@ -14,11 +14,12 @@ from campaign.errors import CampaignError, InputError, PartialError
 from campaign.planning.datasets import changed
 from campaign.planning.task import Batch, Task
 from campaign.report.timing import Spent
+from campaign.storage.frozen_values import Frozen
 from campaign.storage.packs import PackWriter
 from campaign.storage.rundir import RunDir
 from campaign.worker.deadline import Deadline
 from campaign.worker.job import JobTicket
-from campaign.worker.pipeline import Chain, Frozen
+from campaign.worker.pipeline import Chain
 from campaign.worker.process import Worker, worker_of
 from campaign.worker.stage_errors import explain
 from campaign.worker.stage_log import StageLog, log_of, stage_log

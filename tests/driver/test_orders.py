@@ -20,15 +20,14 @@ from campaign.providers.local import LocalProvider
 
 from campaign import load
 from campaign.audit.verify import verify
-from campaign.driver import merge_trees, scheduler, task_queue
-from campaign.driver import run as engine
-from campaign.driver import worker_calls as lost
+from campaign.driver import merge_trees, scheduler, task_queue, worker_calls
+from campaign.driver import run as run_module
 from campaign.driver.run import run
 from campaign.errors import Interrupted
 from campaign.report.report import COMPLETE, INTERRUPTED, Report
 from campaign.storage.receipts import parse
 from campaign.storage.rundir import RunDir
-from campaign.worker import tasks as work
+from campaign.worker import merging, tasks
 from campaign.worker.deadline import Death
 from tests.conftest import change
 from tests.integration.test_scale import do, hashes, make_many
@@ -101,14 +100,14 @@ class Lots:
                 if self.lots.random() < 0.3:
                     continue  # it is told later
             call.set_result(call.answer)
-            if call.function is work.run_batch:
+            if call.function is tasks.run_batch:
                 self.answers.update(r.key for r in map(parse, call.result().lines.splitlines(keepends=True)) if r)
         return [call for call in every if call.done()], [call for call in every if not call.done()]
 
     def _dies(self, call: Asked, every: list[Asked]) -> bool:
         """A worker dies, and what is under way with it is lost; it has said in which task it was, or has not."""
         lost = [other for other in every if other.executor is call.executor and not other.done()]
-        if call.function is work.run_batch and self.lots.random() < 0.7:
+        if call.function is tasks.run_batch and self.lots.random() < 0.7:
             batch, name = call.args[2], call.args[-1]
             place = self.lots.randrange(len(batch))
             task = batch.task(place).id
@@ -131,11 +130,11 @@ class Lots:
         """Now and then, alter a file that a call is about to read: each partial once at most."""
         if self.lots.random() < 0.5:
             return
-        if call.function is work.run_batch and call.args[4]:
+        if call.function is tasks.run_batch and call.args[4]:
             task = call.args[2].task(0)
             if _number(task.source.file.url) % 2 and self._first(task.artefact):
                 self._cut(task.artefact, "artefact")
-        elif call.function in (work.run_leaf, work.run_whole):
+        elif call.function in (merging.run_leaf, merging.run_whole):
             receipts = [r for r in map(parse, call.args[4]) if r and (r.pack or _number(r.file) % 2 == 0)]
             if receipts and not receipts[0].pack and self._first((call.args[1].name, call.args[2])):
                 self._cut(self.lots.choice(receipts).key, "columns")
@@ -188,8 +187,10 @@ class Moment(Lots):
         """See `Lots`."""
         del timeout, return_when
         every = list(asked)
-        readers = [call for call in every if call.function is work.run_batch and call.args[4]]
-        merges = [call for call in every if call.function is work.run_whole and call.args[1].name == "keep/d/nominal"]
+        readers = [call for call in every if call.function is tasks.run_batch and call.args[4]]
+        merges = [
+            call for call in every if call.function is merging.run_whole and call.args[1].name == "keep/d/nominal"
+        ]
         others = [call for call in every if call not in readers and call not in merges]
         several = [call for call in readers if len(call.args[2]) > 2]
         if not self.met_it and merges and several:
@@ -204,7 +205,7 @@ class Moment(Lots):
         task = reader.args[2].task(1)
         self._cut(task.artefact, "columns")
         self._do(merge)
-        assert isinstance(merge.result(), work.Spoilt)
+        assert isinstance(merge.result(), merging.Spoilt)
         self.met_it = len(reader.args[2])
         if self.dies:
             self.said.append(Death(reader.args[-1], 0, late=False, how="Segmentation fault", log=""))
@@ -232,9 +233,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def rule(lots: Lots, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let them say what happens."""
     monkeypatch.setattr(LocalProvider, "tasks", lots.tasks)
-    monkeypatch.setattr(lost, "wait", lots.wait)
+    monkeypatch.setattr(worker_calls, "wait", lots.wait)
     monkeypatch.setattr(scheduler, "deaths", lots.deaths)
-    monkeypatch.setattr(engine, "preflight", lambda *_: None)  # a process, which takes longer than all else
+    monkeypatch.setattr(run_module, "preflight", lambda *_: None)  # a process, which takes longer than all else
 
 
 def to_its_end(folder: Path, lots: Lots) -> Report:

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from campaign.driver.check import check
+from campaign.driver import check as checks
 from campaign.errors import SpecError
 from campaign.spec import yaml_file
 
@@ -75,7 +75,7 @@ WRONG = {  # what stands there: key, what is said
 def check(root, line):
     (root / "x.root").touch()
     (root / "c.yaml").write_text(TEXT % line)
-    return check(yaml_file.load(root / "c.yaml"))
+    return checks.check(yaml_file.load(root / "c.yaml"))
 
 
 def whole(given):
@@ -123,7 +123,7 @@ def test_a_provider_that_is_named_wrongly_gets_a_remedy_that_leads_somewhere(tmp
     (tmp_path / "x.root").touch()
     (tmp_path / "c.yaml").write_text(TEXT.replace("provider:\n  kind: parsl\n  %s", line))
     with pytest.raises(SpecError) as caught:
-        check(yaml_file.load(tmp_path / "c.yaml"))
+        checks.check(yaml_file.load(tmp_path / "c.yaml"))
     assert said.replace("{}", str(tmp_path)) in str(caught.value)
     assert f"{tmp_path}/c.yaml:3: provider" in str(caught.value)
 
