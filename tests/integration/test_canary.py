@@ -43,6 +43,7 @@ def write(place, **second):
     (place / "c.yaml").write_text(yaml.safe_dump(made))
 
 
+@pytest.mark.slow
 def test_canaries_of_models_in_a_row_and_of_versions(place, capfd):
     """Real answers feed the next model; a version has its own file, and that of another version stays."""
     write(place, canary="mine.npz", local_twin=True)

@@ -225,6 +225,7 @@ def test_what_stand_in_answers_cannot_tell_is_a_note(said):
     )
 
 
+@pytest.mark.slow
 def test_a_limited_run_is_a_try_of_its_own(said, place):
     """Rows per file; its own folder and keys: nothing of it is taken for a result, not even in one folder."""
     code, text = said("run", {}, "--limit", "50", "--quiet")

@@ -31,6 +31,7 @@ def test_shuffled_submission_changes_no_byte(small: Path, monkeypatch: pytest.Mo
     assert {n: o["sha256"] for n, o in second.outputs.items()} == {n: o["sha256"] for n, o in first.outputs.items()}
 
 
+@pytest.mark.slow
 def test_predictions_do_not_depend_on_the_ranges_a_file_is_read_in(small: Path) -> None:
     """A model whose answers depend on the batch gives every row the same one, read in ranges of 130 rows or at once."""
     found = []

@@ -96,6 +96,7 @@ def test_an_altered_partial_of_the_same_size_is_not_merged_when_resumed(
     assert small(stages).tasks["done"] == 0
 
 
+@pytest.mark.slow
 def test_what_was_made_without_files_is_gone_after_a_run_that_fails(
     small: Callable[..., Report], tmp_path: Path
 ) -> None:
@@ -145,6 +146,7 @@ class Killed(BaseException):
     """Ends a run as SIGKILL does, without a last word."""
 
 
+@pytest.mark.slow
 def test_a_run_that_never_came_to_its_end_has_no_report_of_an_earlier_one(
     small: Callable[..., Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

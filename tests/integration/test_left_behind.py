@@ -298,6 +298,7 @@ def test_a_pilot_that_stops_is_ended_by_its_guardian(slow: Path, before: Before)
     assert wait_until(lambda: not left(before), 15), left(before)
 
 
+@pytest.mark.slow
 def test_a_driver_killed_while_it_tries_the_stages_leaves_nothing(small: Path, before: Before) -> None:
     """Before there is any server: its child ends too, no temporary folder is left; the next run removes the notes."""
     code = next(small.glob("*.py"))

@@ -117,6 +117,7 @@ def test_a_reader_of_ones_own_reads_other_files(many: Path) -> None:
     assert hashes(other)["count/d/nominal"] != hashes(report)["count/d/nominal"]
 
 
+@pytest.mark.slow
 def test_a_wrong_reader_is_refused_at_its_line(many: Path) -> None:
     """A reader that is not there, or is none, exits 2 with file, line, key and what it lacks."""
     for reader, said in (
