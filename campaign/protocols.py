@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel
 
-from campaign.discovery.credentials import Secret
+from campaign.discovery.credentials import Credentials
 
 if TYPE_CHECKING:
     from campaign.spec.models import ServerSpec
@@ -178,11 +178,11 @@ class ServerKind(Protocol):
     def addresses(self) -> list[Mapping[str, Any]]:
         """Records of servers that already run (``managed`` is False); JSON-able, and no secret in them."""
 
-    def secret(self) -> Secret | None:
+    def secret(self) -> Credentials | None:
         """What these servers ask of clients, read now and here; None: nothing."""
 
 
-class Carried(Protocol):
+class PilotHandle(Protocol):
     """A pilot on its way or running."""
 
     def poll(self) -> int | None:
@@ -219,5 +219,5 @@ class Provider(Protocol):
     def tasks(self, workers: int) -> Executor:
         """The executor of CPU tasks, with as many worker processes. Called again after it broke, it gives a new one."""
 
-    def carry(self, argv: Sequence[str], count: int, folder: Path) -> list[Carried]:
+    def carry(self, argv: Sequence[str], count: int, folder: Path) -> list[PilotHandle]:
         """Start ``count`` pilots by running ``argv`` (each claims its number itself); logs go to ``folder``."""

@@ -11,16 +11,16 @@ import os
 import sys
 import tempfile
 
-from campaign.supervision.server_watchdog import Guardian
+from campaign.supervision.server_watchdog import ServerWatchdog
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Become the program, with a guardian that removes the folder when it has ended, however."""
+    """Become the program, with a server watchdog that removes the folder when it has ended, however."""
     program = argv or sys.argv[1:]
     folder = tempfile.mkdtemp(prefix="campaign-")
-    guardian = Guardian()
-    guardian.guard(0, folder, "")
-    guardian.hand_over()
+    watchdog = ServerWatchdog()
+    watchdog.guard(0, folder, "")
+    watchdog.hand_over()
     os.execvpe(program[0], program, {**os.environ, "TMPDIR": folder})  # noqa: S606
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from campaign.protocols import Carried
+from campaign.protocols import PilotHandle
 from campaign.supervision.forkserver import child_setup, context, no_main, stop_fork_server, wake_fork_server
 from campaign.supervision.identity import environment
 
@@ -71,7 +71,7 @@ class LocalProvider:
         self._pools.append(pool)
         return pool
 
-    def carry(self, argv: Sequence[str], count: int, folder: Path) -> list[Carried]:
+    def carry(self, argv: Sequence[str], count: int, folder: Path) -> list[PilotHandle]:
         """Subprocesses that get SIGTERM when this process dies."""
         started = [self._spawner.run(argv, folder / f"pilot-{i}.log") for i in range(count)]
         self._carried += started
@@ -114,7 +114,7 @@ class _Process:
         self._until = math.inf
 
     def poll(self) -> int | None:
-        """Its exit code, None while it runs; cancelled a while ago, it gets SIGKILL, and its guardian sweeps."""
+        """Its exit code, None while it runs; cancelled a while ago, it gets SIGKILL, and its server watchdog sweeps."""
         if self._process.poll() is None and time.monotonic() > self._until:
             self._process.kill()
             self._process.wait()

@@ -26,7 +26,7 @@ from parsl.providers.base import ExecutionProvider
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from campaign.errors import ProviderError, SpecError
-from campaign.protocols import Carried
+from campaign.protocols import PilotHandle
 from campaign.spec.options import ASSIGNMENT
 from campaign.supervision import run_registry
 from campaign.supervision.identity import VARIABLE, mark, marked
@@ -248,7 +248,7 @@ class ParslProvider:
         made.start()
         return made
 
-    def carry(self, argv: Sequence[str], count: int, folder: Path) -> list[Carried]:
+    def carry(self, argv: Sequence[str], count: int, folder: Path) -> list[PilotHandle]:
         """One job for all pilots, as Parsl's launcher spreads it over the nodes of a block."""
         given = self.options.server_provider if self.options.server_provider is not None else self._given
         provider = self._provider(given, "servers")

@@ -23,17 +23,17 @@ from campaign import ServerPool, cli
 from campaign.discovery.address import PoolAddress
 from campaign.discovery.records import blank
 from campaign.driver import manifest
-from campaign.driver.partial_index import Ledger
+from campaign.driver.partial_index import PartialIndex
 from campaign.errors import CampaignError, FrozenChanged, PartialError
 from campaign.histogram.histogram import Histogram
-from campaign.inference.connections import Roster
+from campaign.inference.connections import ConnectionPool
 from campaign.outputs import array_frame
 from campaign.outputs.columns import Columns, ColumnsPartial, read_columns
 from campaign.outputs.counts import CountsPartial, unpack_counts
 from campaign.outputs.histograms import HistogramsPartial, read_histograms, unpack_histograms
 from campaign.planning.plan import Plan
-from campaign.planning.plan_file import Intent
-from campaign.pool.restarts import Replacer
+from campaign.planning.plan_file import PlanFile
+from campaign.pool.restarts import Restarts
 from campaign.spec import yaml_file
 from campaign.storage.frozen_values import freeze, thaw
 from campaign.storage.packs import PackReader
@@ -238,9 +238,9 @@ LOG = b"".join(Receipt(f"{i:064x}", "s", "d", "nominal", f"/{i}.root", "counts",
 @example(log=sealed(["²" * 64, *FIELDS[1:]]) + LOG)
 @settings(max_examples=EXAMPLES)
 def test_a_log_is_read_as_far_as_it_is_one(folder: Path, log: bytes) -> None:
-    """The ledger takes what is whole and passes over the rest; places told are places found."""
+    """The index takes what is whole and passes over the rest; places told are places found."""
     from campaign.planning.datasets import Files
-    from campaign.planning.plan import Events, Line
+    from campaign.planning.plan import InputGroup, Layer
     from campaign.planning.task import Keys
 
     rundir = RunDir(folder / "log")
@@ -249,12 +249,12 @@ def test_a_log_is_read_as_far_as_it_is_one(folder: Path, log: bytes) -> None:
     rundir.pack("ee" * 12).parent.mkdir(parents=True, exist_ok=True)
     rundir.pack("ee" * 12).write_bytes(b"x")
     files = Files((f"/{i}.root", 1, "1", "{}") for i in range(20))
-    events = Events("d", "nominal", files, "t", (), False)
+    events = InputGroup("d", "nominal", files, "t", (), False)
     keys = Keys(b"".join(i.to_bytes(32, "big") for i in range(20)))
-    line = Line(0, "s", "nominal", events, None, None, (), True, 0, keys)
+    line = Layer(0, "s", "nominal", events, None, None, (), True, 0, keys)
     plan = Plan(SimpleNamespace(), {}, lines=[line], files={"d": files})  # type: ignore[arg-type]
     with Receipts(rundir.receipts) as receipts:
-        ledger = Ledger(plan, receipts)
+        ledger = PartialIndex(plan, receipts)
         ledger.read(rundir)
         there = ledger.there(line, np.arange(20))
         for place, raw in zip(
@@ -381,7 +381,7 @@ def test_a_record_is_a_servers_or_passed_over(folder: Path, record: Any) -> None
     place = folder / "servers"
     place.mkdir(exist_ok=True, mode=0o700)
     (place / "server-0.json").write_text(json.dumps(record))
-    roster = Roster(PoolAddress(str(place), {}, start_deadline_s=0.01))
+    roster = ConnectionPool(PoolAddress(str(place), {}, start_deadline_s=0.01))
     try:
         with contextlib.suppress(CampaignError):
             roster.look(1e9)
@@ -389,7 +389,7 @@ def test_a_record_is_a_servers_or_passed_over(folder: Path, record: Any) -> None
             assert str(roster.nobody())
     finally:
         roster.close()
-    Replacer(place, 3, 10, 60, lambda _: [], lambda _: None).look()
+    Restarts(place, 3, 10, 60, lambda _: [], lambda _: None).look()
     pool = ServerPool(Path(__file__).parent / "models", models=["slow"], folder=place)
     pool._nonce = ""
     pool.failure()
@@ -475,7 +475,7 @@ def test_an_altered_frozen_value_ends_a_run_with_its_name(counted: Path, capsys:
 
 def test_the_intent_and_the_manifest_are_themselves(counted: Path) -> None:
     """Undamaged, all commands answer 0."""
-    assert Intent.read(RunDir(counted / "r")) is not None
+    assert PlanFile.read(RunDir(counted / "r")) is not None
     assert manifest.read(RunDir(counted / "r"))["campaign"] == "c"
     assert each_command(counted, counted / "r") == [0, 0, 0, 0]
 

@@ -34,7 +34,7 @@ class Finding:
 
 
 @dataclass
-class Looked:
+class IntegrityReport:
     """What was looked at, and what was found.
 
     Attributes:
@@ -56,7 +56,7 @@ class Looked:
 
 def integrity(
     rundir: RunDir, manifest: Mapping[str, Any], threads: int, keys: Container[str] | None = None
-) -> Looked:  # fmt: skip
+) -> IntegrityReport:  # fmt: skip
     """Look at everything.
 
     Args:
@@ -65,13 +65,13 @@ def integrity(
         threads: How many files are hashed at once.
         keys: Of the plan's partials: those of earlier plans are left aside. None: not known, all are looked at.
     """
-    looked = Looked()
+    looked = IntegrityReport()
     with ThreadPoolExecutor(threads) as pool:
         looked.findings += _log(rundir, manifest, looked)
         if keys is not None:
             ours = {key: receipt for key, receipt in looked.partials.items() if key in keys}
             looked.earlier, looked.partials = len(looked.partials) - len(ours), ours
-        if manifest["plan.json"] != _digest(rundir.intent):
+        if manifest["plan.json"] != _digest(rundir.plan_file):
             looked.findings.append(Finding("plan", "plan.json", CHANGED))
         spoilt = _partials(rundir, looked, pool)
         for name, output in manifest["outputs"].items():
@@ -94,7 +94,7 @@ def integrity(
     return looked
 
 
-def _log(rundir: RunDir, manifest: Mapping[str, Any], looked: Looked) -> Iterator[Finding]:
+def _log(rundir: RunDir, manifest: Mapping[str, Any], looked: IntegrityReport) -> Iterator[Finding]:
     """Read the log; where it is not what it was, its lines that are no receipts any more are named."""
     for receipt in Receipts(rundir.receipts):
         if receipt.kind not in (FROZEN, MERGED):
@@ -115,7 +115,7 @@ def _log(rundir: RunDir, manifest: Mapping[str, Any], looked: Looked) -> Iterato
         yield Finding("receipt", rundir.receipts.name, "lines were added, taken out or put in another order")
 
 
-def _partials(rundir: RunDir, looked: Looked, pool: ThreadPoolExecutor) -> set[str]:
+def _partials(rundir: RunDir, looked: IntegrityReport, pool: ThreadPoolExecutor) -> set[str]:
     """Hold every partial against its receipt; returns keys of those that differ."""
     packs: dict[str, list[Receipt]] = {}
     own: list[Receipt] = []
@@ -149,7 +149,12 @@ def _pack(rundir: RunDir, receipts: Iterable[Receipt]) -> list[tuple[Receipt, st
 
 
 def _columns(
-    rundir: RunDir, name: str, output: Mapping[str, Any], looked: Looked, spoilt: set[str], pool: ThreadPoolExecutor
+    rundir: RunDir,
+    name: str,
+    output: Mapping[str, Any],
+    looked: IntegrityReport,
+    spoilt: set[str],
+    pool: ThreadPoolExecutor,
 ) -> Iterator[Finding]:
     """A folder of columns is its partials, in order: their contents give the digest of the whole."""
     receipts = [r for r in looked.partials.values() if f"{r.stage}/{r.dataset}/{r.variation}" == name]
@@ -196,7 +201,7 @@ def _digest(path: Path) -> str:
         return ""
 
 
-def _count(looked: Looked, what: str, path: Path) -> None:
+def _count(looked: IntegrityReport, what: str, path: Path) -> None:
     looked.files[what] = looked.files.get(what, 0) + 1
     looked.bytes += path.stat().st_size if path.exists() else 0
 

@@ -30,7 +30,7 @@ from campaign.supervision.forkserver import ask_child
 from campaign.supervision.identity import mark, own
 from campaign.util.messages import counted
 from campaign.worker.job import Job, JobTicket, save_job
-from campaign.worker.pipeline import Chain
+from campaign.worker.pipeline import Pipeline
 from campaign.worker.process import Worker, worker_of
 from campaign.worker.stage_log import silent
 
@@ -184,7 +184,7 @@ def _measure(job: JobTicket, tasks: list[Task], root: Path) -> Measured:
     found = Measured()
     for task in tasks:
         with PackWriter(RunDir(root)) as pack:
-            chain = Chain(worker, RunDir(root), task, {}, pack=pack)
+            chain = Pipeline(worker, RunDir(root), task, {}, pack=pack)
             chain.run()
         found.files += 1
         found.events += chain.events

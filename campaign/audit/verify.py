@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from campaign.audit.integrity import CHANGED, MISSING, Finding, Looked, integrity
+from campaign.audit.integrity import CHANGED, MISSING, Finding, IntegrityReport, integrity
 from campaign.driver import manifest
 from campaign.driver.check import Checked, check, override
 from campaign.driver.explain import differing
@@ -20,8 +20,8 @@ from campaign.driver.signals import signals
 from campaign.errors import CampaignError, Interrupted, RunDirBusy, SpecError
 from campaign.outputs.merge import Merged
 from campaign.planning.datasets import is_url
-from campaign.planning.plan import Events, Pass
-from campaign.planning.plan_file import Intent, file_lists
+from campaign.planning.plan import InputGroup, PendingTasks
+from campaign.planning.plan_file import PlanFile, file_lists
 from campaign.report import report
 from campaign.report.progress import Progress
 from campaign.spec import yaml_file
@@ -187,12 +187,12 @@ def _identity(rundir: RunDir, checked: Checked, told: Mapping[str, Any], sample:
 
 def _differs(rundir: RunDir, checked: Checked, told: Mapping[str, Any], made: Verification) -> None:
     """Why the plan is not what it was: size, date and metadata of every file, or what nothing here has a name for."""
-    intent = Intent.read(rundir)
-    if intent is None:
+    plan_file = PlanFile.read(rundir)
+    if plan_file is None:
         made.findings.append(Finding("plan", "plan.json", "cannot be read: which inputs changed cannot be told"))
         return
     for events in checked.plan.events:
-        _inputs(intent, events, told, made)
+        _inputs(plan_file, events, told, made)
     grown = report.versions()[_OURS] != told["versions"].get(_OURS)  # keys hold it; a note tells it
     if not grown and not any(f.what in ("model", "stage", "reader", "input", "campaign") for f in made.findings):
         made.findings.append(Finding("campaign", str(told["campaign"]), "the plan is not what it was"))
@@ -201,9 +201,9 @@ def _differs(rundir: RunDir, checked: Checked, told: Mapping[str, Any], made: Ve
 _OURS = "inference-campaign"
 
 
-def _inputs(intent: Intent, events: Events, told: Mapping[str, Any], made: Verification) -> None:
+def _inputs(plan_file: PlanFile, events: InputGroup, told: Mapping[str, Any], made: Verification) -> None:
     """Size, date and metadata of every file."""
-    old = intent.files(f"{events.dataset}/{events.variation}")
+    old = plan_file.files(f"{events.dataset}/{events.variation}")
     named = {f.name for f in made.findings}
     for file in events.files:
         was = old.pop(file.url, None)
@@ -263,7 +263,7 @@ class _Again(Run):
     """Some files' tasks once more, in a directory of their own; nothing is merged or reduced."""
 
     frozen: Mapping[tuple[str, str], tuple[str, str]]
-    passes: list[Pass]
+    passes: list[PendingTasks]
 
     def _remember(self) -> None:
         self.state.frozen = dict(self.frozen)
@@ -278,7 +278,7 @@ class _Again(Run):
 
 
 def _recompute(
-    rundir: RunDir, checked: Checked, told: Mapping[str, Any], looked: Looked, sample: float, shown: Progress,
+    rundir: RunDir, checked: Checked, told: Mapping[str, Any], looked: IntegrityReport, sample: float, shown: Progress,
     made: Verification,
 ) -> None:  # fmt: skip
     """Do the sample's tasks again and hold every partial against its receipt."""
@@ -318,21 +318,21 @@ def _at(receipt: Receipt) -> tuple[str, str, str, str]:
     return receipt.stage, receipt.dataset, receipt.variation, receipt.file
 
 
-def _passes(checked: Checked, told: Mapping[str, Any], looked: Looked, sample: float) -> list[Pass]:
+def _passes(checked: Checked, told: Mapping[str, Any], looked: IntegrityReport, sample: float) -> list[PendingTasks]:
     """The sample's tasks; those that need a frozen value which is not what it was are left out."""
     places = {
         id(files): np.sort(np.array(manifest.sample(told["plan"], list(files.urls()), sample), np.int64))
         for files in file_lists(checked.plan).values()
     }
     return [
-        Pass(p.shape, places[id(p.shape.events.files)])
+        PendingTasks(p.shape, places[id(p.shape.events.files)])
         for p in checked.plan.todo()
         if all("/".join(at) in looked.frozen_ok for at in p.shape.frozen)
     ]
 
 
 def _run(
-    checked: Checked, again: RunDir, frozen: Mapping[tuple[str, str], tuple[str, str]], passes: list[Pass],
+    checked: Checked, again: RunDir, frozen: Mapping[tuple[str, str], tuple[str, str]], passes: list[PendingTasks],
     shown: Progress, made: Verification,
 ) -> None:  # fmt: skip
     try:

@@ -18,7 +18,7 @@ from campaign.errors import CampaignError, SpecError
 from campaign.util.messages import counted
 
 if TYPE_CHECKING:
-    from campaign.driver.preflight import Looked
+    from campaign.driver.preflight import PreflightReport
     from campaign.spec.models import Campaign
     from campaign.worker.try_stages import Tried
 
@@ -210,7 +210,7 @@ def _check(args: argparse.Namespace) -> int:
     return 0
 
 
-def _seen(looked: Looked, tried: Tried | None, stages: list[str]) -> Iterator[str]:
+def _seen(looked: PreflightReport, tried: Tried | None, stages: list[str]) -> Iterator[str]:
     for name, file in looked.files.items():
         yield f"  looked at up to 100 rows of {file} ({name})"
     if tried is None and looked.files:
@@ -239,12 +239,12 @@ def _canary(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     from campaign.driver.check import check, default_run_dir
-    from campaign.driver.explain import Reasons, as_json
-    from campaign.driver.failed_files import Gaps
-    from campaign.driver.partial_index import Ledger
+    from campaign.driver.explain import Explanations, as_json
+    from campaign.driver.failed_files import FailedFiles
+    from campaign.driver.partial_index import PartialIndex
     from campaign.driver.state import State
     from campaign.planning.free_values import as_taken
-    from campaign.planning.plan_file import Intent
+    from campaign.planning.plan_file import PlanFile
     from campaign.storage.receipts import Receipts
     from campaign.storage.rundir import RunDir
 
@@ -252,12 +252,12 @@ def _plan(args: argparse.Namespace) -> int:
     checked = check(campaign)
     plan = checked.plan
     rundir = RunDir(args.run_dir.resolve() if args.run_dir else default_run_dir(campaign))
-    ledger = Ledger(plan, Receipts(rundir.receipts))
-    ledger.read(rundir)
-    state = State(ledger, Gaps(plan))
+    index = PartialIndex(plan, Receipts(rundir.receipts))
+    index.read(rundir)
+    state = State(index, FailedFiles(plan))
     state.remember(plan, rundir)  # forgets what was made with other frozen values
-    todo = plan.todo(ledger.missing())
-    reasons = Reasons(plan, state, Intent.read(rundir), rundir)
+    todo = plan.todo(index.missing())
+    reasons = Explanations(plan, state, PlanFile.read(rundir), rundir)
     if args.json:
         print(json.dumps(as_json(plan, reasons, todo), indent=1))
         return 0

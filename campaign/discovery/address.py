@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from campaign.discovery.credentials import Secret
+from campaign.discovery.credentials import Credentials
 from campaign.discovery.records import wrong
 from campaign.util.ownership import read_own, unfit
 
@@ -31,7 +31,7 @@ class PoolAddress:
         records: Servers that already run.
         secret: What lets clients in: certificates, headers.
         twins: Models that a process may ask in its own memory when no server is left
-            (`campaign.inference.local_model.Twin`).
+            (`campaign.inference.local_model.LocalModel`).
         versions: The version of each model that answers; a model that is not there: the newest its server has.
         pool: The nonce of the pool: records of another are passed over; empty: of none.
     """
@@ -44,7 +44,7 @@ class PoolAddress:
     request_deadline_s: float = 60.0
     settle_s: float = 0.0
     records: tuple[Mapping[str, Any], ...] = ()
-    secret: Secret | None = field(default=None, repr=False, compare=False)
+    secret: Credentials | None = field(default=None, repr=False, compare=False)
     twins: tuple[Any, ...] = ()
     versions: Mapping[str, int] = field(default_factory=dict)
     pool: str = ""

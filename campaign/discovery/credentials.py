@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, repr=False)
-class Secret:
+class Credentials:
     """What lets a client in. It travels with tasks, in memory only: never written down, and it shows nothing of itself.
 
     Attributes:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from campaign.discovery.address import PoolAddress
-from campaign.driver.partial_index import Ledger
-from campaign.driver.preflight import Looked, preflight
+from campaign.driver.partial_index import PartialIndex
+from campaign.driver.preflight import PreflightReport, preflight
 from campaign.driver.preflight import try_out as preflight_try
 from campaign.errors import SpecError
-from campaign.planning.plan import Pass, Plan
+from campaign.planning.plan import PendingTasks, Plan
 from campaign.planning.planner import plan
 from campaign.planning.stage_code import StageCode
 from campaign.pool.server_kind import make_kind
@@ -140,12 +140,12 @@ def _kind_remedy(spec: ProviderSpec) -> str:
     return f"without 'kind' the provider is '{spec.kind}'; for another write kind: {' or '.join(others)}"
 
 
-def _untouched(checked: Checked) -> list[Pass]:
+def _untouched(checked: Checked) -> list[PendingTasks]:
     """All tasks, as if nothing had been done yet."""
-    return checked.plan.todo(Ledger(checked.plan, Receipts(Path("/nonexistent/receipts"))).missing())
+    return checked.plan.todo(PartialIndex(checked.plan, Receipts(Path("/nonexistent/receipts"))).missing())
 
 
-def look(checked: Checked) -> Looked:
+def look(checked: Checked) -> PreflightReport:
     """Look at one file of each dataset, as a run does before it starts servers.
 
     Returns:

@@ -9,8 +9,8 @@ from typing import Any
 
 from campaign._version import __version__
 from campaign.driver.state import State, artefacts_there
-from campaign.planning.plan import Events, Line, Pass, Plan, Reduce
-from campaign.planning.plan_file import Intent
+from campaign.planning.plan import InputGroup, Layer, PendingTasks, Plan, Reduce
+from campaign.planning.plan_file import PlanFile
 from campaign.planning.planner import FORMAT
 from campaign.storage.receipts import UNFINISHED
 from campaign.storage.rundir import RunDir
@@ -49,7 +49,7 @@ class Group:
         )
 
 
-class Reasons:
+class Explanations:
     """Says why.
 
     Args:
@@ -59,19 +59,19 @@ class Reasons:
         rundir: The run directory.
     """
 
-    def __init__(self, plan: Plan, state: State, before: Intent | None, rundir: RunDir) -> None:
+    def __init__(self, plan: Plan, state: State, before: PlanFile | None, rundir: RunDir) -> None:
         self.plan, self.state, self.before, self.rundir = plan, state, before, rundir
-        self.ledger = state.ledger
+        self.index = state.index
         self.line = cache(self._line)
         self.files = cache(self._files)
 
-    def groups(self, some: Pass) -> Iterator[Group]:
+    def groups(self, some: PendingTasks) -> Iterator[Group]:
         """Tasks of one shape by their reasons, in canonical order of their first files."""
         events, shape = some.shape.events, some.shape
         common = tuple(dict.fromkeys(why for line in shape.emits for why in self.line(line)))
         files = self.files(events)
-        gone = {int(i) for line in shape.emits for i in some.places[self.ledger.gone(line, some.places)]}
-        old = {int(i) for line in shape.emits for i in some.places[self.ledger.made_otherwise(line, some.places)]}
+        gone = {int(i) for line in shape.emits for i in some.places[self.index.gone(line, some.places)]}
+        old = {int(i) for line in shape.emits for i in some.places[self.index.made_otherwise(line, some.places)]}
         found: dict[tuple[str, ...], list[int]] = {}
         for i in some.places.tolist():
             why = (*common, *files.get(i, ()))
@@ -87,7 +87,7 @@ class Reasons:
         at = (reduce.stage, reduce.variation)
         if at in self.state.frozen:
             return ()
-        old = self.ledger.frozen.get(at)
+        old = self.index.frozen.get(at)
         if old is not None and old.key == reduce.key:
             if not self.rundir.frozen(*at).exists():
                 return ("its frozen value is missing",)
@@ -106,11 +106,11 @@ class Reasons:
         found += self._frozen(was, reduce.frozen)
         return tuple(found) or (NOTHING,)
 
-    def _line(self, line: Line) -> tuple[str, ...]:
+    def _line(self, line: Layer) -> tuple[str, ...]:
         """What has changed for all files of a line."""
         if self.before is None:
             return ()
-        chain: list[Line] = [line]
+        chain: list[Layer] = [line]
         while chain[-1].parent is not None:
             chain.append(chain[-1].parent)
         found = list(self._version())
@@ -155,7 +155,7 @@ class Reasons:
         old = _mapping(was.get("frozen"))
         return [f"frozen '{at[0]}' will be made anew" for at in needed if old.get("/".join(at)) != keys[at]]
 
-    def _events(self, events: Events) -> list[str]:
+    def _events(self, events: InputGroup) -> list[str]:
         assert self.before is not None
         was = self.before.part("events", f"{events.dataset}/{events.variation}")
         if was is None:
@@ -166,7 +166,7 @@ class Reasons:
         }  # fmt: skip
         return [f"{what} of dataset '{events.dataset}' changed" for what, v in now.items() if was.get(what) != v]
 
-    def _files(self, events: Events) -> dict[int, tuple[str, ...]]:
+    def _files(self, events: InputGroup) -> dict[int, tuple[str, ...]]:
         """What has changed of single files."""
         if self.before is None:
             return {}
@@ -208,7 +208,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def as_json(plan: Plan, reasons: Reasons, todo: list[Pass]) -> dict[str, Any]:
+def as_json(plan: Plan, reasons: Explanations, todo: list[PendingTasks]) -> dict[str, Any]:
     """Every task, reduce stage and output, for a program; ``at_least``: a frozen value may call for more tasks."""
     tasks = [
         {

@@ -11,13 +11,13 @@ from typing import Any
 
 from campaign.driver.partial_index import Places
 from campaign.errors import CampaignError
-from campaign.planning.plan import Events, Plan
+from campaign.planning.plan import InputGroup, Plan
 from campaign.planning.task import SourceSpec
 from campaign.spec.models import NOMINAL
 
 
 @dataclass
-class Lost:
+class FailedFile:
     """A file that failed for good.
 
     Attributes:
@@ -41,7 +41,7 @@ class Lost:
         return {name: getattr(self, name) for name in names}
 
 
-class Gaps:
+class FailedFiles:
     """The failed files of a run.
 
     Args:
@@ -50,7 +50,7 @@ class Gaps:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._lost: dict[tuple[str, str], Lost] = {}
+        self._lost: dict[tuple[str, str], FailedFile] = {}
         self._urls: set[str] = set()
         self._hopeless = False
         self._shared: dict[str, Counter[str]] = {}  # by dataset: how many files have the same metadata
@@ -72,7 +72,7 @@ class Gaps:
     def __len__(self) -> int:
         return len(self._urls)
 
-    def add(self, source: SourceSpec, error: CampaignError, *, tolerable: bool = True) -> Lost | None:
+    def add(self, source: SourceSpec, error: CampaignError, *, tolerable: bool = True) -> FailedFile | None:
         """A task on this file failed for good; None if the file had failed before.
 
         Args:
@@ -85,7 +85,7 @@ class Gaps:
         if at in self._lost:
             return None
         self._urls.add(source.file.url)
-        self._lost[at] = lost = Lost(source.file.url, source.dataset, str(error).splitlines()[0])
+        self._lost[at] = lost = FailedFile(source.file.url, source.dataset, str(error).splitlines()[0])
         if not self.exceeded and self._plan.campaign.errors.weight is None:  # else it is another quantity
             lost.sum_of_weights = self._of_metadata(source)
         return lost
@@ -101,16 +101,16 @@ class Gaps:
             self._shared[source.dataset] = Counter(metadata for _, metadata in found)
         return float(said) if self._shared[source.dataset][source.file.metadata_json] == 1 else None
 
-    def of(self, events: Events, places: Places) -> list[Lost]:
+    def of(self, events: InputGroup, places: Places) -> list[FailedFile]:
         """What is known of some files; those that have not failed are left out."""
         found = (self._lost.get((events.dataset, events.files.url(i))) for i in places.tolist())
         return [lost for lost in found if lost is not None]
 
-    def known(self, events: Events, places: Places) -> bool:
+    def known(self, events: InputGroup, places: Places) -> bool:
         """Whether nothing more will be learned of them."""
         return all(lost.known for lost in self.of(events, places))
 
-    def nominal(self, events: Events) -> Events | None:
+    def nominal(self, events: InputGroup) -> InputGroup | None:
         """The nominal events of the same files, by which entries are counted; None if it has other files."""
         same = (e for e in self._plan.events if e.dataset == events.dataset and e.files is events.files)
         return next((e for e in same if e.variation == NOMINAL), None)
@@ -127,7 +127,7 @@ class Gaps:
         return [self._lost[at].to_json() for at in sorted(self._lost)[:most]]
 
 
-def missing(lost: Iterable[Lost]) -> dict[str, Any]:
+def missing(lost: Iterable[FailedFile]) -> dict[str, Any]:
     """What files take with them: names, entries, sum of weights; None where one of them is unknown."""
     files = list(lost)
     entries, weights = [f.entries for f in files], [f.sum_of_weights for f in files]

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from campaign.driver.failed_files import Lost
+from campaign.driver.failed_files import FailedFile
 from campaign.driver.state import State
-from campaign.driver.worker_calls import Call, Calls
+from campaign.driver.worker_calls import WorkerCall, WorkerCalls
 from campaign.errors import CampaignError, PartialError
-from campaign.planning.plan import Plan, Shape
-from campaign.util.lazy import Later
+from campaign.planning.plan import Plan, TaskTemplate
+from campaign.util.lazy import LazyModule
 from campaign.worker.deadline import is_late
 from campaign.worker.job import JobTicket
 
 if TYPE_CHECKING:
     from campaign.worker import file_facts
 else:
-    file_facts = Later("campaign.worker.file_facts")
+    file_facts = LazyModule("campaign.worker.file_facts")
 
 
-class Failures:
+class FailurePolicy:
     """Takes note of them.
 
     Args:
@@ -36,20 +36,20 @@ class Failures:
     """
 
     def __init__(
-        self, plan: Plan, state: State, calls: Calls, job: JobTicket, root: str, name: Callable[[], str]
+        self, plan: Plan, state: State, calls: WorkerCalls, job: JobTicket, root: str, name: Callable[[], str]
     ) -> None:
         self._plan, self._state, self._calls = plan, state, calls
         self._job, self._root, self._name = job, root, name
 
-    def failed(self, shape: Shape, place: int, error: CampaignError) -> None:
+    def failed(self, shape: TaskTemplate, place: int, error: CampaignError) -> None:
         """A task has failed for good.
 
         What later passes were to read of the same events they will not: it would be in their outputs and not in what
         their frozen values were made from. And a file that cannot be read is not tried once more by each pass.
         """
         state = self._state
-        later = [x for x in state.ledger.emits if shape.emits[0] in state.ledger.before[x]]
-        state.ledger.lose(later, np.array([place]))
+        later = [x for x in state.index.emits if shape.emits[0] in state.index.before[x]]
+        state.index.lose(later, np.array([place]))
         # What could not be written is the run directory's fault, whatever was read.
         source = shape.tasks([place]).task(0).source
         lost = state.gaps.add(source, error, tolerable=not isinstance(error, PartialError))
@@ -58,11 +58,11 @@ class Failures:
         elif lost is not None:
             self._ask(lost, shape, place, hung=is_late(error))
 
-    def _ask(self, lost: Lost, shape: Shape, place: int, *, hung: bool) -> None:
+    def _ask(self, lost: FailedFile, shape: TaskTemplate, place: int, *, hung: bool) -> None:
         events, weight = shape.events, self._plan.campaign.errors.weight
         nominal = self._state.gaps.nominal(events)
         if nominal is not None:
-            lost.entries = int(self._state.ledger.events[events.dataset][place]) or None
+            lost.entries = int(self._state.index.events[events.dataset][place]) or None
         if hung or (lost.entries is not None and weight is None):
             lost.known = True
             return
@@ -76,7 +76,7 @@ class Failures:
 
         args = (self._job, self._root, batch, weight, name)
         self._calls.submit(
-            Call(lost.file, learned, lambda _: learned((None, None)), file_facts.run_facts, args, id=name)
+            WorkerCall(lost.file, learned, lambda _: learned((None, None)), file_facts.run_facts, args, id=name)
         )
 
     def _withdraw(self) -> None:

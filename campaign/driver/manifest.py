@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from campaign.driver.partial_index import Ledger
+from campaign.driver.partial_index import PartialIndex
 from campaign.errors import CampaignError, SpecError
 from campaign.outputs.columns import COLUMNS
 from campaign.outputs.counts import COUNTS
@@ -117,7 +117,7 @@ class Done:
     Attributes:
         campaign, plan: What was asked for.
         models: What each model's answers depend on.
-        merged, frozen, ledger: What was made.
+        merged, frozen, index: What was made.
         versions: Of what the numbers depend on.
         hashed: Size, stamp and SHA-256 of inputs by URL.
     """
@@ -127,7 +127,7 @@ class Done:
     models: Mapping[str, Any]
     merged: Mapping[str, Merged]
     frozen: Mapping[tuple[str, str], tuple[str, str]]
-    ledger: Ledger
+    index: PartialIndex
     versions: Mapping[str, str]
     hashed: Mapping[str, Sequence[Any]]
 
@@ -153,7 +153,7 @@ def write(rundir: RunDir, done: Done) -> None:
         },
         "artefacts": dict(_artefacts(rundir, done)),
         "receipts": {"bytes": rundir.receipts.stat().st_size, "sha256": file_digest(rundir.receipts)},
-        "plan.json": file_digest(rundir.intent),
+        "plan.json": file_digest(rundir.plan_file),
     }
     text = json.dumps(body, indent=1, allow_nan=False).removesuffix("\n}")
     with write_aside(rundir.manifest, durable=True) as stream:
@@ -191,7 +191,7 @@ def _output(rundir: RunDir, merged: Merged) -> dict[str, Any]:
 
 def _artefacts(rundir: RunDir, done: Done) -> Iterator[tuple[str, str]]:
     for stage, variation in sorted(done.frozen):
-        receipt = done.ledger.frozen.get((stage, variation))
+        receipt = done.index.frozen.get((stage, variation))
         for name, sha256 in receipt.about.get("artefacts", {}).items() if receipt else ():
             yield _inside(rundir, rundir.artefacts(stage, variation) / name), sha256
 

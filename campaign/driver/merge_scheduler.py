@@ -10,29 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from campaign.driver.merge_trees import Tree
+from campaign.driver.merge_trees import MergeTree
 from campaign.driver.merged_outputs import receipt_of
 from campaign.driver.partial_index import Places
 from campaign.driver.state import State
-from campaign.driver.worker_calls import Call, Calls
+from campaign.driver.worker_calls import WorkerCall, WorkerCalls
 from campaign.errors import CampaignError, OutputError, PartialError
 from campaign.outputs.histograms import HISTOGRAMS
 from campaign.outputs.merge import Merged, Target
-from campaign.planning.plan import Events, Line, Output, Plan
+from campaign.planning.plan import InputGroup, Layer, Output, Plan
 from campaign.report.progress import Progress
 from campaign.storage.receipts import Receipts
 from campaign.storage.rundir import RunDir
-from campaign.util.lazy import Later
+from campaign.util.lazy import LazyModule
 
 if TYPE_CHECKING:
     from campaign.worker import merging
 else:
-    merging = Later("campaign.worker.merging")
+    merging = LazyModule("campaign.worker.merging")
 
 SLOW_S = 0.001  # a look at what can be merged that takes longer is not taken every time
 
 
-class Merges:
+class MergeScheduler:
     """The outputs of a plan on their way from partials to files.
 
     Args:
@@ -46,13 +46,13 @@ class Merges:
     """
 
     def __init__(
-        self, plan: Plan, state: State, rundir: RunDir, receipts: Receipts, calls: Calls, shown: Progress,
-        anew: Callable[[Events, frozenset[Line], Places], None],
+        self, plan: Plan, state: State, rundir: RunDir, receipts: Receipts, calls: WorkerCalls, shown: Progress,
+        anew: Callable[[InputGroup, frozenset[Layer], Places], None],
     ) -> None:  # fmt: skip
         self.plan, self.state, self.rundir, self.receipts = plan, state, rundir, receipts
         self.calls, self.shown, self.anew = calls, shown, anew
         self.root, self.began = str(rundir.root), receipts.end
-        self.waiting = [Tree(o) for o in plan.outputs if o.name not in state.merged]
+        self.waiting = [MergeTree(o) for o in plan.outputs if o.name not in state.merged]
         self.unexported: deque[Output] = deque()
         self.healed: set[tuple[int, int]] = set()
         self.redo: set[str] = set()  # outputs that hold a spoilt file when they arrive
@@ -79,36 +79,36 @@ class Merges:
             if output.name not in self.state.failed:
                 self._export(output)
 
-    def _merge(self, tree: Tree) -> bool:
+    def _merge(self, tree: MergeTree) -> bool:
         """Submit what of a merge is ready; True if it is off the list."""
         output, line = tree.output, tree.output.line
         assert line is not None
         if output.name in self.state.failed:
             return True
-        gaps = self.state.ledger.cannot(line)
+        gaps = self.state.index.cannot(line)
         if (gaps and self.state.gaps.exceeded) or self.state.lacks_frozen(line.needs):
             self.state.failed.add(output.name)
             return True
         if not self.state.has_frozen(line.needs):  # what is there may have been made with others
             return False
-        before = self.state.ledger.before[line]  # a file that fails there is lost here too
-        if not all(map(self.state.ledger.settled, before)):
+        before = self.state.index.before[line]  # a file that fails there is lost here too
+        if not all(map(self.state.index.settled, before)):
             return False
         if gaps and not self._decided(tree, line):
             return output.name in self.state.failed
         target = Target(output.stage, output.dataset, output.variation)
-        for first in tree.ready(self.state.ledger, gaps):
+        for first in tree.ready(self.state.index, gaps):
             if self.calls.room <= 0:
                 break
             end = tree.end(first)
-            lost = self.state.ledger.gaps(line, first, end).tolist()
+            lost = self.state.index.gaps(line, first, end).tolist()
             there = sorted(set(range(first, end)).difference(lost))
             if not there:
                 tree.leaves[first] = None
                 continue
             tree.asked.add(first)
-            lines = self.state.ledger.raw(line, first, end)
-            some = replace(target, older=self.state.ledger.older(line, first, end, self.began))
+            lines = self.state.index.raw(line, first, end)
+            some = replace(target, older=self.state.index.older(line, first, end, self.began))
             args = (self.root, some, first, line.keys.pick(there), lines, lost)
             if tree.small:
                 self._call(output.name, merging.run_whole, args, tree, self._merged)
@@ -121,11 +121,11 @@ class Merges:
             return True
         return False
 
-    def _decided(self, tree: Tree, line: Line) -> bool:
+    def _decided(self, tree: MergeTree, line: Layer) -> bool:
         """Whether an output can be merged without lost files: all others are done, and it is known what is lost."""
-        ledger = self.state.ledger
-        places = ledger.gaps(line, 0, tree.files)
-        if not ledger.settled(line) or not self.state.gaps.known(line.events, places):
+        index = self.state.index
+        places = index.gaps(line, 0, tree.files)
+        if not index.settled(line) or not self.state.gaps.known(line.events, places):
             return False
         if len(places) == tree.files:
             self._lose(tree.output, OutputError("every file of it failed", where=tree.output.name))
@@ -139,31 +139,31 @@ class Merges:
         def take(found: Any) -> None:
             then(about, found)
 
-        self.calls.submit(Call(what, take, take, function, args))
+        self.calls.submit(WorkerCall(what, take, take, function, args))
 
-    def _leaf(self, tree: Tree, first: int, found: Any) -> None:
+    def _leaf(self, tree: MergeTree, first: int, found: Any) -> None:
         tree.asked.discard(first)
         if first in tree.spoilt:
             tree.spoilt.discard(first)
-        elif isinstance(found, merging.Spoilt):
+        elif isinstance(found, merging.CorruptPartials):
             self._heal(tree, found)
         elif isinstance(found, CampaignError):
             self._lose(tree.output, found)
         else:
             tree.leaves[first] = found
 
-    def _merged(self, tree: Tree, found: Any) -> None:
+    def _merged(self, tree: MergeTree, found: Any) -> None:
         if tree.output.name in self.state.failed:  # withdrawn meanwhile
             if isinstance(found, Merged):
                 found.remove()
             return
         if tree.output.name in self.redo:  # it may hold the spoilt file
             self.redo.discard(tree.output.name)
-            self.waiting.append(Tree(tree.output))
+            self.waiting.append(MergeTree(tree.output))
             if isinstance(found, Merged):
                 found.remove()
             return
-        if isinstance(found, merging.Spoilt):
+        if isinstance(found, merging.CorruptPartials):
             tree.asked.clear()
             self.waiting.append(tree)
             self._heal(tree, found)
@@ -171,7 +171,7 @@ class Merges:
         if isinstance(found, PartialError) and not tree.small and tree.output.name not in self.begun_again:
             # A worker that had merged the leaves, and so removed them, was lost before it could say so.
             self.begun_again.add(tree.output.name)
-            self.waiting.append(Tree(tree.output))
+            self.waiting.append(MergeTree(tree.output))
             return
         if isinstance(found, CampaignError):
             self._lose(tree.output, found)
@@ -186,7 +186,7 @@ class Merges:
         self.state.note(error)
         self.state.failed.add(output.name)
 
-    def _heal(self, tree: Tree, found: merging.Spoilt) -> None:
+    def _heal(self, tree: MergeTree, found: merging.CorruptPartials) -> None:
         """Make spoilt partials anew, each once."""
         line = tree.output.line
         assert line is not None
@@ -196,11 +196,11 @@ class Merges:
             return
         self.healed.update(places)
         files = np.array(found.files)
-        self.state.ledger.forget(line, files)
+        self.state.index.forget(line, files)
         self.anew(line.events, frozenset([line]), files)
         self.shown.say(f"{tree.output.name}: {len(files)} partials are not what was written and are made anew")
 
-    def renew(self, artefact: Line, place: int, read: int) -> bool:
+    def renew(self, artefact: Layer, place: int, read: int) -> bool:
         """Make an artefact anew that is not what was written, once; whoever reads it waits for that.
 
         Args:
@@ -213,16 +213,16 @@ class Merges:
         """
         one = np.array([place])
         if (artefact.number, place) in self.healed:
-            (now,) = self.state.ledger.at(artefact, one).tolist()
-            return now != read if now >= 0 else not self.state.ledger.lost(artefact, one)[0]
+            (now,) = self.state.index.at(artefact, one).tolist()
+            return now != read if now >= 0 else not self.state.index.lost(artefact, one)[0]
         self.healed.add((artefact.number, place))
-        self.state.ledger.forget(artefact, one)
+        self.state.index.forget(artefact, one)
         self.anew(artefact.events, frozenset([artefact]), one)
         for output in self.plan.outputs:  # what was merged of it is the spoilt file itself, under another name
             if output.line is not artefact:
                 continue
             if self.state.merged.pop(output.name, None) is not None:
-                self.waiting.append(Tree(output))
+                self.waiting.append(MergeTree(output))
             elif its := [tree for tree in self.waiting if tree.output is output]:
                 its[0].drop(place)
             elif output.name not in self.state.failed:

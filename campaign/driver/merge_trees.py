@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from campaign.driver.partial_index import Ledger
+from campaign.driver.partial_index import PartialIndex
 from campaign.outputs.merge import Leaf
 from campaign.planning.plan import Output
 
@@ -15,7 +15,7 @@ LEAF = 1000  # partials that one worker merges at once; so many receipts travel 
 
 
 @dataclass(eq=False)
-class Tree:
+class MergeTree:
     """An output on its way.
 
     Attributes:
@@ -51,22 +51,22 @@ class Tree:
         if first in self.asked:
             self.spoilt.add(first)
 
-    def ready(self, ledger: Ledger, with_gaps: bool = False) -> Iterator[int]:
+    def ready(self, index: PartialIndex, with_gaps: bool = False) -> Iterator[int]:
         """First files of ranges that can be merged now and have not been.
 
         Args:
-            ledger: What is there.
+            index: What is there.
             with_gaps: What is not there is not waited for.
         """
         line = self.output.line
         assert line is not None
-        whole = with_gaps or ledger.whole(line)
+        whole = with_gaps or index.whole(line)
         if self.small and not whole:
             return
         for first in range(0, self.files, LEAF):
             if first in self.asked or first in self.leaves:
                 continue
-            if whole or ledger.there(line, np.arange(first, self.end(first))).all():
+            if whole or index.there(line, np.arange(first, self.end(first))).all():
                 yield first
 
     @property

@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from campaign.planning.plan import Events, Line, Plan
+from campaign.planning.plan import InputGroup, Layer, Plan
 from campaign.planning.task import KEY
 from campaign.spec.models import NOMINAL
 from campaign.storage.receipts import FROZEN, MERGED, Receipt, Receipts
@@ -23,7 +23,7 @@ CHUNK = 4096  # receipts that are matched with the plan at once
 Places = NDArray[np.int64]
 
 
-class Ledger:
+class PartialIndex:
     """Kept by the driver alone.
 
     Args:
@@ -83,7 +83,7 @@ class Ledger:
             self._done[line] = int(np.count_nonzero(places >= 0))
 
     # What comes.
-    def record(self, lines: Sequence[Line], places: Places, at: NDArray[np.int64], events: Places) -> None:
+    def record(self, lines: Sequence[Layer], places: Places, at: NDArray[np.int64], events: Places) -> None:
         """Tasks are done.
 
         Args:
@@ -101,26 +101,26 @@ class Ledger:
                 counted = self.events[line.events.dataset]
                 counted[places] = np.maximum(counted[places], events)
 
-    def lose(self, lines: Iterable[Line], places: Places) -> None:
+    def lose(self, lines: Iterable[Layer], places: Places) -> None:
         """These partials will not be there."""
         self._set(lines, places, LOST)
 
-    def forget(self, line: Line, places: Places) -> None:
+    def forget(self, line: Layer, places: Places) -> None:
         """These partials were found to be spoilt."""
         self._set([line], places, NOT_YET)
 
-    def stale(self, marks: Mapping[Line, str]) -> list[tuple[Events, frozenset[Line], Places]]:
+    def stale(self, marks: Mapping[Layer, str]) -> list[tuple[InputGroup, frozenset[Layer], Places]]:
         """Forget partials that earlier runs have made with other frozen values; which, alike ones together.
 
         Args:
             marks: Of the frozen values that each of these lines is to be made with.
         """
-        found: dict[tuple[Events, int], set[Line]] = {}
+        found: dict[tuple[InputGroup, int], set[Layer]] = {}
         for line, mark in marks.items():
             other = (self._at[line] >= 0) & (self._made_with[line] != self._marks.get(mark, NOT_YET))
             for i in np.flatnonzero(other).tolist():
                 found.setdefault((line.events, i), set()).add(line)
-        alike: dict[tuple[Events, frozenset[Line]], list[int]] = {}
+        alike: dict[tuple[InputGroup, frozenset[Layer]], list[int]] = {}
         for (events, i), lines in found.items():
             alike.setdefault((events, frozenset(lines)), []).append(i)
         told = [(events, lines, np.array(sorted(places))) for (events, lines), places in alike.items()]
@@ -128,7 +128,7 @@ class Ledger:
             self._set(forgotten, places, STALE)
         return told
 
-    def _set(self, lines: Iterable[Line], places: Places, value: int) -> None:
+    def _set(self, lines: Iterable[Layer], places: Places, value: int) -> None:
         for line in lines:
             before = self._at[line][places]
             self._done[line] -= int(np.count_nonzero(before >= 0))
@@ -136,65 +136,65 @@ class Ledger:
             self._at[line][places] = value
 
     # What is asked.
-    def there(self, line: Line, places: Places) -> NDArray[np.bool_]:
+    def there(self, line: Layer, places: Places) -> NDArray[np.bool_]:
         """Whether partials are there."""
         return np.greater_equal(self._at[line][places], 0)
 
-    def whole(self, line: Line) -> bool:
+    def whole(self, line: Layer) -> bool:
         """Whether all are."""
         return self._done[line] == len(line.keys)
 
-    def some(self, line: Line) -> bool:
+    def some(self, line: Layer) -> bool:
         """Whether some are."""
         return self._done[line] > 0
 
-    def settled(self, line: Line) -> bool:
+    def settled(self, line: Layer) -> bool:
         """Whether of each it is known that it is there or will not be."""
         return self._done[line] + self._lost[line] == len(line.keys)
 
-    def gaps(self, line: Line, start: int, stop: int) -> Places:
+    def gaps(self, line: Layer, start: int, stop: int) -> Places:
         """Which of consecutive files will have none."""
         return start + np.flatnonzero(self._at[line][start:stop] == LOST)
 
-    def cannot(self, line: Line) -> bool:
+    def cannot(self, line: Layer) -> bool:
         """Whether some will not be."""
         return self._lost[line] > 0
 
-    def lost(self, line: Line, places: Places) -> NDArray[np.bool_]:
+    def lost(self, line: Layer, places: Places) -> NDArray[np.bool_]:
         """Which will not be."""
         return np.equal(self._at[line][places], LOST)
 
-    def gone(self, line: Line, places: Places) -> NDArray[np.bool_]:
+    def gone(self, line: Layer, places: Places) -> NDArray[np.bool_]:
         """Of which there is a receipt, but not what it says."""
         return np.equal(self._at[line][places], GONE)
 
-    def made_otherwise(self, line: Line, places: Places) -> NDArray[np.bool_]:
+    def made_otherwise(self, line: Layer, places: Places) -> NDArray[np.bool_]:
         """Which were made with another frozen value than is in force."""
         return np.equal(self._at[line][places], STALE)
 
-    def newest(self, line: Line) -> int:
+    def newest(self, line: Layer) -> int:
         """Place in the log of the last receipt."""
         return int(self._at[line].max(initial=NOT_YET))
 
-    def raw(self, line: Line, start: int, stop: int) -> list[bytes]:
+    def raw(self, line: Layer, start: int, stop: int) -> list[bytes]:
         """Receipts of those of consecutive files that will have one, as they stand in the log."""
         at = self._at[line][start:stop]
         return self.receipts.lines(at[at != LOST].tolist())
 
-    def older(self, line: Line, start: int, stop: int, than: int) -> list[int]:
+    def older(self, line: Layer, start: int, stop: int, than: int) -> list[int]:
         """Which of consecutive files have a partial whose receipt lies before a place of the log."""
         at = self._at[line][start:stop]
         return (start + np.flatnonzero((at >= 0) & (at < than))).tolist()  # type: ignore[no-any-return]
 
-    def at(self, line: Line, places: Places) -> Places:
+    def at(self, line: Layer, places: Places) -> Places:
         """Where in the log the receipts of some files lie; below 0: there is none that counts."""
         return self._at[line][places]
 
-    def missing(self) -> dict[Events, dict[frozenset[Line], Places]]:
+    def missing(self) -> dict[InputGroup, dict[frozenset[Layer], Places]]:
         """For each events, its files by the lines whose partials are there."""
         return {events: self._groups(events) for events in self.plan.events}
 
-    def _groups(self, events: Events) -> dict[frozenset[Line], Places]:
+    def _groups(self, events: InputGroup) -> dict[frozenset[Layer], Places]:
         lines = [line for line in self.emits if line.events is events]
         there = np.array([self._at[line] >= 0 for line in lines], bool).reshape(len(lines), -1)
         if not there.any() or there.all():
@@ -210,7 +210,7 @@ class Ledger:
 class _Finder:
     """Finds keys among those of lines: by their first 8 bytes in one sorted array, then by all of them."""
 
-    def __init__(self, lines: Sequence[Line]) -> None:
+    def __init__(self, lines: Sequence[Layer]) -> None:
         self._lines = lines
         self._ends = np.cumsum([len(line.keys) for line in lines])
         packed = b"".join(line.keys.packed for line in lines)
@@ -219,7 +219,7 @@ class _Finder:
         self._order = np.argsort(short, kind="stable")
         self._short = short[self._order]
 
-    def __call__(self, keys: Sequence[str]) -> Iterator[tuple[Line | None, int]]:
+    def __call__(self, keys: Sequence[str]) -> Iterator[tuple[Layer | None, int]]:
         asked = np.frombuffer(_packed(keys), np.uint8).reshape(-1, KEY)
         if not len(self._order):
             yield from [(None, 0)] * len(asked)

@@ -15,7 +15,7 @@ import numpy as np
 
 from campaign.discovery.address import PoolAddress
 from campaign.errors import CampaignError, InputError, SpecError
-from campaign.planning.plan import Pass, Plan, longest_first
+from campaign.planning.plan import PendingTasks, Plan, longest_first
 from campaign.planning.task import Step, Task
 from campaign.spec.models import NOMINAL
 from campaign.supervision.forkserver import ask_child
@@ -32,7 +32,7 @@ TAIL = 4000  # bytes of what was printed in an error
 
 
 @dataclass
-class Looked:
+class PreflightReport:
     """What was looked at.
 
     Attributes:
@@ -46,7 +46,7 @@ class Looked:
     broken: dict[str, str] = field(default_factory=dict)
 
 
-def preflight(plan: Plan, todo: Iterable[Pass], job: JobTicket) -> Looked:
+def preflight(plan: Plan, todo: Iterable[PendingTasks], job: JobTicket) -> PreflightReport:
     """Look at one non-empty file per dataset and kind of variation, in a child process.
 
     The stages before the first inference are run on 100 rows, so that a branch they touch and the file does not
@@ -61,15 +61,19 @@ def preflight(plan: Plan, todo: Iterable[Pass], job: JobTicket) -> Looked:
     """
     groups = [_largest(some) for some in todo if some.shape.artefact is None]
     if not groups:
-        return Looked()
+        return PreflightReport()
     found = _ask(plan, _look_at, job, (groups,), "check: a stage that was tried")
-    if isinstance(found, Looked):
+    if isinstance(found, PreflightReport):
         return found
     raise _as_spec_error(plan, *found) if isinstance(found, tuple) else found
 
 
 def try_out(
-    plan: Plan, todo: Iterable[Pass], job: JobTicket, signatures: Mapping[str, Any], address: PoolAddress | None = None
+    plan: Plan,
+    todo: Iterable[PendingTasks],
+    job: JobTicket,
+    signatures: Mapping[str, Any],
+    address: PoolAddress | None = None,
 ) -> Tried:
     """Run all stages but those that need frozen values on 100 rows, with servers that answer zeros or with real ones.
 
@@ -158,7 +162,7 @@ def _try(pipe: Connection, notes: _Notes, *args: Any) -> None:
         try_groups(pipe, notes.begins, *args)
 
 
-def _largest(some: Pass) -> list[Task]:
+def _largest(some: PendingTasks) -> list[Task]:
     sizes = np.frombuffer(some.shape.events.files.sizes, np.int64)
     batch = some.shape.tasks(longest_first(some.places, sizes)[:FILES].tolist())
     return [batch.task(i) for i in range(len(batch))]
@@ -170,8 +174,10 @@ def _look_at(pipe: Connection, notes: _Notes, job: JobTicket, groups: list[list[
         pipe.send(_first_wrong(job, groups, notes))
 
 
-def _first_wrong(job: JobTicket, groups: list[list[Task]], notes: _Notes) -> tuple[CampaignError, Task] | Looked:
-    made = Looked()
+def _first_wrong(
+    job: JobTicket, groups: list[list[Task]], notes: _Notes
+) -> tuple[CampaignError, Task] | PreflightReport:
+    made = PreflightReport()
     for tasks in groups:
         wrong = _look_at_group(job, tasks, made, notes)
         if wrong is not None:
@@ -179,7 +185,9 @@ def _first_wrong(job: JobTicket, groups: list[list[Task]], notes: _Notes) -> tup
     return made
 
 
-def _look_at_group(job: JobTicket, tasks: list[Task], made: Looked, notes: _Notes) -> tuple[CampaignError, Task] | None:
+def _look_at_group(
+    job: JobTicket, tasks: list[Task], made: PreflightReport, notes: _Notes
+) -> tuple[CampaignError, Task] | None:
     from campaign.worker.preview import Unseen, look
 
     wrong: tuple[CampaignError, Task] | None = None

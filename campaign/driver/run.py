@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 from campaign.discovery.address import PoolAddress
 from campaign.driver import manifest, summary
 from campaign.driver.check import Checked, check, default_run_dir, job_of, override
-from campaign.driver.failed_files import Gaps
-from campaign.driver.partial_index import Ledger
+from campaign.driver.failed_files import FailedFiles
+from campaign.driver.partial_index import PartialIndex
 from campaign.driver.preflight import preflight
 from campaign.driver.scheduler import Scheduler
 from campaign.driver.signals import signals
 from campaign.driver.state import State
 from campaign.errors import CampaignError, CampaignFailed, Interrupted, SpecError
 from campaign.planning import plan_file
-from campaign.planning.plan import Pass, Reduce
+from campaign.planning.plan import PendingTasks, Reduce
 from campaign.pool.pool import ServerPool
 from campaign.protocols import Provider
 from campaign.report import report
@@ -102,8 +102,8 @@ class Run:
         self.profile = Profile(began=time.time())
         self.clock = time.monotonic()  # nobody sets this one
         self.receipts = Receipts(rundir.receipts)
-        self.state = State(Ledger(self.plan, self.receipts), Gaps(self.plan))
-        self.todo: list[Pass] = []
+        self.state = State(PartialIndex(self.plan, self.receipts), FailedFiles(self.plan))
+        self.todo: list[PendingTasks] = []
         self.pool: ServerPool | None = None
         self.hashes = manifest.InputHashes(self.plan, {})
         self.looked = 0.0
@@ -156,11 +156,11 @@ class Run:
     def _remember(self) -> None:
         """What earlier runs of this directory have left, as far as it is still what this plan wants."""
         shutil.rmtree(self.rundir.workers, ignore_errors=True)
-        self.state.ledger.read(self.rundir)
-        self.rundir.sweep(self.state.ledger.packs)
+        self.state.index.read(self.rundir)
+        self.rundir.sweep(self.state.index.packs)
         self.state.remember(self.plan, self.rundir)
         self.state.withdraw(self.plan, self.rundir)
-        self.todo = self.plan.todo(self.state.ledger.missing())
+        self.todo = self.plan.todo(self.state.index.missing())
 
     @property
     def tasks_to_do(self) -> int:
@@ -207,7 +207,7 @@ class Run:
                 break  # it may be in the middle of a large one
             self.hashes.join(0.2)
         done = manifest.Done(
-            self.campaign, self.plan, self.checked.models, self.state.merged, self.state.frozen, self.state.ledger,
+            self.campaign, self.plan, self.checked.models, self.state.merged, self.state.frozen, self.state.index,
             {**self.report.versions, "reproducible": str(self.report.reproducible)}, dict(self.hashes.found),
         )  # fmt: skip
         try:

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from campaign.driver.failure_policy import Failures
-from campaign.driver.merge_scheduler import Merges
+from campaign.driver.failure_policy import FailurePolicy
+from campaign.driver.merge_scheduler import MergeScheduler
 from campaign.driver.partial_index import Places
 from campaign.driver.state import State
-from campaign.driver.task_queue import Queue
-from campaign.driver.worker_calls import Call, Calls
+from campaign.driver.task_queue import TaskQueue
+from campaign.driver.worker_calls import WorkerCall, WorkerCalls
 from campaign.errors import ArtefactError, CampaignError, FrozenChanged, ServerError, SpecError
 from campaign.inference.local_model import NOTE
-from campaign.planning.plan import Events, Line, Pass, Plan, Reduce, Shape, shapes
+from campaign.planning.plan import InputGroup, Layer, PendingTasks, Plan, Reduce, TaskTemplate, shapes
 from campaign.protocols import Provider
 from campaign.report.progress import Progress
 from campaign.storage.receipts import FROZEN, UNFINISHED, Receipt, Receipts, parse
 from campaign.storage.rundir import RunDir
 from campaign.util.hashing import canonical_json
-from campaign.util.lazy import Later
+from campaign.util.lazy import LazyModule
 from campaign.worker.deadline import deaths
 from campaign.worker.job import JobTicket
 
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from campaign.storage.frozen_values import Frozen
     from campaign.worker import reducing, tasks
 else:
-    reducing, tasks = Later("campaign.worker.reducing"), Later("campaign.worker.tasks")
+    reducing, tasks = LazyModule("campaign.worker.reducing"), LazyModule("campaign.worker.tasks")
 
 NOWHERE = np.empty(0, np.int64)
 AHEAD = 3  # calls waiting per worker: enough that none idles, few enough that the driver's memory stays small
 
 
 @dataclass(frozen=True)
-class Given:
+class TaskInputs:
     """What the tasks of a call are given besides their files.
 
     Attributes:
@@ -54,7 +54,7 @@ class Given:
     expected: tuple[str, ...]
     reads: Places
 
-    def pick(self, some: Places) -> Given:
+    def pick(self, some: Places) -> TaskInputs:
         """That of some of the tasks."""
         if not len(self.reads):
             return self
@@ -84,23 +84,23 @@ class Scheduler:
     """
 
     def __init__(
-        self, plan: Plan, todo: Iterable[Pass], state: State, rundir: RunDir, receipts: Receipts, provider: Provider,
-        workers: int, retries: int, job: JobTicket, shown: Progress,
+        self, plan: Plan, todo: Iterable[PendingTasks], state: State, rundir: RunDir, receipts: Receipts,
+        provider: Provider, workers: int, retries: int, job: JobTicket, shown: Progress,
         pool_failure: Callable[[], CampaignError | None], with_servers: Callable[[], JobTicket],
     ) -> None:  # fmt: skip
         self.plan, self.state, self.rundir, self.receipts = plan, state, rundir, receipts
         self.workers, self.retries = workers, retries
         self.job, self.shown, self.pool_failure, self.with_servers = job, shown, pool_failure, with_servers
         self.root = str(rundir.root)
-        self.queue = Queue(todo, state.ledger, workers)
+        self.queue = TaskQueue(todo, state.index, workers)
         self.unreduced = [r for r in plan.reduces if (r.stage, r.variation) not in state.frozen]
         self.tries: Counter[tuple[int, int]] = Counter()
         self.name, self.numbers = secrets.token_hex(4), count()  # of calls
-        self.calls = Calls(
+        self.calls = WorkerCalls(
             lambda: provider.tasks(workers), lambda: deaths(rundir.workers, rundir.stage_logs), workers * AHEAD
         )
-        self.merges = Merges(plan, state, rundir, receipts, self.calls, shown, self._anew)
-        self.failures = Failures(plan, state, self.calls, job, self.root, self._id)
+        self.merges = MergeScheduler(plan, state, rundir, receipts, self.calls, shown, self._anew)
+        self.failures = FailurePolicy(plan, state, self.calls, job, self.root, self._id)
 
     def run(self, look_around: Callable[[], None]) -> None:
         """Until nothing more can be done. What fails is noted, what does not depend on it goes on.
@@ -137,36 +137,36 @@ class Scheduler:
         self.calls.try_suspect()
 
     # Tasks.
-    def _drop(self, shape: Shape, places: Places) -> None:
-        self.state.ledger.lose(shape.emits, places)
+    def _drop(self, shape: TaskTemplate, places: Places) -> None:
+        self.state.index.lose(shape.emits, places)
         for line in shape.lines:
             self.shown.add(line.stage, 0, failed=len(places))
 
     def _id(self) -> str:
         return f"{self.name}-{next(self.numbers)}"
 
-    def _batch(self, shape: Shape, places: Places) -> Call:
+    def _batch(self, shape: TaskTemplate, places: Places) -> WorkerCall:
         """The call for some tasks of one shape, with the frozen values and the artefacts of now."""
         marks = tuple(map(self.state.made_with, shape.lines)) if shape.frozen else ()
-        reads = NOWHERE if shape.artefact is None else self.state.ledger.at(shape.artefact, places)
+        reads = NOWHERE if shape.artefact is None else self.state.index.at(shape.artefact, places)
         receipts = [parse(line) for line in self.receipts.lines(reads.tolist())]
         expected = tuple(r.sha256 if r is not None else "" for r in receipts)
         return self._call(
-            shape, places, Given({at: self.state.frozen[at] for at in shape.frozen}, marks, expected, reads)
+            shape, places, TaskInputs({at: self.state.frozen[at] for at in shape.frozen}, marks, expected, reads)
         )
 
-    def _call(self, shape: Shape, places: Places, given: Given) -> Call:
+    def _call(self, shape: TaskTemplate, places: Places, given: TaskInputs) -> WorkerCall:
         """The call for tasks that are given just this; so are the parts that it may be divided into."""
         batch, half, name = shape.tasks(places.tolist()), len(places) // 2, self._id()
         every = np.arange(len(places))
 
-        def divided(some: Places, others: Places) -> tuple[Call, Call]:
+        def divided(some: Places, others: Places) -> tuple[WorkerCall, WorkerCall]:
             return (
                 self._call(shape, places[some], given.pick(some)),
                 self._call(shape, places[others], given.pick(others)),
             )
 
-        return Call(
+        return WorkerCall(
             batch.files[0].url,
             lambda answer: self._arrived(shape, places, answer, given),
             lambda error: self._lost(shape, int(places[0]), error),
@@ -177,7 +177,7 @@ class Scheduler:
             part=(lambda i: divided(every[[i]], np.delete(every, i))) if half else None,
         )
 
-    def _arrived(self, shape: Shape, places: Places, answer: tasks.Answer, given: Given) -> None:
+    def _arrived(self, shape: TaskTemplate, places: Places, answer: tasks.Answer, given: TaskInputs) -> None:
         self.state.account(answer)
         self.queue.measured(shape, len(places), answer.wall_s)
         if answer.done:
@@ -186,8 +186,8 @@ class Scheduler:
             at = self.receipts.append(answer.lines) + np.cumsum(lengths) - lengths
             events = np.frombuffer(answer.events, np.int64)
             # Of a file that has failed in an earlier pass meanwhile nothing is wanted in this run.
-            wanted = ~self.state.ledger.lost(shape.emits[0], done)
-            self.state.ledger.record(shape.emits, done[wanted], at.reshape(len(done), -1)[wanted], events[wanted])
+            wanted = ~self.state.index.lost(shape.emits[0], done)
+            self.state.index.record(shape.emits, done[wanted], at.reshape(len(done), -1)[wanted], events[wanted])
             self.state.counts["done"] += len(done)
             for stage, lines in Counter(line.stage for line in shape.lines).items():
                 self.shown.add(stage, lines * len(done), rows=answer.rows[stage])
@@ -199,9 +199,9 @@ class Scheduler:
                 again.append(int(places[i]))
                 self.state.rungs["parked"] -= parked  # not lost yet
         if again:
-            self.queue.add(Pass(shape, np.array(again)))
+            self.queue.add(PendingTasks(shape, np.array(again)))
 
-    def _task_failed(self, shape: Shape, place: int, error: CampaignError, read: int = -1) -> bool:
+    def _task_failed(self, shape: TaskTemplate, place: int, error: CampaignError, read: int = -1) -> bool:
         """Note it; True if the task is to be tried again. ``read``: where the receipt of its artefact lies."""
         if isinstance(error, FrozenChanged):
             raise error
@@ -228,17 +228,17 @@ class Scheduler:
         if place and place not in error.where:
             error.where = f"{place}: {error.where}"
 
-    def _lost(self, shape: Shape, place: int, error: CampaignError) -> None:
+    def _lost(self, shape: TaskTemplate, place: int, error: CampaignError) -> None:
         if self._task_failed(shape, place, error):
-            self.queue.add(Pass(shape, np.array([place])))
+            self.queue.add(PendingTasks(shape, np.array([place])))
 
-    def _anew(self, events: Events, lines: frozenset[Line], places: Places) -> None:
+    def _anew(self, events: InputGroup, lines: frozenset[Layer], places: Places) -> None:
         """Make partials of some files again."""
-        others = frozenset(self.state.ledger.emits) - lines
+        others = frozenset(self.state.index.emits) - lines
         for shape in shapes([x for x in self.plan.lines if x.events is events], others):
             if any(self.plan.infers(line.stage) for line in shape.lines):
                 self.job = self.with_servers()  # nothing else may have needed one
-            self.queue.add(Pass(shape, places))
+            self.queue.add(PendingTasks(shape, places))
             self.state.counts["again"] += len(places)
 
     # Reduce stages.
@@ -255,7 +255,7 @@ class Scheduler:
         merged = {d: self.state.merged[o.name] for d, o in reduce.inputs.items()}
         frozen = {at: self.state.frozen[at] for at in reduce.frozen}
         metadata = {d: self._metadata(d) for d in reduce.inputs}
-        if (reduce.stage, reduce.variation) in self.state.ledger.frozen:
+        if (reduce.stage, reduce.variation) in self.state.index.frozen:
             # Its file and its plots are about to be others than the receipt says, whatever comes then.
             self._receive(reduce, Receipt(UNFINISHED, reduce.stage, "all", reduce.variation, "", FROZEN, "", 0))
         slim, name = reducing.ReduceCall(reduce.stage, reduce.variation, reduce.frozen), self._id()
@@ -265,12 +265,14 @@ class Scheduler:
         def take(found: reducing.Reduced | CampaignError) -> None:
             self._reduced(*about, found)
 
-        self.calls.submit(Call(f"{reduce.stage}/{reduce.variation}", take, take, reducing.run_reduce, args, id=name))
+        self.calls.submit(
+            WorkerCall(f"{reduce.stage}/{reduce.variation}", take, take, reducing.run_reduce, args, id=name)
+        )
         return True
 
     def _receive(self, reduce: Reduce, receipt: Receipt) -> None:
         self.receipts.add(receipt, durable=True)
-        self.state.ledger.frozen[reduce.stage, reduce.variation] = receipt
+        self.state.index.frozen[reduce.stage, reduce.variation] = receipt
 
     def _in_force(self, reduce: Reduce) -> None:
         """A frozen value is there; partials that were made with another one are not."""

@@ -32,7 +32,7 @@ def signals() -> Iterator[threading.Event]:
 
     def handler(signum: int, _frame: object) -> None:
         if asked.is_set():
-            os._exit(130)  # pilots, workers, guardians and the keeper see this process go and clean up
+            os._exit(130)  # pilots, workers, server watchdogs and the driver watchdog see this process go and clean up
         asked.set()
         wake_fork_server()  # this very thread may wait for it
         if signum == signal.SIGHUP:

@@ -9,13 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from campaign.driver.failed_files import Gaps, missing
+from campaign.driver.failed_files import FailedFiles, missing
 from campaign.driver.merged_outputs import of_receipt, restored
-from campaign.driver.partial_index import Ledger, Places
+from campaign.driver.partial_index import PartialIndex, Places
 from campaign.errors import CampaignError, InputError, ProviderError
 from campaign.outputs.merge import Merged
-from campaign.planning.plan import Events, Line, Output, Plan, Reduce
-from campaign.report.timing import Spent
+from campaign.planning.plan import InputGroup, Layer, Output, Plan, Reduce
+from campaign.report.timing import Timing
 from campaign.storage.frozen_values import thaw
 from campaign.storage.receipts import Receipt
 from campaign.storage.rundir import RunDir
@@ -43,7 +43,7 @@ class State:
     """What is done and what cannot be done.
 
     Attributes:
-        ledger: Partials that are there, and those that will not be.
+        index: Partials that are there, and those that will not be.
         frozen: ``(path, sha256)`` of frozen values, by (stage, variation).
         merged: Merged outputs by name.
         failed: Outputs and ``stage/variation`` that will not be there.
@@ -60,8 +60,8 @@ class State:
         peak_mb: The most memory a worker has had.
     """
 
-    ledger: Ledger
-    gaps: Gaps
+    index: PartialIndex
+    gaps: FailedFiles
     frozen: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     merged: dict[str, Merged] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
@@ -71,14 +71,14 @@ class State:
     counts: Counter[str] = field(default_factory=Counter)
     rungs: Counter[str] = field(default_factory=Counter)
     refused: set[str] = field(default_factory=set)
-    spent: Spent = field(default_factory=Spent)
+    spent: Timing = field(default_factory=Timing)
     tasks_s: float = 0.0
     answered: float = 0.0
     peak_mb: float = 0.0
-    _unsettled: set[Line] = field(init=False)
+    _unsettled: set[Layer] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._unsettled = {line for line in self.ledger.emits if line.needs}
+        self._unsettled = {line for line in self.index.emits if line.needs}
 
     def remember(self, plan: Plan, rundir: RunDir) -> None:
         """What earlier runs of the directory have left, as far as it is still what this plan wants.
@@ -90,7 +90,7 @@ class State:
             FrozenChanged: One was altered.
         """
         for reduce in plan.reduces:
-            old = self.ledger.frozen.get((reduce.stage, reduce.variation))
+            old = self.index.frozen.get((reduce.stage, reduce.variation))
             path = rundir.frozen(reduce.stage, reduce.variation)
             if old is not None and old.key == reduce.key and path.exists():
                 thaw(path, old.sha256)  # an altered one is refused now, not when half the work is done
@@ -105,12 +105,12 @@ class State:
 
     def _restore(self, rundir: RunDir, output: Output) -> None:
         line = output.line
-        at, receipt = self.ledger.merged.get(output.name, (0, None))
+        at, receipt = self.index.merged.get(output.name, (0, None))
         # A partial that was made anew after the merge has its receipt behind it.
         if receipt is None or line is None or not self.has_frozen(line.needs):
             return
-        before = all(map(self.ledger.whole, self.ledger.before[line]))  # a file that fails there is lost here too
-        if before and self.ledger.whole(line) and self.ledger.newest(line) <= at:
+        before = all(map(self.index.whole, self.index.before[line]))  # a file that fails there is lost here too
+        if before and self.index.whole(line) and self.index.newest(line) <= at:
             merged = restored(rundir, output, receipt)
             if merged is not None:
                 self.merged[output.name] = merged
@@ -118,7 +118,7 @@ class State:
     def withdraw(self, plan: Plan, rundir: RunDir) -> None:
         """Remove outputs that an earlier run has made without some files: this one may put up with none."""
         for output in plan.outputs:
-            _, receipt = self.ledger.merged.get(output.name, (0, None))
+            _, receipt = self.index.merged.get(output.name, (0, None))
             if receipt is None or output.name in self.merged:
                 continue
             with suppress(KeyError, TypeError):  # a receipt of something else
@@ -130,7 +130,7 @@ class State:
     def reuse(self, rundir: RunDir, reduce: Reduce) -> bool:
         """Put a frozen value of an earlier run into force if it was made from what there is now; whether it was."""
         at, path = (reduce.stage, reduce.variation), rundir.frozen(reduce.stage, reduce.variation)
-        old = self.ledger.frozen.get(at)
+        old = self.index.frozen.get(at)
         if old is None or old.key != reduce.key or not path.exists():
             return False
         if old.about.get("made_from") != self.made_from(reduce) or not artefacts_there(rundir, old):
@@ -152,20 +152,20 @@ class State:
         places = self.lacking.get(output.name)
         return missing(self.gaps.of(output.line.events, places) if output.line and places is not None else ())
 
-    def made_with(self, line: Line) -> str:
+    def made_with(self, line: Layer) -> str:
         """Digest of the frozen values that a line's partials are made with; empty without any."""
         return digest([[*at, self.frozen[at][1]] for at in sorted(line.needs)])[:MARK] if line.needs else ""
 
     @property
     def open(self) -> bool:
         """Whether there are partials of which only a frozen value to come will tell whether they count."""
-        return any(not self.has_frozen(line.needs) and self.ledger.some(line) for line in self._unsettled)
+        return any(not self.has_frozen(line.needs) and self.index.some(line) for line in self._unsettled)
 
-    def settle(self) -> list[tuple[Events, frozenset[Line], Places]]:
+    def settle(self) -> list[tuple[InputGroup, frozenset[Layer], Places]]:
         """Forget partials made with other frozen values than those that have come into force since; which."""
         ready = {line for line in self._unsettled if self.has_frozen(line.needs)}
         self._unsettled -= ready
-        return self.ledger.stale({line: self.made_with(line) for line in sorted(ready, key=lambda x: x.number)})
+        return self.index.stale({line: self.made_with(line) for line in sorted(ready, key=lambda x: x.number)})
 
     def because(self, output: Output) -> list[str]:
         """Frozen values that it depends on and that were made from incomplete outputs."""

@@ -55,7 +55,7 @@ def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool
         )
     notes = [
         *(m.notes for m in state.merged.values()),
-        *(state.ledger.frozen[at].notes for at in state.frozen if at in state.ledger.frozen),
+        *(state.index.frozen[at].notes for at in state.frozen if at in state.index.frozen),
     ]
     if state.rungs["local_twin"] or any(NOTE in told for told in notes):
         made.reproducible = False
@@ -69,7 +69,7 @@ def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool
     made.rows.update(state.rungs)
     made.warnings += sorted(state.refused)
     for name, files in plan.files.items():
-        made.datasets[name] = {"files": len(files), "events": int(state.ledger.events[name].sum())}
+        made.datasets[name] = {"files": len(files), "events": int(state.index.events[name].sum())}
     _outputs(made, plan, state)
     made.lost = state.gaps.to_json(max(MOST, state.gaps.limit))
     made.warnings += [
@@ -103,8 +103,8 @@ def _outputs(made: Report, plan: Plan, state: State) -> None:
     made_from = {(r.stage, r.variation): r for r in plan.reduces}
     for at, (path, sha256) in sorted(state.frozen.items()):
         made.outputs[f"{at[0]}/all/{at[1]}"] = told = {"path": path, "kind": "frozen", "sha256": sha256}
-        if at in state.ledger.frozen and state.ledger.frozen[at].notes:
-            told["notes"] = list(state.ledger.frozen[at].notes)
+        if at in state.index.frozen and state.index.frozen[at].notes:
+            told["notes"] = list(state.index.frozen[at].notes)
         if at in state.shaky:
             because = [o.name for o in made_from[at].inputs.values() if state.incomplete(o)]
             because += [f"{s}/all/{v}" for s, v in made_from[at].frozen if (s, v) in state.shaky]

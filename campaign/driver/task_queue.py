@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from campaign.driver.partial_index import Ledger, Places
-from campaign.planning.plan import Pass, Shape, longest_first
+from campaign.driver.partial_index import PartialIndex, Places
+from campaign.planning.plan import PendingTasks, TaskTemplate, longest_first
 
 BATCH_S = 0.25  # what a batch should take: long against a submission, short against what a lost one costs
 GROWTH = 8  # times the size of the batch that was measured
@@ -19,27 +19,27 @@ SHARE = 4  # near the end no batch holds more than this part of what one worker 
 
 @dataclass(eq=False)
 class _Waiting:
-    shape: Shape
+    shape: TaskTemplate
     left: Places  # files, longest first
 
 
-class Queue:
+class TaskQueue:
     """Batches of ready tasks, longest files first, sized by what tasks of their shape have taken.
 
     Args:
         passes: What is to be done.
-        ledger: What is there.
+        index: What is there.
         workers: How many there are.
     """
 
-    def __init__(self, passes: Iterable[Pass], ledger: Ledger, workers: int) -> None:
-        self._ledger, self._workers = ledger, workers
+    def __init__(self, passes: Iterable[PendingTasks], index: PartialIndex, workers: int) -> None:
+        self._index, self._workers = index, workers
         self._waiting: list[_Waiting] = []
-        self._sizes: dict[Shape, int] = {}
+        self._sizes: dict[TaskTemplate, int] = {}
         for some in passes:
             self.add(some)
 
-    def add(self, some: Pass) -> None:
+    def add(self, some: PendingTasks) -> None:
         """Take more tasks."""
         sizes = np.frombuffer(some.shape.events.files.sizes, np.int64)
         for w in self._waiting:
@@ -48,12 +48,12 @@ class Queue:
                 return
         self._waiting.append(_Waiting(some.shape, longest_first(some.places, sizes)))
 
-    def measured(self, shape: Shape, tasks: int, wall_s: float) -> None:
+    def measured(self, shape: TaskTemplate, tasks: int, wall_s: float) -> None:
         """A batch has taken so long."""
         wanted = BATCH_S * tasks / max(wall_s, 1e-6)
         self._sizes[shape] = max(1, int(min(wanted, GROWTH * tasks, LARGEST)))
 
-    def next(self, ready: Callable[[Shape], bool]) -> tuple[Shape, Places] | None:
+    def next(self, ready: Callable[[TaskTemplate], bool]) -> tuple[TaskTemplate, Places] | None:
         """The next batch, None if nothing is ready.
 
         Args:
@@ -75,12 +75,12 @@ class Queue:
     def _ready(self, w: _Waiting) -> tuple[Places, Places]:
         """Files whose artefact is there, if they need one, and the others."""
         artefact = w.shape.artefact
-        if artefact is None or self._ledger.whole(artefact):
+        if artefact is None or self._index.whole(artefact):
             return w.left, w.left[:0]
-        there = self._ledger.there(artefact, w.left)
+        there = self._index.there(artefact, w.left)
         return w.left[there], w.left[~there]
 
-    def hopeless(self, cannot: Callable[[Shape], bool]) -> list[tuple[Shape, Places]]:
+    def hopeless(self, cannot: Callable[[TaskTemplate], bool]) -> list[tuple[TaskTemplate, Places]]:
         """Take out what will never be ready.
 
         Args:
@@ -88,11 +88,11 @@ class Queue:
         """
         found = []
         for w in list(self._waiting):
-            gone = [x for x in (w.shape.artefact, w.shape.emits[0]) if x is not None and self._ledger.cannot(x)]
+            gone = [x for x in (w.shape.artefact, w.shape.emits[0]) if x is not None and self._index.cannot(x)]
             if cannot(w.shape):
                 lost = np.ones(len(w.left), bool)
             elif gone:
-                lost = np.logical_or.reduce([self._ledger.lost(x, w.left) for x in gone])
+                lost = np.logical_or.reduce([self._index.lost(x, w.left) for x in gone])
             else:
                 continue
             if lost.any():

@@ -17,7 +17,7 @@ EXECUTORS = 6  # executors that may break, with no call answered in between, bef
 
 
 @dataclass(eq=False)
-class Call:
+class WorkerCall:
     """Something a worker is to do.
 
     Attributes:
@@ -36,13 +36,13 @@ class Call:
     lost: Callable[[CampaignError], None]
     function: Callable[..., Any]
     args: tuple[Any, ...]
-    halves: Callable[[], tuple[Call, Call]] | None = None
+    halves: Callable[[], tuple[WorkerCall, WorkerCall]] | None = None
     losses: int = 0
     id: str = ""
-    part: Callable[[int], tuple[Call, Call]] | None = None
+    part: Callable[[int], tuple[WorkerCall, WorkerCall]] | None = None
 
 
-class Calls:
+class WorkerCalls:
     """Calls under way.
 
     Args:
@@ -59,7 +59,7 @@ class Calls:
     ) -> None:
         self._give, self._ask, self._most = new_executor, deaths, most
         self._under_way: dict[Future[Any], Callable[[Future[Any]], None]] = {}
-        self._suspects: deque[Call] = deque()
+        self._quarantine: deque[WorkerCall] = deque()
         self._deaths: dict[str, Death] = {}
         self._explained: set[Executor] = set()  # that broke because of a call that is known
         self._at: dict[str, Executor] = {}  # where calls that can be known were sent
@@ -75,7 +75,7 @@ class Calls:
         """How many more are wanted; below 0: what was lost was divided, and sent again."""
         return self._most - len(self)
 
-    def submit(self, call: Call, *, alone: bool = False) -> None:
+    def submit(self, call: WorkerCall, *, alone: bool = False) -> None:
         """Send it to a worker."""
         try:
             future: Future[Any] = self._executor.submit(call.function, *call.args)
@@ -89,8 +89,8 @@ class Calls:
 
     def try_suspect(self) -> None:
         """If nothing is under way, do one of the calls that were lost, and nothing beside it."""
-        if self._suspects and not self._under_way:
-            self.submit(self._suspects.popleft(), alone=True)
+        if self._quarantine and not self._under_way:
+            self.submit(self._quarantine.popleft(), alone=True)
 
     def wait(self, timeout_s: float) -> list[Callable[[], None]]:
         """Wait for answers; what is to be done with those that have come."""
@@ -100,7 +100,7 @@ class Calls:
     def _taker(self, future: Future[Any]) -> Callable[[], None]:
         return lambda: self._under_way.pop(future)(future)
 
-    def _answered(self, call: Call, future: Future[Any], executor: Executor, alone: bool) -> None:
+    def _answered(self, call: WorkerCall, future: Future[Any], executor: Executor, alone: bool) -> None:
         """Pass an answer on, or do the call again: a lost worker is not the fault of what it did, until it is.
 
         When a worker dies, everything under way with it may be lost too. Where the worker has left word which task it
@@ -123,7 +123,7 @@ class Calls:
             self.submit(call)
         elif alone and call.halves is not None:
             self._broken -= 1  # something was learned
-            self._suspects.extendleft(reversed(call.halves()))
+            self._quarantine.extendleft(reversed(call.halves()))
         else:
             call.losses += alone
             self._again_alone(call, _why(executor) or f"{type(error).__name__}: {error}".splitlines()[0])
@@ -134,7 +134,7 @@ class Calls:
                 self._deaths[death.call] = death
                 self._explained.add(self._at[death.call])
 
-    def _suspect(self, call: Call, death: Death) -> None:
+    def _suspect(self, call: WorkerCall, death: Death) -> None:
         """A worker said which task it was in when it died."""
         self._broken -= 1  # something was learned
         suspect = call
@@ -148,9 +148,9 @@ class Calls:
         suspect.losses += 1
         self._again_alone(suspect, death.how, death.log)
 
-    def _again_alone(self, call: Call, said: str, log: str = "") -> None:
+    def _again_alone(self, call: WorkerCall, said: str, log: str = "") -> None:
         if call.losses < LOSSES:
-            self._suspects.append(call)
+            self._quarantine.append(call)
             return
         ended = oom_kills() - self._ended
         memory = f"; the kernel has ended {ended} processes here meanwhile, for lack of memory" if ended else ""

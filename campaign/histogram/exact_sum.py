@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from campaign.errors import OutputError
 from campaign.histogram.extraction import BLOCK, Slice, cut, extent, extents, scratch
-from campaign.histogram.superaccumulator import Limbs
+from campaign.histogram.superaccumulator import Superaccumulator
 
 __all__ = ["BLOCK", "ExactSum", "Target", "add_block", "add_together"]
 
@@ -43,7 +43,7 @@ class ExactSum:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._limbs = Limbs(size)
+        self._limbs = Superaccumulator(size)
         self._open: dict[tuple[int, ...], _Open] = {}  # by positions; not yet in the limbs
         self._counted: dict[int, Ints] = {}  # by position: sums of integers, not yet in the limbs
         self._counted_room = _COUNTED_ROOM
@@ -135,7 +135,7 @@ class ExactSum:
     def from_state(cls, state: Mapping[str, NDArray[Any]]) -> ExactSum:
         """The sums that gave this :meth:`state`; its arrays are copied."""
         new = cls(state["limbs"].shape[1])
-        new._limbs = Limbs.from_digits(state["limbs"], int(state["first"]))
+        new._limbs = Superaccumulator.from_digits(state["limbs"], int(state["first"]))
         if len(state["nonfinite"]):
             new._nonfinite = state["nonfinite"].astype(np.int64)
         return new
@@ -194,7 +194,7 @@ class _Open:
     def __init__(self, sums: NDArray[Any]) -> None:
         self.sums, self.load = sums, 0.0
 
-    def empty_into(self, limbs: Limbs, positions: tuple[int, ...], shift: int = 0) -> None:
+    def empty_into(self, limbs: Superaccumulator, positions: tuple[int, ...], shift: int = 0) -> None:
         """Moves the sums, times 2**shift, into the limbs; leaves zeros."""
         bins: NDArray[np.intp] | slice = slice(None)
         found = np.flatnonzero(self.sums)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Limbs"]
+__all__ = ["Superaccumulator"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -19,7 +19,7 @@ _BASE = -1100  # position of bit 0 of limb 0, below the lowest bit of any float6
 _MAX_LOADS = 60  # a limb may hold this many times 2**56; two such limbs still add up to less than 2**63
 
 
-class Limbs:
+class Superaccumulator:
     """One big integer per bin, in units of 2**-1100.
 
     Args:
@@ -34,7 +34,7 @@ class Limbs:
         self._loads = 0
 
     @classmethod
-    def from_digits(cls, digits: Ints, first: int) -> Limbs:
+    def from_digits(cls, digits: Ints, first: int) -> Superaccumulator:
         """The limbs that gave these :meth:`digits`; the array is copied."""
         new = cls(digits.shape[1])
         new._rows = {first + k: row.astype(np.int64) for k, row in enumerate(digits)}
@@ -63,7 +63,7 @@ class Limbs:
         if self._loads > _MAX_LOADS:
             self._carry()
 
-    def __iadd__(self, other: Limbs) -> Limbs:
+    def __iadd__(self, other: Superaccumulator) -> Superaccumulator:
         for limb, row in other._rows.items():
             if limb in self._rows:
                 self._rows[limb] += row

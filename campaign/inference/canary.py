@@ -16,14 +16,14 @@ import numpy as np
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from campaign.discovery.credentials import Secret
+from campaign.discovery.credentials import Credentials
 from campaign.errors import ModelError
 from campaign.inference.kserve import ModelInfo, as_input, model_info, open_client
 from campaign.util.casting import DoesNotFit, as_dtype
 from campaign.util.text import as_bytes_objects
 
 
-def client_of(name: str, url: str, secret: Secret | None = None) -> grpcclient.InferenceServerClient:
+def client_of(name: str, url: str, secret: Credentials | None = None) -> grpcclient.InferenceServerClient:
     """A client of a server that is being started."""
     return open_client({"name": name, "url": url, "secret": secret, "own": True})
 
@@ -68,7 +68,7 @@ def prove(client: grpcclient.InferenceServerClient, model: str, canary: str | No
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownAnswer:
     """A known answer.
 
     Attributes:
@@ -92,7 +92,7 @@ class Known:
             _compare(model, name, answer, want, rtol, atol)
 
 
-def known_answer(path: Path) -> Known:
+def known_answer(path: Path) -> KnownAnswer:
     """Read a ``canary.npz``.
 
     Raises:
@@ -104,7 +104,7 @@ def known_answer(path: Path) -> Known:
             inputs, outputs = (
                 {n.removeprefix(p): a for n, a in known.items() if n.startswith(p)} for p in ("input.", "output.")
             )
-            return Known(inputs, outputs, float(known.get("rtol", 1e-5)), float(known.get("atol", 1e-6)))
+            return KnownAnswer(inputs, outputs, float(known.get("rtol", 1e-5)), float(known.get("atol", 1e-6)))
     except (OSError, ValueError, EOFError) as error:
         raise ModelError(f"its canary cannot be read: {error}", where=str(path)) from error
 

@@ -22,8 +22,8 @@ from campaign.discovery.address import PoolAddress
 from campaign.errors import InferenceError, ServerError
 from campaign.inference import ragged
 from campaign.inference.codec import Array, Codec, Part, batch_of, cut
-from campaign.inference.connections import Link, Roster
-from campaign.inference.dispatcher import Flight
+from campaign.inference.connections import Connection, ConnectionPool
+from campaign.inference.dispatcher import Dispatcher
 from campaign.inference.kserve import (
     Arrays,
     ModelInfo,
@@ -33,7 +33,7 @@ from campaign.inference.kserve import (
     open_client,
     permanent,
 )
-from campaign.inference.local_model import Twins
+from campaign.inference.local_model import LocalModels
 from campaign.inference.ragged import Ragged
 from campaign.inference.request import Request
 from campaign.report.rungs import RUNGS
@@ -48,7 +48,7 @@ def connect(address: PoolAddress) -> Servers:
 
 
 @dataclass(frozen=True)
-class Span:
+class RowSpan:
     """Rows ``start <= i < stop`` of a request's answer."""
 
     request: Request
@@ -59,8 +59,8 @@ class Span:
 class Pending:
     """Requests under way; `result` waits for all of them and puts their answers together in order."""
 
-    def __init__(self, flight: Flight, model: ModelInfo, spans: list[Span], *, events: bool = False) -> None:
-        self._flight, self._model, self._spans, self._events = flight, model, spans, events
+    def __init__(self, dispatcher: Dispatcher, model: ModelInfo, spans: list[RowSpan], *, events: bool = False) -> None:
+        self._dispatcher, self._model, self._spans, self._events = dispatcher, model, spans, events
         self._whole: dict[str, Any] | None = None
 
     def result(self) -> dict[str, Any]:
@@ -78,12 +78,12 @@ class Pending:
     def cancel(self) -> None:
         """Do not send what still waits for room."""
         unwanted = InferenceError("was given up before it was sent", where=f"model {self._model.name}")
-        self._flight.drop([span.request for span in self._spans], unwanted)
+        self._dispatcher.drop([span.request for span in self._spans], unwanted)
 
     def _join(self) -> dict[str, Any]:
-        self._flight.check_process()  # in a forked child even giving up would wait for a lock that nobody lets go
+        self._dispatcher.check_process()  # in a forked child even giving up would wait for a lock that nobody lets go
         try:
-            answers = self._flight.take([span.request for span in self._spans])
+            answers = self._dispatcher.take([span.request for span in self._spans])
         except Exception:
             self.cancel()
             raise
@@ -123,12 +123,12 @@ class Servers:
 
     def __init__(self, address: PoolAddress) -> None:
         self.address = address
-        self._roster = Roster(address)
-        self._twins = Twins(address.twins)
-        self._flight = Flight(self._roster, self._twins.answer if address.twins else None)
+        self._connections = ConnectionPool(address)
+        self._twins = LocalModels(address.twins)
+        self._dispatcher = Dispatcher(self._connections, self._twins.answer if address.twins else None)
         self._codecs: dict[str, Codec] = {}
-        self.rows: Counter[str] = self._flight.rows
-        self.requests: Counter[str] = self._flight.sent
+        self.rows: Counter[str] = self._dispatcher.rows
+        self.requests: Counter[str] = self._dispatcher.sent
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("Servers holds open channels and does not travel; send its .address and connect() there")
@@ -136,12 +136,12 @@ class Servers:
     @property
     def refused(self) -> set[str]:
         """Servers that were not believed, and why: others' records, others behind our servers' names."""
-        return set(self._roster.refused)
+        return set(self._connections.refused)
 
     @property
     def waited_s(self) -> float:
         """Seconds callers have waited: for answers, for room, for the first server."""
-        return self._flight.waited_s
+        return self._dispatcher.waited_s
 
     def infer(self, model: str, inputs: Arrays) -> dict[str, Any]:
         """Infer rows.
@@ -173,8 +173,8 @@ class Servers:
         if any(isinstance(given, Ragged) for given in inputs.values()):
             return self._start_events(codec, inputs)
         requests = [Request(codec, part) for part in cut(info, check_inputs(info, inputs))]
-        self._flight.submit(requests)
-        return Pending(self._flight, info, [Span(r, 0, r.part.rows) for r in requests])
+        self._dispatcher.submit(requests)
+        return Pending(self._dispatcher, info, [RowSpan(r, 0, r.part.rows) for r in requests])
 
     def infer_events(self, model: str, events: Iterable[Arrays]) -> list[dict[str, Any]]:
         """One request per event, several in flight, answers in the order of the events.
@@ -212,12 +212,12 @@ class Servers:
                 permanent=True,
             )
         requests = [Request(codec, part) for part in ragged.parts(info, ragged.events(info, inputs))]
-        self._flight.submit(requests)
-        return Pending(self._flight, info, [Span(r, 0, 1) for r in requests], events=True)
+        self._dispatcher.submit(requests)
+        return Pending(self._dispatcher, info, [RowSpan(r, 0, 1) for r in requests], events=True)
 
     def stream(self, model: str, shared: Shared | None = None) -> Stream:
         """Rows that come in several arrays and are cut as if they came in one; see `Stream`."""
-        return Stream(self._flight, self._codec(model), shared)
+        return Stream(self._dispatcher, self._codec(model), shared)
 
     def model(self, name: str) -> ModelInfo:
         """What is known of a model; asked once per process.
@@ -229,13 +229,13 @@ class Servers:
 
     def close(self) -> None:
         """Give up what is not answered, and close all channels. A forked child leaves them to its parent."""
-        if self._flight.forked:
+        if self._dispatcher.forked:
             return
-        self._flight.close()
-        self._roster.close()
+        self._dispatcher.close()
+        self._connections.close()
 
     def _codec(self, name: str) -> Codec:
-        self._flight.check_process()
+        self._dispatcher.check_process()
         if name not in self._codecs:
             if self.address.batches and name not in self.address.batches:
                 raise InferenceError(
@@ -252,36 +252,36 @@ class Servers:
         start = time.monotonic()
         while True:
             try:
-                with self._flight.waiting():
-                    link = self._roster.wait(tried)
+                with self._dispatcher.waiting():
+                    connection = self._connections.wait(tried)
             except ServerError:
                 known = self._twins.info(name)
                 if known is not None:
                     return known
                 raise
             try:
-                return self._ask_one(link, name)
+                return self._ask_one(connection, name)
             except InferenceServerException as error:
-                if identity_refused(error, link.record):
-                    self._roster.refuse(link, str(error.message()))
-                    continue  # another server, or the roster says that there is none
-                tried.add(link.name)
-                self._roster.failed(link)
-                if not permanent(error) and (set(self._roster.links) - tried or self._waits(tried, start)):
+                if identity_refused(error, connection.record):
+                    self._connections.refuse(connection, str(error.message()))
+                    continue  # another server, or the connection pool says that there is none
+                tried.add(connection.name)
+                self._connections.failed(connection)
+                if not permanent(error) and (set(self._connections.connections) - tried or self._waits(tried, start)):
                     continue
                 raise InferenceError(
                     f"cannot be asked for its metadata: {error.message()}",
-                    where=f"model {name} on {link.name}",
+                    where=f"model {name} on {connection.name}",
                     permanent=permanent(error),
                 ) from error
 
     def _waits(self, tried: set[str], start: float) -> bool:
-        return self._roster.hope(tried, start, self._roster.newest())
+        return self._connections.hope(tried, start, self._connections.newest())
 
-    def _ask_one(self, link: Link, name: str) -> ModelInfo:
-        with closing(open_client(link.record)) as client:
+    def _ask_one(self, connection: Connection, name: str) -> ModelInfo:
+        with closing(open_client(connection.record)) as client:
             info = model_info(
-                client, name, self.address.batches.get(name), link.headers, self.address.versions.get(name)
+                client, name, self.address.batches.get(name), connection.headers, self.address.versions.get(name)
             )
             return replace(info, tails=tuple(t for t in self.address.tails.get(name, ()) if t < info.batch))
 
@@ -316,8 +316,8 @@ class Stream:
         shared: Requests of other streams; an equal one is not sent again. Each stream is cut by its own rows alone.
     """
 
-    def __init__(self, flight: Flight, codec: Codec, shared: Shared | None = None) -> None:
-        self._flight, self._codec, self._shared = flight, codec, shared
+    def __init__(self, dispatcher: Dispatcher, codec: Codec, shared: Shared | None = None) -> None:
+        self._dispatcher, self._codec, self._shared = dispatcher, codec, shared
         self._rest: list[tuple[dict[str, Array], StreamPending]] = []
         self._rows = 0
         self._over = False
@@ -332,11 +332,11 @@ class Stream:
             raise InferenceError("the stream has ended", where=f"model {self._codec.info.name}", permanent=True)
         info = self._codec.info
         arrays = check_inputs(info, inputs)
-        pending = StreamPending(self._flight, info, [])
+        pending = StreamPending(self._dispatcher, info, [])
         if not info.batch:
             requests = [Request(self._codec, part) for part in cut(info, arrays)]
-            pending._spans = [Span(r, 0, 1) for r in requests]
-            self._flight.submit(requests)
+            pending._spans = [RowSpan(r, 0, 1) for r in requests]
+            self._dispatcher.submit(requests)
             return pending
         rows = len(next(iter(arrays.values())))
         if self._rest and self._rest[0][0].keys() != arrays.keys():
@@ -360,7 +360,7 @@ class Stream:
 
     def _flush(self, batches: int) -> None:
         made = [self._next_batch() for _ in range(batches)]
-        self._flight.submit([request for request, is_new in made if is_new])
+        self._dispatcher.submit([request for request, is_new in made if is_new])
 
     def _next_batch(self) -> tuple[Request, bool]:
         """Take up to a batch of rows off the front; the request, and whether it is to be sent."""
@@ -390,7 +390,7 @@ class Stream:
             if self._shared is not None:
                 self._shared[key] = request
         for pending, start, stop in owners:
-            pending._spans.append(Span(request, start, stop))
+            pending._spans.append(RowSpan(request, start, stop))
             pending._missing -= stop - start
         return request, is_new
 
@@ -398,8 +398,8 @@ class Stream:
 class StreamPending(Pending):
     """Like `Pending`; some of its rows may still wait for the rows that fill their batch up."""
 
-    def __init__(self, flight: Flight, model: ModelInfo, spans: list[Span]) -> None:
-        super().__init__(flight, model, spans)
+    def __init__(self, dispatcher: Dispatcher, model: ModelInfo, spans: list[RowSpan]) -> None:
+        super().__init__(dispatcher, model, spans)
         self._missing = 0
 
     @property

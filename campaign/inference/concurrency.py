@@ -15,7 +15,7 @@ LEAST, MOST = 4, 64  # four: measured equal to eight and sixteen at 50 ms, where
 COVER_S = 0.02
 
 
-class Window:
+class ConcurrencyLimit:
     """The window of one server as one process sees it.
 
     Args:

@@ -16,14 +16,14 @@ from campaign.discovery.address import PoolAddress
 from campaign.discovery.records import Record, newest, on_the_way
 from campaign.errors import ServerError
 from campaign.inference.codec import SERVICE, open_channel
-from campaign.inference.concurrency import Window
+from campaign.inference.concurrency import ConcurrencyLimit
 
 DOWN_S = 2.0  # how long a server that failed comes after the others
 LOOK_S, SEARCH_S = 0.5, 0.05  # between two looks at the records: with servers to call, and without
 ASK_S = 5.0  # between two questions for a server's own times
 
 
-class Link:
+class Connection:
     """One server, seen from this process: a channel, and how many requests are out."""
 
     def __init__(self, record: Mapping[str, Any], window: int | None) -> None:
@@ -35,7 +35,7 @@ class Link:
         self.outstanding = 0
         self.down_until = 0.0
         self.fallen_until = 0.0  # it has died, it seems: until then its pilot will have replaced it
-        self.window = Window(window)
+        self.window = ConcurrencyLimit(window)
         self._channel = open_channel(record)
         self.infer = self._channel.unary_unary(f"{SERVICE}ModelInfer", None, None)
         self._statistics = self._channel.unary_unary(
@@ -65,76 +65,78 @@ class Link:
         self._channel.close()
 
 
-class Roster:
-    """The pool's servers that can be called. `links` is replaced, never changed, so that it can be read anywhere.
+class ConnectionPool:
+    """The pool's servers that can be called. `connections` is replaced, never changed, so that it can be read anywhere.
 
     Attributes:
         gone: Why servers have ended, by name.
-        empty_since: Since when there is no link, on a monotonic clock.
+        empty_since: Since when there is no connection, on a monotonic clock.
     """
 
     def __init__(self, address: PoolAddress) -> None:
         self.address = address
-        self.links: dict[str, Link] = {}
+        self.connections: dict[str, Connection] = {}
         self.gone: dict[str, str] = {}
         self.refused: set[str] = set()
         self.empty_since = time.monotonic()
         self._elsewhere: set[str] = set()
-        self._leaving: list[Link] = []
+        self._leaving: list[Connection] = []
         self._looked = 0.0
         self._lock = threading.Lock()
 
     def look(self, now: float) -> None:
         """See which servers there are, now and then: every look reads a file per server."""
         with self._lock:
-            if now - self._looked < (LOOK_S if self.links else SEARCH_S):
+            if now - self._looked < (LOOK_S if self.connections else SEARCH_S):
                 return
             self._looked = now
-            here, links = socket.gethostname(), dict(self.links)
+            here, connections = socket.gethostname(), dict(self.connections)
             for record in self.address.servers():
                 name, state = str(record["name"]), record["state"]
-                if state == "ready" and name not in links and name not in self.gone:
+                if state == "ready" and name not in connections and name not in self.gone:
                     if record.get("host", here) != here and str(record["url"]).startswith("unix:"):
                         self._elsewhere.add(name)  # another node's socket
                         continue
-                    links[name] = Link(record, None if self.address.window == "auto" else self.address.window)
-                elif state == "stopping" and name in links:
-                    self._leaving.append(links.pop(name))  # what is under way may still be answered
+                    connections[name] = Connection(
+                        record, None if self.address.window == "auto" else self.address.window
+                    )
+                elif state == "stopping" and name in connections:
+                    self._leaving.append(connections.pop(name))  # what is under way may still be answered
                 elif state == "ended" and name not in self.gone:
                     self.gone[name] = str(record.get("why", ""))
                     if record.get("refused"):
                         self.refused.add(f"{name}: {self.gone[name]}")
-                    self._leaving += [links.pop(name)] if name in links else []
-                    for link in [x for x in self._leaving if x.name == name]:
-                        self._leaving.remove(link)
-                        link.close()
-            if self.links and not links:
+                    self._leaving += [connections.pop(name)] if name in connections else []
+                    for connection in [x for x in self._leaving if x.name == name]:
+                        self._leaving.remove(connection)
+                        connection.close()
+            if self.connections and not connections:
                 self.empty_since = now
-            self.links = links
+            self.connections = connections
 
-    def failed(self, link: Link) -> None:
+    def failed(self, connection: Connection) -> None:
         """A request failed there: others come first for a while, and whether it still runs is looked at now."""
         now = time.monotonic()
-        link.down_until = now + DOWN_S
+        connection.down_until = now + DOWN_S
         self._looked = 0.0
         self.look(now)
 
-    def refuse(self, link: Link, said: str) -> None:
+    def refuse(self, connection: Connection, said: str) -> None:
         """Who listens there is not the server of that record: it is asked no more."""
         with self._lock:
-            self.gone[link.name] = f"refused, it is not the server of this record: {said}"
-            self.refused.add(f"{link.name}: {self.gone[link.name]}")
-            if link.name in self.links:
-                self.links = {name: other for name, other in self.links.items() if name != link.name}
-                self._leaving.append(link)
+            self.gone[connection.name] = f"refused, it is not the server of this record: {said}"
+            self.refused.add(f"{connection.name}: {self.gone[connection.name]}")
+            if connection.name in self.connections:
+                self.connections = {name: other for name, other in self.connections.items() if name != connection.name}
+                self._leaving.append(connection)
 
-    def usable(self, avoid: Collection[str]) -> list[Link]:
+    def usable(self, avoid: Collection[str]) -> list[Connection]:
         """Servers but those to avoid; of these the ones that did not just fail, if there are any."""
-        links = [link for link in self.links.values() if link.name not in avoid]
+        connections = [connection for connection in self.connections.values() if connection.name not in avoid]
         now = time.monotonic()
-        return [link for link in links if link.down_until <= now] or links
+        return [connection for connection in connections if connection.down_until <= now] or connections
 
-    def wait(self, avoid: Collection[str] = ()) -> Link:
+    def wait(self, avoid: Collection[str] = ()) -> Connection:
         """A server that can be called; waits while one is coming.
 
         Raises:
@@ -143,9 +145,9 @@ class Roster:
         start = time.monotonic()
         while True:
             self.look(time.monotonic())
-            links = self.usable(avoid)
-            if links:
-                return min(links, key=lambda link: link.outstanding)
+            connections = self.usable(avoid)
+            if connections:
+                return min(connections, key=lambda connection: connection.outstanding)
             if not self.hope(avoid, start, self.newest()):
                 raise self.nobody()
             time.sleep(0.02)
@@ -190,9 +192,9 @@ class Roster:
     def close(self) -> None:
         """Close all channels."""
         with self._lock:
-            for link in [*self.links.values(), *self._leaving]:
-                link.close()
-            self.links, self._leaving = {}, []
+            for connection in [*self.connections.values(), *self._leaving]:
+                connection.close()
+            self.connections, self._leaving = {}, []
 
 
 def _tail(logs: Sequence[str], lines: int = 15) -> str:

@@ -23,9 +23,9 @@ from tritonclient.utils import InferenceServerException
 from campaign.discovery.records import Record
 from campaign.errors import CampaignError, ServerError
 from campaign.inference.codec import outcome
-from campaign.inference.connections import Link, Roster
+from campaign.inference.connections import Connection, ConnectionPool
 from campaign.inference.kserve import identity_refused
-from campaign.inference.quarantine import Suspects
+from campaign.inference.quarantine import Quarantine
 from campaign.inference.request import Request, died
 
 OUT_BYTES = 256 << 20  # of requests in flight; a server without any is given one all the same
@@ -39,11 +39,11 @@ Last = Callable[[Request], "dict[str, Any] | None"]
 """Answers a request that no server will, or does not: arrays by output name, without padding. May take its time."""
 
 
-class Flight:
+class Dispatcher:
     """All requests of one process to one pool.
 
     Args:
-        roster: The servers.
+        connection pool: The servers.
         last: Asked for the answer to a request that would be given up because no server is left and none is coming.
 
     Attributes:
@@ -51,26 +51,26 @@ class Flight:
         rows: Rows by the rung on which they were answered; those given up for lack of servers are ``parked``.
     """
 
-    def __init__(self, roster: Roster, last: Last | None = None) -> None:
-        self.roster, self.last = roster, last
+    def __init__(self, pool: ConnectionPool, last: Last | None = None) -> None:
+        self.pool, self.last = pool, last
         self._last_asked: ThreadPoolExecutor | None = None
         self._lasting: set[Request] = set()
         self.sent: Counter[str] = Counter()
         self.rows: Counter[str] = Counter()
-        self._deadline_s = roster.address.request_deadline_s
+        self._deadline_s = pool.address.request_deadline_s
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._room_made = threading.Condition(self._lock)
         self._trouble = threading.Condition(self._lock)
-        self._suspects = Suspects(roster.address.folder)
+        self._quarantine = Quarantine(pool.address.folder)
         self._taking = threading.Lock()
         self._queue: deque[Request] = deque()
         self._again: list[Request] = []
-        self._failed: list[tuple[Request, Link, InferenceServerException]] = []
-        self._moving: list[tuple[Request, Link, InferenceServerException]] = []  # the keeper's
+        self._failed: list[tuple[Request, Connection, InferenceServerException]] = []
+        self._moving: list[tuple[Request, Connection, InferenceServerException]] = []  # the driver watchdog's
         self._out: dict[Request, float] = {}
         self._waiting_bytes = self._out_bytes = 0
-        self._keeper: threading.Thread | None = None
+        self._driver_watchdog: threading.Thread | None = None
         self._closed = False
         self._sending = threading.local()
         self.waited_s = 0.0
@@ -115,9 +115,9 @@ class Flight:
                 request.since, request.together = now, requests
             self._queue.extend(requests)
             self._waiting_bytes += size
-            if self._keeper is None and requests:
-                self._keeper = threading.Thread(target=self._keep, name="campaign-requests", daemon=True)
-                self._keeper.start()
+            if self._driver_watchdog is None and requests:
+                self._driver_watchdog = threading.Thread(target=self._keep, name="campaign-requests", daemon=True)
+                self._driver_watchdog.start()
         self._pump()
 
     def take(self, requests: Sequence[Request]) -> list[dict[str, Any]]:
@@ -173,13 +173,13 @@ class Flight:
         """Give up what is not answered."""
         with self._lock:
             self._closed = True
-            keeper = self._keeper
+            driver_watchdog = self._driver_watchdog
             self._trouble.notify_all()
         self._abandon(ServerError("this handle was closed before the answer came", where="pool"))
-        if keeper is not None:
-            keeper.join()
+        if driver_watchdog is not None:
+            driver_watchdog.join()
         with self._lock:
-            self._suspects.close()
+            self._quarantine.close()
         if self._last_asked is not None:
             self._last_asked.shutdown(wait=True, cancel_futures=True)
 
@@ -212,62 +212,64 @@ class Flight:
         finally:
             self._sending.now = False
 
-    def _next(self) -> tuple[Request, Link, int] | None:
+    def _next(self) -> tuple[Request, Connection, int] | None:
         """The next request and the server with room for it."""
         if self._closed:
             return None
         now = time.monotonic()
         for request in sorted(self._again, key=lambda r: -len(r.alone)):  # who has been alone with a death is settled
-            link = self._room(request, now) if request.not_before <= now else None
-            if link is not None:
+            connection = self._room(request, now) if request.not_before <= now else None
+            if connection is not None:
                 self._again.remove(request)
-                return self._launch(request, link, now)
-        link = self._room(self._queue[0], now) if self._queue else None
-        if link is None:
+                return self._launch(request, connection, now)
+        connection = self._room(self._queue[0], now) if self._queue else None
+        if connection is None:
             return None
         request = self._queue.popleft()
         self._waiting_bytes -= request.size
         self._room_made.notify_all()
-        return self._launch(request, link, now)
+        return self._launch(request, connection, now)
 
-    def _room(self, request: Request, now: float) -> Link | None:
+    def _room(self, request: Request, now: float) -> Connection | None:
         """The server with the fewest requests out, if it has room for one more."""
         if request.only is not None:
-            known = self.roster.links.get(request.only)
-            links = [known] if known else []
+            known = self.pool.connections.get(request.only)
+            connections = [known] if known else []
         else:
-            links = self.roster.usable(request.tried)
+            connections = self.pool.usable(request.tried)
         if request.saw_die:
-            return self._suspects.place(request, links, self.roster.links, now)
-        links = [x for x in links if x.fallen_until <= now or request.only is not None]
-        links = [x for x in links if not self._suspects.keeps(x)]
+            return self._quarantine.place(request, connections, self.pool.connections, now)
+        connections = [x for x in connections if x.fallen_until <= now or request.only is not None]
+        connections = [x for x in connections if not self._quarantine.keeps(x)]
         fits = self._out_bytes + request.size <= OUT_BYTES
-        links = [x for x in links if not x.outstanding or (fits and x.outstanding < x.window.size)]
-        if not links:
+        connections = [x for x in connections if not x.outstanding or (fits and x.outstanding < x.window.size)]
+        if not connections:
             return None
-        least = min(x.outstanding for x in links)
-        return random.choice([x for x in links if x.outstanding == least])
+        least = min(x.outstanding for x in connections)
+        return random.choice([x for x in connections if x.outstanding == least])
 
-    def _launch(self, request: Request, link: Link, now: float) -> tuple[Request, Link, int]:
-        link.outstanding += 1
-        request.link, request.turn = link, request.turn + 1
-        request.trial = link.name if self._suspects.keeps(link) else ""
+    def _launch(self, request: Request, connection: Connection, now: float) -> tuple[Request, Connection, int]:
+        connection.outstanding += 1
+        request.connection, request.turn = connection, request.turn + 1
+        request.trial = connection.name if self._quarantine.keeps(connection) else ""
         self._out[request] = now
         self._out_bytes += request.size
         self.sent[request.codec.info.name] += 1
-        return request, link, request.turn
+        return request, connection, request.turn
 
-    def _send(self, request: Request, link: Link, turn: int) -> None:
+    def _send(self, request: Request, connection: Connection, turn: int) -> None:
         data = request.codec.encode(request.part)
         try:
-            call = link.infer.future(data, timeout=self._deadline_s, metadata=link.metadata)
+            call = connection.infer.future(data, timeout=self._deadline_s, metadata=connection.metadata)
         except ValueError as error:  # the channel was closed, or a header is none
-            self._arrived(request, link, turn, b"", InferenceServerException(str(error), "StatusCode.UNAVAILABLE"))
+            self._arrived(
+                request, connection, turn, b"", InferenceServerException(str(error), "StatusCode.UNAVAILABLE")
+            )
             return
-        call.add_done_callback(lambda done: self._arrived(request, link, turn, *outcome(done)))
+        call.add_done_callback(lambda done: self._arrived(request, connection, turn, *outcome(done)))
 
     def _arrived(
-        self, request: Request, link: Link, turn: int, answer: bytes, error: InferenceServerException | None
+        self, request: Request, connection: Connection, turn: int, answer: bytes, error: InferenceServerException | None
     ) -> None:
         with self._lock:
             if request.turn != turn or request not in self._out:
@@ -275,13 +277,15 @@ class Flight:
             self._landed(request)
             if error is not None:
                 if died(error):
-                    link.fallen_until = time.monotonic() + self.roster.address.settle_s
-                self._failed.append((request, link, error))
+                    connection.fallen_until = time.monotonic() + self.pool.address.settle_s
+                self._failed.append((request, connection, error))
                 self._trouble.notify_all()
             else:
                 request.answer = answer
-                link.fallen_until = 0.0 if link.name in request.saw_die else link.fallen_until  # it was the channel
-                link.window.answered(time.monotonic(), more=bool(self._queue))
+                connection.fallen_until = (
+                    0.0 if connection.name in request.saw_die else connection.fallen_until
+                )  # it was the channel
+                connection.window.answered(time.monotonic(), more=bool(self._queue))
         try:
             self._pump()
         finally:
@@ -289,13 +293,13 @@ class Flight:
                 request.end()
 
     def _landed(self, request: Request) -> None:
-        assert request.link is not None
+        assert request.connection is not None
         del self._out[request]
         self._out_bytes -= request.size
-        request.link.outstanding -= 1
-        self._suspects.landed(request)
+        request.connection.outstanding -= 1
+        self._quarantine.landed(request)
 
-    # What the keeper does.
+    # What the driver watchdog does.
     def _keep(self) -> None:
         try:
             busy = time.monotonic()
@@ -306,53 +310,53 @@ class Flight:
                     now = time.monotonic()
                     busy = now if failed or self._queue or self._again or self._out else busy
                     if self._closed or now - busy > LINGER_S:
-                        self._keeper = None
-                        self._suspects.close()
+                        self._driver_watchdog = None
+                        self._quarantine.close()
                         return
                     self._moving += failed
                 self._tend(now)
         except Exception as error:  # noqa: BLE001  thread boundary: callers that wait must be told
             with self._lock:
-                self._keeper = None
+                self._driver_watchdog = None
             self._abandon(ServerError(f"{type(error).__name__}: {error}", where="pool"))
 
     def _tend(self, now: float) -> None:
         self._moving += self._forgotten(now)
-        self.roster.look(now)
+        self.pool.look(now)
         while self._moving:
             self._move_on(*self._moving[0])
             del self._moving[0]
         self._strand(now)
         with self._lock:
-            self._suspects.tend(self.roster.links, now)
+            self._quarantine.tend(self.pool.connections, now)
         models = set(self.sent.copy())
-        for link in self.roster.links.values():
-            link.measure(now, models)
+        for connection in self.pool.connections.values():
+            connection.measure(now, models)
         self._pump()
 
-    def _forgotten(self, now: float) -> list[tuple[Request, Link, InferenceServerException]]:
+    def _forgotten(self, now: float) -> list[tuple[Request, Connection, InferenceServerException]]:
         """What gRPC should have given up by now and has not."""
         with self._lock:
             lost = [r for r, sent in self._out.items() if now - sent > self._deadline_s + WATCHDOG_S]
             for request in lost:
                 self._landed(request)
         late = InferenceServerException("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED")
-        return [(r, r.link, late) for r in lost if r.link is not None]
+        return [(r, r.connection, late) for r in lost if r.connection is not None]
 
-    def _move_on(self, request: Request, link: Link, error: InferenceServerException) -> None:
+    def _move_on(self, request: Request, connection: Connection, error: InferenceServerException) -> None:
         """Try where another try can help: the same server once more, then each other one, once."""
-        if not request.failed(link, error):
+        if not request.failed(connection, error):
             assert request.said is not None
             if request.deadly:
-                self._suspects.excuse(request)
+                self._quarantine.excuse(request)
             request.end(request.said)
             self.drop(request.together, request.said)
             return
-        if identity_refused(error, link.record):
-            self.roster.refuse(link, str(error.message()))
-        self.roster.failed(link)
-        again = request.same_again(link, error)
-        request.only = link.name if again else None
+        if identity_refused(error, connection.record):
+            self.pool.refuse(connection, str(error.message()))
+        self.pool.failed(connection)
+        again = request.same_again(connection, error)
+        request.only = connection.name if again else None
         request.not_before = time.monotonic() + (PAUSE_S if again else 0.0)
         with self._lock:
             self._again.append(request)
@@ -363,36 +367,36 @@ class Flight:
         While a server may come in place of a lost one they wait. A request that a model has failed on waits for
         nobody: its servers are well.
         """
-        links = self.roster.links
+        connections = self.pool.connections
         with self._lock:
             for request in self._again:
-                request.only = request.only if request.only in links else None
-                there = request.only is not None or bool(self.roster.usable(request.tried))
+                request.only = request.only if request.only in connections else None
+                there = request.only is not None or bool(self.pool.usable(request.tried))
                 request.stranded = 0.0 if there else request.stranded or now
             stranded = [r for r in self._again if r.stranded]
-            queued = [] if links else list(self._queue)
+            queued = [] if connections else list(self._queue)
         for request in [*stranded, *queued]:
-            request.homeless |= bool(self.roster.gone)
+            request.homeless |= bool(self.pool.gone)
         if not stranded and not queued:
             return
-        records = self.roster.newest()
+        records = self.pool.newest()
         for request in stranded:
-            if request.refused or not self.roster.hope(request.tried, request.stranded, records):
+            if request.refused or not self.pool.hope(request.tried, request.stranded, records):
                 with self._lock:
                     if request not in self._again:
                         continue  # somebody has just come
                     self._again.remove(request)
-                self._give_up(request, request.said if links and request.said else self.roster.nobody())
+                self._give_up(request, request.said if connections and request.said else self.pool.nobody())
         if queued and not self._expected(queued[0], records):
             late = [r for r in queued if not self._expected(r, records)]
-            error = self.roster.nobody()
+            error = self.pool.nobody()
             dropped = self.drop(late)
             for request in late:
                 if request in dropped:  # else it has just been sent
                     self._give_up(request, error)
 
     def _expected(self, request: Request, records: Sequence[Record]) -> bool:
-        return self.roster.hope((), max(request.since, self.roster.empty_since), records)
+        return self.pool.hope((), max(request.since, self.pool.empty_since), records)
 
     def _give_up(self, request: Request, error: CampaignError) -> None:
         """Ask who is asked last, in a thread; without him the request is parked, and those given with it."""

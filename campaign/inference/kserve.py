@@ -13,7 +13,7 @@ import numpy as np
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
-from campaign.discovery.credentials import Secret
+from campaign.discovery.credentials import Credentials
 from campaign.errors import InferenceError
 from campaign.util.casting import DoesNotFit, as_dtype
 from campaign.util.messages import listed, meant
@@ -110,7 +110,7 @@ class Way:
 
 def way_to(record: Mapping[str, Any]) -> Way:
     """The way to the server of a record: through a folder of our own, or TLS, where its identity is checked first."""
-    url, secret = str(record["url"]), record.get("secret") or Secret()
+    url, secret = str(record["url"]), record.get("secret") or Credentials()
     options: list[tuple[str, Any]] = list(CHANNEL_OPTIONS)
     if not secret.ca:
         target, fd = door(url) if record.get("own") and url.startswith("unix:") else (url, -1)
@@ -259,7 +259,7 @@ def identity_refused(error: InferenceServerException, record: Mapping[str, Any] 
             Of another it may be a load balancer without a server at the moment.
     """
     text = str(error.message()).lower()
-    ours = record is not None and bool((record.get("secret") or Secret()).domain)
+    ours = record is not None and bool((record.get("secret") or Credentials()).domain)
     words = (*_REFUSED, "handshake failed") if ours else _REFUSED
     return "UNAVAILABLE" in str(error.status()) and any(said in text for said in words)
 

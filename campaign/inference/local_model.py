@@ -29,7 +29,7 @@ Tensors = tuple[tuple[str, str, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True)
-class Twin:
+class LocalModel:
     """How a process makes the twin of a model; travels.
 
     Attributes:
@@ -82,7 +82,7 @@ class Twin:
 class Reshaped:
     """A model that takes and gives other shapes than clients send and get, as ``reshape`` of its configuration says."""
 
-    def __init__(self, made: Callable[[Mapping[str, Any]], Mapping[str, Any]], twin: Twin) -> None:
+    def __init__(self, made: Callable[[Mapping[str, Any]], Mapping[str, Any]], twin: LocalModel) -> None:
         self._made, self._rows = made, twin.max_batch > 0
         self._inputs = dict(twin.reshaped or ())
         self._outputs = {name: shape[self._rows :] for name, _, shape in twin.outputs}
@@ -143,14 +143,14 @@ def _array(tensor: Tensor, content: bytes, shape: tuple[int, ...]) -> Any:
 
 
 # In the task's process.
-class Twins:
+class LocalModels:
     """The twins of a process, each loaded when it is first asked.
 
     Args:
         twins: Those the campaign allows.
     """
 
-    def __init__(self, twins: Iterable[Twin]) -> None:
+    def __init__(self, twins: Iterable[LocalModel]) -> None:
         self._twins = {twin.model: twin for twin in twins}
         self._loaded: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {}
         self._lock = threading.Lock()  # one answer at a time: a process is given one core

@@ -12,13 +12,13 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from campaign.inference.connections import Link
+from campaign.inference.connections import Connection
 from campaign.inference.request import Request
 
 PATIENCE_S = 300.0  # with a process that keeps others' suspects from a server: it may have been stopped
 
 
-class Suspects:
+class Quarantine:
     """Which server is kept free for which suspect. Its methods are called one at a time.
 
     A process tries one at a time. Processes agree by a lock on a file per slot of the pool, held until the suspect is
@@ -31,30 +31,32 @@ class Suspects:
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder) if folder else None
-        self._kept: tuple[Request, Link] | None = None
-        self._held: dict[str, tuple[int, Request, Link]] = {}
+        self._kept: tuple[Request, Connection] | None = None
+        self._held: dict[str, tuple[int, Request, Connection]] = {}
 
-    def keeps(self, link: Link) -> bool:
+    def keeps(self, connection: Connection) -> bool:
         """Whether nobody else is to be sent there."""
-        return self._kept is not None and self._kept[1] is link
+        return self._kept is not None and self._kept[1] is connection
 
-    def place(self, request: Request, fit: Collection[Link], links: Mapping[str, Link], now: float) -> Link | None:
+    def place(
+        self, request: Request, fit: Collection[Connection], connections: Mapping[str, Connection], now: float
+    ) -> Connection | None:
         """The server for a suspect, once it has nothing else to do; until then it is kept free as it empties.
 
         Args:
             request: The suspect.
             fit: Servers it may be sent to.
-            links: All servers.
+            connections: All servers.
             now: On a monotonic clock.
         """
         if self._kept is not None:
             mine = self._kept[0] is request
-            if not self._stands(*self._kept, links, now) or (mine and self._kept[1] not in fit):
+            if not self._stands(*self._kept, connections, now) or (mine and self._kept[1] not in fit):
                 self._kept = None
         if self._kept is None:
-            for link in sorted(fit, key=lambda x: x.outstanding):
-                if self._stands(request, link, links, now) and self._claim(request, link, now):
-                    self._kept = (request, link)
+            for connection in sorted(fit, key=lambda x: x.outstanding):
+                if self._stands(request, connection, connections, now) and self._claim(request, connection, now):
+                    self._kept = (request, connection)
                     break
         if self._kept is None or self._kept[0] is not request or self._kept[1].outstanding:
             return None
@@ -65,10 +67,10 @@ class Suspects:
         if self._kept is not None and self._kept[0] is request:
             self._kept = None
 
-    def tend(self, links: Mapping[str, Link], now: float) -> None:
+    def tend(self, connections: Mapping[str, Connection], now: float) -> None:
         """Let others have the slots of suspects that are settled; not while a server there is thought dead."""
-        for slot, (fd, request, link) in list(self._held.items()):
-            fallen = links.get(link.name) is link and link.fallen_until > now
+        for slot, (fd, request, connection) in list(self._held.items()):
+            fallen = connections.get(connection.name) is connection and connection.fallen_until > now
             if request.done.is_set() and not fallen:
                 del self._held[slot]
                 _unlock(fd)
@@ -85,17 +87,19 @@ class Suspects:
             _unlock(self._held.popitem()[1][0])
         self._kept = None
 
-    def _stands(self, request: Request, link: Link, links: Mapping[str, Link], now: float) -> bool:
-        well = link.fallen_until <= now or request.only == link.name
-        return well and links.get(link.name) is link and not request.done.is_set()
+    def _stands(
+        self, request: Request, connection: Connection, connections: Mapping[str, Connection], now: float
+    ) -> bool:
+        well = connection.fallen_until <= now or request.only == connection.name
+        return well and connections.get(connection.name) is connection and not request.done.is_set()
 
-    def _claim(self, request: Request, link: Link, now: float) -> bool:
-        slot = str(link.record.get("slot", link.name))
+    def _claim(self, request: Request, connection: Connection, now: float) -> bool:
+        slot = str(connection.record.get("slot", connection.name))
         if slot in self._held:
             fd, other, _ = self._held[slot]
             if other is not request and not other.done.is_set():
                 return False
-            self._held[slot] = (fd, request, link)
+            self._held[slot] = (fd, request, connection)
             return True
         if self._folder is None:
             return True
@@ -109,7 +113,7 @@ class Suspects:
             except OSError:
                 os.close(fd)
                 return True
-            self._held[slot] = (fd, request, link)
+            self._held[slot] = (fd, request, connection)
         return True
 
 

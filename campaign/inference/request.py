@@ -11,7 +11,7 @@ from tritonclient.utils import InferenceServerException
 
 from campaign.errors import CampaignError, InferenceError
 from campaign.inference.codec import Codec, Part
-from campaign.inference.connections import Link
+from campaign.inference.connections import Connection
 from campaign.inference.kserve import is_model_error, permanent
 
 DEADLY = 2  # servers that a request may see die alone before it is held to be the cause
@@ -36,7 +36,7 @@ class Request:
     codec: Codec
     part: Part
     done: threading.Event = field(default_factory=threading.Event)
-    link: Link | None = None
+    connection: Connection | None = None
     turn: int = 0
     tried: list[str] = field(default_factory=list)
     saw_die: set[str] = field(default_factory=set)
@@ -56,17 +56,17 @@ class Request:
     def __post_init__(self) -> None:
         self.size = self.part.size
 
-    def failed(self, link: Link, error: InferenceServerException) -> bool:
+    def failed(self, connection: Connection, error: InferenceServerException) -> bool:
         """Note a failure; whether asking again, somewhere, may help.
 
         Not where the request was refused, or the model itself failed on it, nor where one server after the other has
         died of it and of nothing else: it would take the next one along.
         """
-        self.said = _failure(self, link, error)
-        self.tried.append(link.name)
+        self.said = _failure(self, connection, error)
+        self.tried.append(connection.name)
         if died(error):
-            self.saw_die.add(link.name)
-            self.alone |= {link.name} if self.trial == link.name else set()
+            self.saw_die.add(connection.name)
+            self.alone |= {connection.name} if self.trial == connection.name else set()
         if self.deadly:
             self.said = InferenceError(
                 f"{len(self.alone)} servers died while they worked on this request alone ({self.said.message})",
@@ -77,13 +77,13 @@ class Request:
             return False
         return not (permanent(error) or (is_model_error(error) and len(set(self.tried)) > 1))
 
-    def same_again(self, link: Link, error: InferenceServerException) -> bool:
+    def same_again(self, connection: Connection, error: InferenceServerException) -> bool:
         """Whether to ask the same server once more: its channel may have been reset.
 
         Only the first one that fails, and not one that hangs, goes, or has lost the process behind the model.
         """
         hopeless = any(x in str(error.status()) for x in ("DEADLINE", "NOT_FOUND")) or unhealthy(error)
-        return self.tried == [link.name] and not hopeless
+        return self.tried == [connection.name] and not hopeless
 
     @property
     def deadly(self) -> bool:
@@ -98,11 +98,11 @@ class Request:
     @property
     def rung(self) -> str:
         """How high it climbed on the ladder (see `campaign.report.rungs.RUNGS`) before it was answered."""
-        if self.link is None or not (self.tried or self.homeless):
+        if self.connection is None or not (self.tried or self.homeless):
             return "first"
-        if self.tried and self.tried[-1] == self.link.name:
+        if self.tried and self.tried[-1] == self.connection.name:
             return "same_server"
-        if self.link.generation:
+        if self.connection.generation:
             return "restarted_server"
         return "other_server" if self.tried else "first"
 
@@ -127,10 +127,10 @@ def died(error: InferenceServerException) -> bool:
     return unhealthy(error) or ("UNAVAILABLE" in str(error.status()) and cut)
 
 
-def _failure(request: Request, link: Link, error: InferenceServerException) -> InferenceError:
+def _failure(request: Request, connection: Connection, error: InferenceServerException) -> InferenceError:
     return InferenceError(
         f"{error.status()}: {error.message()}",
         permanent=permanent(error) or is_model_error(error),
-        where=f"model {request.codec.info.name} on {link.name}",
+        where=f"model {request.codec.info.name} on {connection.name}",
         remedy="see the server's log",
     )

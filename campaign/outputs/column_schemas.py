@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from campaign.util.hashing import file_digest
-from campaign.util.lazy import Later
+from campaign.util.lazy import LazyModule
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 else:
-    pq = Later("pyarrow.parquet")
+    pq = LazyModule("pyarrow.parquet")
 
 PARQUET = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
 """How columns are written: a later pass reads them once; dictionaries and statistics would cost more than all else."""

@@ -19,14 +19,14 @@ from campaign.outputs.column_schemas import PARQUET
 from campaign.outputs.counts import what
 from campaign.util.casting import DoesNotFit
 from campaign.util.files import writing
-from campaign.util.lazy import Later
+from campaign.util.lazy import LazyModule
 from campaign.util.messages import listed
 from campaign.util.text import decoded
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 else:
-    pq = Later("pyarrow.parquet")
+    pq = LazyModule("pyarrow.parquet")
 
 COLUMNS = "columns"
 

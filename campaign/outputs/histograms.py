@@ -20,12 +20,12 @@ from campaign.outputs import array_frame
 from campaign.outputs.counts import what
 from campaign.util.files import write_aside
 from campaign.util.hashing import canonical_json
-from campaign.util.lazy import Later
+from campaign.util.lazy import LazyModule
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 else:
-    pq = Later("pyarrow.parquet")
+    pq = LazyModule("pyarrow.parquet")
 
 HISTOGRAMS = "histograms"
 

@@ -16,13 +16,13 @@ from campaign.histogram.histogram import Histogram
 from campaign.outputs.columns import Columns, ColumnsPartial, _is_array, as_columns
 from campaign.outputs.counts import Counts, CountsPartial, what
 from campaign.outputs.histograms import Histograms, HistogramsPartial
-from campaign.util.lazy import Later
+from campaign.util.lazy import LazyModule
 from campaign.util.messages import listed
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 else:
-    pq = Later("pyarrow.parquet")
+    pq = LazyModule("pyarrow.parquet")
 
 Output = Columns | Histograms | Counts
 

@@ -20,10 +20,10 @@ from typing import Any, overload
 from campaign.errors import SpecError
 from campaign.spec.models import Campaign
 from campaign.util.hashing import canonical_json
-from campaign.util.lazy import Later
+from campaign.util.lazy import LazyModule
 from campaign.util.messages import listed
 
-fsspec: Any = Later("fsspec")  # only campaigns with URLs pay for it
+fsspec: Any = LazyModule("fsspec")  # only campaigns with URLs pay for it
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from campaign.planning.datasets import Files
 from campaign.planning.stage_code import StageCode
-from campaign.planning.task import Batch, Common, Keys, Task
+from campaign.planning.task import Batch, Keys, StepTemplate, Task
 from campaign.spec.models import NOMINAL, Campaign
 from campaign.util.hashing import digest
 
 
 @dataclass(frozen=True, eq=False)
-class Events:
+class InputGroup:
     """The files of a dataset as one group of variations reads them.
 
     Attributes:
@@ -36,7 +36,7 @@ class Events:
 
 
 @dataclass(frozen=True, eq=False)
-class Line:
+class Layer:
     """One stage for one variation on all files of its events.
 
     Attributes:
@@ -50,8 +50,8 @@ class Line:
     number: int
     stage: str
     variation: str
-    events: Events
-    parent: Line | None
+    events: InputGroup
+    parent: Layer | None
     weight: str | None
     frozen: tuple[tuple[str, str], ...]
     emit: bool
@@ -75,18 +75,18 @@ class Line:
         """Frozen values that it, or a line before it, depends on."""
         return frozenset(self.frozen) | (self.parent.needs if self.parent else frozenset())
 
-    def common(self, lines: Sequence[Line]) -> Common:
+    def common(self, lines: Sequence[Layer]) -> StepTemplate:
         """What its steps have in common, as one of ``lines``."""
         here = [i for i, other in enumerate(lines) if other is self.parent]
         parent = None if self.parent is None else here[0] if here else -1
-        return Common(
+        return StepTemplate(
             self.stage, self.variation, parent, self.weight, self.frozen, self.emit, self.level, self.weighs,
             self.followed,
         )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
-class Shape:
+class TaskTemplate:
     """What tasks on many files have in common.
 
     Attributes:
@@ -94,16 +94,16 @@ class Shape:
         artefact: The line whose artefacts they read; None: they read the events.
     """
 
-    lines: tuple[Line, ...]
-    artefact: Line | None
+    lines: tuple[Layer, ...]
+    artefact: Layer | None
 
     @property
-    def events(self) -> Events:
+    def events(self) -> InputGroup:
         """Whose files they are."""
         return self.lines[0].events
 
     @cached_property
-    def emits(self) -> tuple[Line, ...]:
+    def emits(self) -> tuple[Layer, ...]:
         """Those that leave partials."""
         return tuple(line for line in self.lines if line.emit)
 
@@ -137,7 +137,7 @@ class Output:
     keys: Sequence[str]
     files: Sequence[str]
     level: int
-    line: Line | None = None
+    line: Layer | None = None
 
     @property
     def name(self) -> str:
@@ -176,7 +176,7 @@ class Reduce:
 
 
 @dataclass(frozen=True, eq=False)
-class Pass:
+class PendingTasks:
     """Tasks of one shape that are to be done.
 
     Attributes:
@@ -184,7 +184,7 @@ class Pass:
         places: Their files, ascending, shape (n,), int64.
     """
 
-    shape: Shape
+    shape: TaskTemplate
     places: NDArray[np.int64]
 
 
@@ -204,29 +204,31 @@ class Plan:
     code: dict[str, StageCode]
     readers: dict[str, StageCode] = field(default_factory=dict)
     ingredients: dict[str, dict[str, Any]] = field(default_factory=dict)
-    lines: list[Line] = field(default_factory=list)
+    lines: list[Layer] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
     reduces: list[Reduce] = field(default_factory=list)
     files: dict[str, Files] = field(default_factory=dict)
 
     @cached_property
-    def events(self) -> list[Events]:
+    def events(self) -> list[InputGroup]:
         """What is read, each once."""
         return list(dict.fromkeys(line.events for line in self.lines))
 
-    def todo(self, missing: Mapping[Events, Mapping[frozenset[Line], NDArray[np.int64]]] | None = None) -> list[Pass]:
+    def todo(
+        self, missing: Mapping[InputGroup, Mapping[frozenset[Layer], NDArray[np.int64]]] | None = None
+    ) -> list[PendingTasks]:
         """What is to be done, in canonical order.
 
         Args:
             missing: For each events, the files by the lines they have partials of; None: nothing is there.
         """
-        nothing: frozenset[Line] = frozenset()
-        found: list[Pass] = []
+        nothing: frozenset[Layer] = frozenset()
+        found: list[PendingTasks] = []
         for events in self.events:
             lines = [line for line in self.lines if line.events is events]
             groups = {nothing: np.arange(len(events.files))} if missing is None else missing[events]
             for have, places in groups.items():
-                found += [Pass(shape, places) for shape in shapes(lines, have)]
+                found += [PendingTasks(shape, places) for shape in shapes(lines, have)]
         place = {events: i for i, events in enumerate(self.events)}
         return sorted(found, key=lambda p: (p.shape.lines[0].level, place[p.shape.events]))  # stable
 
@@ -252,21 +254,21 @@ class Plan:
         return digest([lines, [r.key for r in self.reduces]])
 
 
-def tasks_of(some: Pass) -> Iterator[Task]:
+def tasks_of(some: PendingTasks) -> Iterator[Task]:
     """The tasks of a pass, made one by one."""
     for i in some.places.tolist():
         yield some.shape.tasks((i,)).task(0)
 
 
-def shapes(lines: Iterable[Line], have: frozenset[Line]) -> list[Shape]:
+def shapes(lines: Iterable[Layer], have: frozenset[Layer]) -> list[TaskTemplate]:
     """Put lines that read the same thing into one task; leave out what is already there.
 
     Args:
         lines: All lines of one events.
         have: Those whose partial is there.
     """
-    wanted: dict[tuple[int, int], dict[Line, None]] = {}
-    artefacts: dict[tuple[int, int], Line | None] = {}
+    wanted: dict[tuple[int, int], dict[Layer, None]] = {}
+    artefacts: dict[tuple[int, int], Layer | None] = {}
     for line in lines:
         if not line.emit or line in have:
             continue
@@ -283,7 +285,9 @@ def shapes(lines: Iterable[Line], have: frozenset[Line]) -> list[Shape]:
         wanted.setdefault(at, {}).update(dict.fromkeys(reversed(chain)))
     # By depth: the requests of all variations are on their way before the first answer is waited for.
     return [
-        Shape(tuple(sorted(wanted[at], key=lambda x: (x.depth, x.stage, x.variation != NOMINAL, x.variation))), made)
+        TaskTemplate(
+            tuple(sorted(wanted[at], key=lambda x: (x.depth, x.stage, x.variation != NOMINAL, x.variation))), made
+        )
         for at, made in sorted(artefacts.items(), key=lambda item: item[0])
     ]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from campaign._version import __version__
 from campaign.planning.datasets import Files
-from campaign.planning.plan import Pass, Plan
+from campaign.planning.plan import PendingTasks, Plan
 from campaign.planning.planner import FORMAT
 from campaign.spec.models import NOMINAL
 from campaign.storage.receipts import FROZEN, MERGED, parse
@@ -66,7 +66,7 @@ def file_lists(plan: Plan) -> dict[str, Files]:
     return found
 
 
-def note_start(rundir: RunDir, plan: Plan, todo: Iterable[Pass]) -> None:
+def note_start(rundir: RunDir, plan: Plan, todo: Iterable[PendingTasks]) -> None:
     """Note what of the plan is there already, and where the receipts of this run begin."""
     left: Counter[str] = Counter()
     for some in todo:
@@ -97,11 +97,11 @@ def progress_of(rundir: RunDir) -> tuple[dict[str, int], dict[str, int]]:
 
 def write(rundir: RunDir, plan: Plan) -> None:
     """Write ``plan.json``, file by file: there may be 100,000. Left alone where it says just that."""
-    with suppress(OSError), rundir.intent.open("rb") as old:
+    with suppress(OSError), rundir.plan_file.open("rb") as old:
         # All of it: one that was torn or altered would be sealed by the manifest of a run that has nothing to do.
         if all(old.read(len(part)) == part for part in _text(plan)) and not old.read(1):
             return
-    with write_aside(rundir.intent) as stream:
+    with write_aside(rundir.plan_file) as stream:
         stream.writelines(_text(plan))
 
 
@@ -117,7 +117,7 @@ def _text(plan: Plan) -> Iterator[bytes]:
 
 
 @dataclass(frozen=True)
-class Intent:
+class PlanFile:
     """What the last run of a directory set out to do.
 
     Attributes:
@@ -127,9 +127,9 @@ class Intent:
     told: Mapping[str, Any]
 
     @classmethod
-    def read(cls, rundir: RunDir) -> Intent | None:
+    def read(cls, rundir: RunDir) -> PlanFile | None:
         """That of a run directory; None where there is none, or none that can be read."""
-        told = read_json(rundir.intent)
+        told = read_json(rundir.plan_file)
         parts = ("stages", "lines", "reduces", "events", "files")
         return cls(told) if told is not None and all(isinstance(told.get(p), dict) for p in parts) else None
 

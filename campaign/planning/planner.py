@@ -12,7 +12,7 @@ from typing import Any
 from campaign._version import __version__
 from campaign.errors import SpecError
 from campaign.planning.datasets import Files, expand
-from campaign.planning.plan import Events, Line, Output, Plan, Reduce, Urls
+from campaign.planning.plan import InputGroup, Layer, Output, Plan, Reduce, Urls
 from campaign.planning.stage_code import StageCode, resolve, resolve_reader
 from campaign.planning.task import KEY, Keys
 from campaign.protocols import WEIGHT
@@ -67,8 +67,8 @@ class _Planner:
     ) -> None:  # fmt: skip
         self.c, self.code, self.readers, self.models = campaign, code, readers, models
         self.variations: dict[str, Variation | None] = {NOMINAL: None, **campaign.variations}
-        self.lines: dict[tuple[str, str, str], Line] = {}  # (stage, dataset, variation)
-        self.sources: dict[tuple[str, str], tuple[Events, bytes]] = {}
+        self.lines: dict[tuple[str, str, str], Layer] = {}  # (stage, dataset, variation)
+        self.sources: dict[tuple[str, str], tuple[InputGroup, bytes]] = {}
         self.reduces: dict[tuple[str, str], Reduce] = {}
         self.outputs: dict[tuple[str, str, str], Output] = {}
         # Asked again and again; the answers depend on names alone.
@@ -153,7 +153,7 @@ class _Planner:
         )
 
     # What is read.
-    def events(self, dataset: str, variation: str) -> tuple[Events, bytes]:
+    def events(self, dataset: str, variation: str) -> tuple[InputGroup, bytes]:
         """The events, and the packed hashes of what is read, 32 bytes per file."""
         v = self.variations[variation]
         if v is None or not self.affects(variation, dataset) or v.weight_only:
@@ -161,7 +161,9 @@ class _Planner:
         if (dataset, variation) not in self.sources:
             d, v = self.c.datasets[dataset], v or Variation()
             branches = tuple(sorted({**d.branches, **v.branches}.items()))
-            made = Events(dataset, variation, self.files(dataset, variation, v), v.tree or d.tree, branches, d.is_mc)
+            made = InputGroup(
+                dataset, variation, self.files(dataset, variation, v), v.tree or d.tree, branches, d.is_mc
+            )
             self.sources[dataset, variation] = made, self.source_keys(made)
         return self.sources[dataset, variation]
 
@@ -176,7 +178,7 @@ class _Planner:
             return self.events(dataset, NOMINAL)[0].files
         return expand(self.c, d.files, d.metadata, ("datasets", dataset, "files"))
 
-    def source_keys(self, e: Events) -> bytes:
+    def source_keys(self, e: InputGroup) -> bytes:
         reader = self.readers[e.dataset].digest
         common = _started([FORMAT, e.dataset, e.tree, list(map(list, e.branches)), e.is_mc, reader])
         keys = bytearray()
@@ -187,7 +189,7 @@ class _Planner:
         return bytes(keys)
 
     # Lines, outputs and reduces.
-    def line(self, stage: str, dataset: str, variation: str) -> Line:
+    def line(self, stage: str, dataset: str, variation: str) -> Layer:
         if variation != NOMINAL and not self.varied(stage, dataset, variation):
             variation = NOMINAL
         at = (stage, dataset, variation)
@@ -197,7 +199,7 @@ class _Planner:
             self.lines[at] = self._line(stage, dataset, variation, parent)
         return self.lines[at]
 
-    def _line(self, stage: str, dataset: str, variation: str, parent: Line | None) -> Line:
+    def _line(self, stage: str, dataset: str, variation: str, parent: Layer | None) -> Layer:
         weight = None
         if parent is None and self.affects(variation, dataset):
             v = self.variations[variation]
@@ -215,7 +217,7 @@ class _Planner:
             one = common.copy()
             one.update(before[i : i + KEY])
             keys += one.digest()
-        return Line(
+        return Layer(
             len(self.lines), stage, variation, events, parent, weight, frozen, self.emits(stage), self.level(stage),
             Keys(bytes(keys)), self.weighs(stage, dataset, variation), self.followed(stage),
         )  # fmt: skip

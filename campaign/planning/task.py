@@ -128,7 +128,7 @@ class Keys(Sequence[str]):
 
 
 @dataclass(frozen=True)
-class Common:
+class StepTemplate:
     """What the steps of a batch's tasks have in common; see `Step`. ``parent``: a place, -1 for the artefact."""
 
     stage: str
@@ -154,7 +154,7 @@ class Batch:
         artefacts: Keys of what they read instead of the files, or None.
     """
 
-    steps: tuple[Common, ...]
+    steps: tuple[StepTemplate, ...]
     dataset: str
     tree: str
     branches: tuple[tuple[str, str], ...]

@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from campaign.discovery.credentials import Secret
+from campaign.discovery.credentials import Credentials
 from campaign.util.files import write_aside
 from campaign.util.ownership import read_own
 
@@ -126,18 +126,18 @@ class CampaignCA:
             raise ValueError("the request is not signed by its own key")
         return self.sign(asked.public_key(), name, server=server, valid_s=valid_s)
 
-    def client(self, name: str = "client", valid_s: float = float(10**9)) -> Secret:
+    def client(self, name: str = "client", valid_s: float = float(10**9)) -> Credentials:
         """A client that is let in, made here in memory."""
         key = _new_key()
         cert = self.sign(key.public_key(), name, server=False, valid_s=valid_s)
-        return Secret(ca=self.cert, cert=cert, key=_pem(key), domain=self.domain)
+        return Credentials(ca=self.cert, cert=cert, key=_pem(key), domain=self.domain)
 
 
 def _now() -> dt.datetime:
     return dt.datetime.now(dt.timezone.utc)
 
 
-class Applicant:
+class CertificateClient:
     """Asks the driver for a certificate, through the pool's folder. Its key stays in this process.
 
     Args:
@@ -167,7 +167,7 @@ class Applicant:
             return None
 
 
-class Gate:
+class CertificateIssuer:
     """The driver's side: the authority, and a thread that answers the requests of this pool's servers.
 
     Args:

@@ -50,7 +50,7 @@ class Health:
         self._last: Counts = {}
         self._good: dict[str, float] = {}  # when each model was last seen to answer
         self._service_s: dict[str, float] = {}  # of one execution: asking a slow model often would slow it down
-        self._suspects: set[str] = set()
+        self._quarantine: set[str] = set()
         self._asking: dict[str, tuple[Future[str], float]] = {}
         self._failed: dict[str, tuple[ModelError, float, float]] = {}  # until it is known what else was answered
         self._looking: tuple[Future[Counts | None], float] | None = None
@@ -104,7 +104,7 @@ class Health:
             self._looking = (self.threads.submit(canary.statistics, self.client), now)
         for model in self.models if self._looking is None else ():  # else it were not known who was counted
             patience = max(self.every_s, 3 * self._service_s.get(model, 0.0))
-            due = model in self._suspects or now - self._good[model] > patience
+            due = model in self._quarantine or now - self._good[model] > patience
             if due and model not in self._asking and model not in self._failed:
                 asked = self.threads.submit(canary.prove, self.client, model, self.models[model], self.deadline_s)
                 self._asking[model] = (asked, now)
@@ -129,7 +129,7 @@ class Health:
                 self._good[model] = now
                 self._service_s[model] = 1e-9 * (counts[2] - then[2]) / max(1, counts[1] - then[1])
             if (counts is None and then) or (counts and then and counts[FAILED] > then[FAILED]):
-                self._suspects.add(model)
+                self._quarantine.add(model)
         self._last = told
         if self._quiet:
             self.counted = _minus(told, self._baseline)
@@ -147,7 +147,7 @@ class Health:
             del self._asking[model]
             error = future.exception()
             if error is None:
-                self._suspects.discard(model)
+                self._quarantine.discard(model)
                 self._good[model] = now
                 for other, cost in self._cost[model].items():
                     self._baseline[other] = _add(self._baseline.get(other, NOTHING), cost)

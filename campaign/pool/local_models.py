@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from campaign.errors import CampaignError, SpecError
-from campaign.inference.local_model import Tensors, Twin, reshaped
+from campaign.inference.local_model import LocalModel, Tensors, reshaped
 from campaign.spec.models import ModelSpec
 
 DEADLINE_S = 300.0  # of the check: a large model takes a while to load
 
 
-def twin_of(kind: Any, base: Path, model: str, spec: ModelSpec) -> Twin | None:
+def twin_of(kind: Any, base: Path, model: str, spec: ModelSpec) -> LocalModel | None:
     """The twin that a campaign allows for a model, None if it allows none.
 
     Args:
@@ -64,7 +64,7 @@ def twin_of(kind: Any, base: Path, model: str, spec: ModelSpec) -> Twin | None:
     if use != "onnx" and use.partition(":")[0].endswith(".py"):
         use = f"{path(use.rpartition(':')[0])}:{use.rpartition(':')[2]}"
     most = int(config.max_batch_size)
-    return Twin(
+    return LocalModel(
         model, use, str(file), str(canary), given.rtol, given.atol, tensors(config.input), tensors(config.output),
         min(spec.batch or most, most), most, tuple(sorted(spec.tails)),
         reshaped(config), str(kind.version(model)), tuple(t.name for t in config.input if t.optional),
@@ -77,7 +77,7 @@ def _datatype(name: str) -> str:
 
 
 # Before anything is started.
-def agree(twins: Iterable[Twin]) -> CampaignError | None:
+def agree(twins: Iterable[LocalModel]) -> CampaignError | None:
     """Hold twins to the known answers of their models.
 
     Returns:
@@ -98,6 +98,6 @@ def agree(twins: Iterable[Twin]) -> CampaignError | None:
     return None
 
 
-def agree_and_tell(pipe: Connection, twins: tuple[Twin, ...]) -> None:
+def agree_and_tell(pipe: Connection, twins: tuple[LocalModel, ...]) -> None:
     """`agree`, in a process of its own: a model's runtime does not belong into the driver."""
     pipe.send(agree(twins))

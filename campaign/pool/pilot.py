@@ -1,15 +1,15 @@
-"""Runs where the servers run: owns ONE server from start to sweep, and obeys a lease.
+"""The pilot: a process on the servers' node that starts one server, watches it, and removes all it leaves behind.
 
     python -m campaign.pool.pilot POOL_FOLDER [--pool NONCE --slot N --generation N --wait S]
 
-It claims a slot, starts the server in a private node-local folder, proves it by a known answer per model, publishes
-its record, and then watches: the server and its models, the stop file, the lease, and signals. A server that is lost
-is replaced: the pilot becomes, by ``exec``, the pilot of the slot's next generation, with the same process id, in the
-same allocation, under the same guardian. However it ends, this guardian process, which sees its end of a pipe close,
-kills the server's group and removes its folder and its ``/dev/shm`` regions.
+The pilot claims a slot and starts the server in a private folder of the node. It asks each model for its known answer
+and publishes the server's record. Then it watches the server and its models, the stop file, the lease, and signals. A
+server that is lost is replaced: the pilot becomes, by ``exec``, the pilot of the slot's next generation. It keeps its
+process id, its allocation and its server watchdog. When the pilot ends, the server watchdog sees its end of a pipe
+close. It then kills the server's process group and removes the server's folder and its ``/dev/shm`` regions.
 
-A pool is known by a nonce. Where a run is started again in its folder while pilots of the run before still live, these
-find another nonce there, or none: they end, and write nothing more.
+A pool is known by a nonce. A run may be started again in its folder while pilots of the earlier run still live. These
+pilots find another nonce there, or none. They end and write nothing more.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from campaign.discovery.credentials import Secret
+from campaign.discovery.credentials import Credentials
 from campaign.discovery.records import backoff
 from campaign.errors import CampaignError, ModelError, ServerError
 from campaign.pool import sandbox, server_log
-from campaign.pool.server_processes import Family
-from campaign.pool.slot import Berth
+from campaign.pool.server_processes import ServerProcesses
+from campaign.pool.slot import Slot
 from campaign.supervision.cleanup import env_folders, regions, sweep
 from campaign.supervision.linux import die_with_parent
 from campaign.supervision.reap import abandoned
-from campaign.supervision.server_watchdog import Guardian
+from campaign.supervision.server_watchdog import ServerWatchdog
 from campaign.util.threads import aside
 from campaign.util.user_code import named
 
@@ -47,9 +47,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 POLL_S = 0.1
-BEAT_S = 1.0  # between two signs of life for the guardian, and the least between two for the submitter
+BEAT_S = 1.0  # between two signs of life for the server watchdog, and the least between two for the submitter
 GRACE_S = 6.0  # of a server that may be busy, between SIGTERM and SIGKILL
-SILENT_S = 5.0  # beyond the lease: a pilot that has not looked around for so long is ended by its guardian
+SILENT_S = 5.0  # beyond the lease: a pilot that has not looked around for so long is ended by its server watchdog
 EXCUSE_S = 1.0  # within so long a client condemns a request that a server has died of
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -61,23 +61,23 @@ class Pilot:
         folder: The pool's folder, shared with the submitter.
         slot: The server's place in the pool; None: the first that nobody has claimed.
         generation: Which server of this slot it is, from 0.
-        inherited: The guardian of the generation before (`Apart.hand_over`); empty: there is none yet.
+        inherited: The server watchdog of the generation before (`DetachedProcess.hand_over`); empty: there is none yet.
         pool: The nonce of the pool it was sent for; empty: whichever is there.
     """
 
     def __init__(
         self, folder: Path, slot: int | None = None, generation: int = 0, inherited: str = "", pool: str = ""
     ) -> None:
-        self.berth = Berth(folder, slot, generation, pool)
+        self.slot = Slot(folder, slot, generation, pool)
         self.asked, self.state = "", "starting"
-        self.heir = self.berth.followed
+        self.successor = self.slot.followed
         self.server: subprocess.Popen[bytes] | None = None
         self.health: Health | None = None
         self.place, self.shm, self.url = "", "", ""
         self.folders: list[str] = []
-        self.guardian = Guardian(inherited, self.berth.pool)
+        self.watchdog = ServerWatchdog(inherited, self.slot.pool)
         # Large files of a model are looked at first.
-        self.slow_s = float(self.berth.order["start_deadline_s"]) + 60.0
+        self.slow_s = float(self.slot.order["start_deadline_s"]) + 60.0
         self.beaten = 0.0
         self.ready_s: float | None = None
         self.warnings: list[str] = []
@@ -85,8 +85,8 @@ class Pilot:
 
     def wait_for_excuse(self) -> None:
         """Where this was the last server: whoever was tried alone here may be condemned for it in a moment."""
-        end = time.monotonic() + EXCUSE_S if self.berth.restarts else 0.0
-        while time.monotonic() < end and not self.berth.followed and self.berth.on_trial:
+        end = time.monotonic() + EXCUSE_S if self.slot.restarts else 0.0
+        while time.monotonic() < end and not self.slot.followed and self.slot.on_trial:
             time.sleep(POLL_S)
 
     def run(self, wait_s: float = 0.0) -> int:
@@ -100,8 +100,10 @@ class Pilot:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the generation before has held them back
         why, log, remedy, heals = "", "", "", False
         try:
-            if self.berth.generation:  # a guardian that is started again in the wait must know what it was told before
-                self.tell_guardian(self.slow_s)
+            if (
+                self.slot.generation
+            ):  # a server watchdog that is started again in the wait must know what it was told before
+                self.tell_server_watchdog(self.slow_s)
             self.record("starting")
             self.bide(wait_s)
             self.start()
@@ -121,15 +123,15 @@ class Pilot:
         told = bool(self.asked)
         if heals:
             self.wait_for_excuse()
-        self.heir = self.berth.followed and (heals or (told and not self.berth.stopped))
+        self.successor = self.slot.followed and (heals or (told and not self.slot.stopped))
         # Clients send it nothing more; and where it was the last, it is no file's fault that nobody is left.
         self.record("stopping", why=why, told=told, remedy=remedy, tail=log or ("" if told else self.tail()))
         self.stop()
-        again = self.heir and not told and self.next_published()
+        again = self.successor and not told and self.next_published()
         self.record("ended", why=why, told=told, remedy=remedy, tail=log or ("" if told else self.tail()))
         if again:
             self.replace()
-        self.guardian.end()
+        self.watchdog.end()
         return 0 if told else 1
 
     def heals(self) -> bool:
@@ -141,27 +143,27 @@ class Pilot:
         """
         if self.server is None:
             return False
-        worked = self.ready_s is not None or self.berth.has_worked
-        return worked or ((self.server.poll() or 0) < 0 and not server_log.cause(self.berth.log))
+        worked = self.ready_s is not None or self.slot.has_worked
+        return worked or ((self.server.poll() or 0) < 0 and not server_log.cause(self.slot.log))
 
     def next_published(self) -> bool:
-        """Whether the next generation is published, and told to the guardian."""
-        path = self.berth.publish_next()
+        """Whether the next generation is published, and told to the server watchdog."""
+        path = self.slot.publish_next()
         if path is not None:
-            self.guardian.guard(0, "", "", [], path, self.slow_s)
+            self.watchdog.guard(0, "", "", [], path, self.slow_s)
         return path is not None
 
     def replace(self) -> None:
         """Become the pilot of the next generation: a fresh process image in which no thread and no channel was."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the next generation can take them
         if self.asked:  # a moment ago
-            self.berth.withdraw_next(self.asked)
+            self.slot.withdraw_next(self.asked)
             return
-        berth, later = self.berth, self.berth.generation + 1
-        options = [f"--pool={berth.pool}", f"--slot={berth.slot}", f"--generation={later}"]
+        slot, later = self.slot, self.slot.generation + 1
+        options = [f"--pool={slot.pool}", f"--slot={slot.slot}", f"--generation={later}"]
         options.append(f"--wait={backoff(later):.2f}")
-        options.append(f"--guardian={self.guardian.hand_over()}")
-        os.execv(sys.executable, [sys.executable, "-m", "campaign.pool.pilot", str(berth.folder), *options])  # noqa: S606
+        options.append(f"--server watchdog={self.watchdog.hand_over()}")
+        os.execv(sys.executable, [sys.executable, "-m", "campaign.pool.pilot", str(slot.folder), *options])  # noqa: S606
 
     def _signalled(self, signum: int, _frame: object) -> None:
         self.asked = self.asked or f"signal {signal.Signals(signum).name}"
@@ -169,9 +171,9 @@ class Pilot:
     def record(self, state: str, **more: Any) -> None:
         """Publish what is known of the server."""
         self.state, counted = state, self.health.counted if self.health else {}
-        self.berth.publish(
+        self.slot.publish(
             state,
-            heir=self.heir,
+            successor=self.successor,
             url=self.url,
             pid=os.getpid(),
             server_pid=self.server.pid if self.server else None,
@@ -192,18 +194,18 @@ class Pilot:
         abandoned()
         self.started, self.began = time.time(), time.monotonic()
         self.place = tempfile.mkdtemp(prefix="campaign-")
-        self.tell_guardian(self.slow_s)
+        self.tell_server_watchdog(self.slow_s)
         self.folders_before = env_folders()
         launch = self.laid_out()
         self.launch, self.url, self.shm = launch, launch.url, launch.shm_prefix
-        argv, env = sandbox.command(launch, Path(self.place), self.berth.folder, self.berth.name)
+        argv, env = sandbox.command(launch, Path(self.place), self.slot.folder, self.slot.name)
 
         def child() -> None:
             die_with_parent(signal.SIGKILL)
             for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(s, signal.SIG_DFL)
 
-        with self.berth.log.open("ab") as log:
+        with self.slot.log.open("ab") as log:
             self.server = subprocess.Popen(
                 argv,
                 env=env,
@@ -214,22 +216,22 @@ class Pilot:
                 preexec_fn=child,
                 cwd=self.place,
             )
-        self.tell_guardian(self.slow_s)
+        self.tell_server_watchdog(self.slow_s)
         self.record("starting")
 
     def laid_out(self) -> Launch:
         """The server's folder filled, by a thread: a model may be gigabytes, all of which is looked at."""
-        kind = named(str(self.berth.order["kind"]))
-        laid = aside("laying-out", kind.launch, self.berth.order["recipe"], Path(self.place), self.berth.name)
+        kind = named(str(self.slot.order["kind"]))
+        laid = aside("laying-out", kind.launch, self.slot.order["recipe"], Path(self.place), self.slot.name)
         while not laid.done():
             self.pause(laid)
         launch: Launch = laid.result()
         return launch
 
-    def tell_guardian(self, patience_s: float) -> None:
+    def tell_server_watchdog(self, patience_s: float) -> None:
         """What is to be ended and swept if this process dies, or does not `pause` for so long."""
         server = self.server.pid if self.server else 0
-        self.guardian.guard(server, self.place, self.shm, self.folders, self.berth.path, patience_s)
+        self.watchdog.guard(server, self.place, self.shm, self.folders, self.slot.path, patience_s)
 
     def pause(self, until: Future[Any] | None = None) -> None:
         """One look around; raises when it is time to stop, or when the server has ended.
@@ -240,17 +242,20 @@ class Pilot:
         Raises:
             ServerError: The server ended by itself.
         """
-        self.guardian.beat()
+        self.watchdog.beat()
         code = self.server.poll() if self.server else None
         if code is not None:
             how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-            why = server_log.cause(self.berth.log, self.place) if self.ready_s is None else ""
+            why = server_log.cause(self.slot.log, self.place) if self.ready_s is None else ""
             raise ServerError(
-                f"the server ended {how}{why}", where=self.berth.name, remedy=server_log.remedy(why), log=self.tail()
+                f"the server ended {how}{why}",
+                where=self.slot.name,
+                remedy=server_log.remedy(why),
+                log=self.tail(),
             )
-        if self.berth.stopped:
+        if self.slot.stopped:
             self.asked = self.asked or "asked to stop"
-        if self.berth.lease.expired():
+        if self.slot.lease.expired():
             self.asked = self.asked or "the lease ran out: the submitter is gone"
         self.beat()
         if self.asked:
@@ -266,15 +271,15 @@ class Pilot:
         if now - self.beaten < BEAT_S:
             return
         self.beaten = now
-        if not self.heir and self.berth.followed:  # servers before it were excused meanwhile
-            self.heir = True
+        if not self.successor and self.slot.followed:  # servers before it were excused meanwhile
+            self.successor = True
             self.record(self.state)
-        if now - self.berth.recorded > max(BEAT_S, self.berth.lease.lease_s / 5):
+        if now - self.slot.recorded > max(BEAT_S, self.slot.lease.lease_s / 5):
             self.record(self.state)
-        if self.berth.closed:
-            self.asked, self.heir = self.asked or "the submitter heard nothing of it for long", False
-        elif not self.berth.wanted:
-            self.asked, self.heir = self.asked or "its pool is no more", False
+        if self.slot.closed:
+            self.asked, self.successor = self.asked or "the submitter heard nothing of it for long", False
+        elif not self.slot.wanted:
+            self.asked, self.successor = self.asked or "its pool is no more", False
 
     def bide(self, seconds: float) -> None:
         """Let some time pass, looking around."""
@@ -300,21 +305,21 @@ class Pilot:
         from campaign.inference import canary
         from campaign.pool.health import Health
 
-        end = time.monotonic() + float(self.berth.order["start_deadline_s"])
-        told = self.berth.order["recipe"]["models"]
+        end = time.monotonic() + float(self.slot.order["start_deadline_s"])
+        told = self.slot.order["recipe"]["models"]
         models = {model: what["canary"] for model, what in told.items()}
         assumed = [model for model, what in told.items() if what.get("rows_assumed")]
-        client = canary.client_of(self.berth.name, self.url, self._let_in(end))
-        self.health = Health(client, models, **self.berth.order["health"], rows_assumed=assumed)
+        client = canary.client_of(self.slot.name, self.url, self._let_in(end))
+        self.health = Health(client, models, **self.slot.order["health"], rows_assumed=assumed)
         while not self.aside(canary.ready, client):
-            failed, said = server_log.load_failure(self.berth.log, str(self.place))
+            failed, said = server_log.load_failure(self.slot.log, str(self.place))
             if failed:
-                where = f"model {failed} on {self.berth.name}"
+                where = f"model {failed} on {self.slot.name}"
                 raise ModelError(f"does not load: {said}", where=where, remedy=server_log.remedy(said), log=self.tail())
             if time.monotonic() > end:
                 raise ServerError(
-                    f"not ready within {self.berth.order['start_deadline_s']:g} s",
-                    where=self.berth.name,
+                    f"not ready within {self.slot.order['start_deadline_s']:g} s",
+                    where=self.slot.name,
                     log=self.tail(),
                 )
             self.pause()
@@ -325,7 +330,7 @@ class Pilot:
             except ModelError as error:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.server.wait(POLL_S) if self.server else None  # did it fall while it was asked?
-                where = f"model {model} on {self.berth.name}"
+                where = f"model {model} on {self.slot.name}"
                 raise ModelError(error.message, where=where, remedy=error.remedy, log=self.tail()) from None
             if warning:
                 self.warnings.append(warning)
@@ -338,21 +343,24 @@ class Pilot:
             self.warnings.append(_KEY)
         # The Python backend makes an empty folder in /tmp, wherever TMPDIR points, and leaves it when it is killed.
         self.folders = sorted(env_folders() - self.folders_before)
-        self.tell_guardian(self.berth.lease.lease_s + SILENT_S)
+        self.tell_server_watchdog(self.slot.lease.lease_s + SILENT_S)
 
-    def _let_in(self, end: float) -> Secret | None:
+    def _let_in(self, end: float) -> Credentials | None:
         """What lets this process ask the server, from the driver; None where the server has a socket in our folder."""
         if not self.launch.ca:
             return None
-        from campaign.pool.certificates import PILOT, Applicant
+        from campaign.pool.certificates import PILOT, CertificateClient
 
-        recipe, asked = self.berth.order["recipe"]["tls"], Applicant(self.berth.folder, self.berth.name + PILOT)
+        recipe, asked = (
+            self.slot.order["recipe"]["tls"],
+            CertificateClient(self.slot.folder, self.slot.name + PILOT),
+        )
         asked.ask()
         while (found := asked.answer()) is None:
             if time.monotonic() > end:
-                raise ServerError("the driver gave it no certificate", where=self.berth.name)
+                raise ServerError("the driver gave it no certificate", where=self.slot.name)
             self.pause()
-        return Secret(recipe["ca"].encode(), *found, domain=recipe["domain"])
+        return Credentials(recipe["ca"].encode(), *found, domain=recipe["domain"])
 
     # Watch and stop.
     def watch(self) -> str:
@@ -364,7 +372,7 @@ class Pilot:
         assert self.health is not None
         assert self.server is not None
         told = self.health.counted
-        family = Family(self.server.pid, float(self.berth.order["health"]["silent_s"]))
+        family = ServerProcesses(self.server.pid, float(self.slot.order["health"]["silent_s"]))
         while True:
             try:
                 self.pause()
@@ -373,15 +381,15 @@ class Pilot:
                 return str(stop)
             why = family.look() or self.health.look()
             if why:
-                raise ServerError(why, where=self.berth.name, log=self.tail())
-            if told != self.health.counted and time.monotonic() - self.berth.recorded > BEAT_S:
+                raise ServerError(why, where=self.slot.name, log=self.tail())
+            if told != self.health.counted and time.monotonic() - self.slot.recorded > BEAT_S:
                 told = self.health.counted
                 self.record("ready")
 
     def stop(self) -> None:
         """End the server's group: at once where it is known idle, else by SIGTERM first. Then sweep."""
         if self.place:
-            self.tell_guardian(GRACE_S + 10 * SILENT_S)
+            self.tell_server_watchdog(GRACE_S + 10 * SILENT_S)
         if self.server is not None:
             # One that is not well would not end by itself, and what it was asked is asked of others.
             if self.asked and self.server.poll() is None and self.ready_s is not None and not self._idle():
@@ -405,11 +413,11 @@ class Pilot:
 
     def _idle(self) -> bool:
         # An idle Triton takes seconds to obey SIGTERM; the submitter says when no request can be under way.
-        return self.berth.idle or self.asked.startswith("the lease")
+        return self.slot.idle or self.asked.startswith("the lease")
 
     def tail(self) -> str:
         """The end of the server's log."""
-        return server_log.tail(self.berth.log)
+        return server_log.tail(self.slot.log)
 
 
 _KEY = (
@@ -429,7 +437,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pool", default="")
     parser.add_argument("--slot", type=int)
     parser.add_argument("--generation", type=int, default=0)
-    parser.add_argument("--guardian", default="")
+    parser.add_argument("--server watchdog", default="")
     parser.add_argument("--wait", type=float, default=0.0)
     given = parser.parse_args(argv)
     parent = os.environ.pop("CAMPAIGN_PARENT", "")
@@ -437,7 +445,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         die_with_parent(signal.SIGTERM)
         if os.getppid() != int(parent):
             return 1  # it died before this line
-    return Pilot(given.folder, given.slot, given.generation, given.guardian, given.pool).run(given.wait)
+    return Pilot(given.folder, given.slot, given.generation, given.watchdog, given.pool).run(given.wait)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from campaign.discovery.address import PoolAddress
-from campaign.discovery.credentials import Secret
+from campaign.discovery.credentials import Credentials
 from campaign.discovery.records import GOING, causes, found, newest, on_the_way
 from campaign.errors import CampaignError, ServerError, SpecError
 from campaign.pool.local_models import DEADLINE_S, agree_and_tell, twin_of
-from campaign.pool.restarts import Replacer
+from campaign.pool.restarts import Restarts
 from campaign.pool.server_kind import make_kind
-from campaign.protocols import Carried, Provider, ServerKind
+from campaign.protocols import PilotHandle, Provider, ServerKind
 from campaign.spec.models import ServerSpec
 from campaign.supervision import driver_watchdog
 from campaign.supervision.forkserver import ask_child, fork_server_runs, stop_fork_server
@@ -102,12 +102,12 @@ class ServerPool:
         self._provider_given = provider
         self._folder_given = folder
         self._stack = ExitStack()
-        self._carried: list[Carried] = []
+        self._carried: list[PilotHandle] = []
         self._beat: threading.Thread | None = None
         self._replacing: threading.Thread | None = None
         self._over, self._leaving = threading.Event(), threading.Event()
         self._live: Servers | None = None
-        self._secret: Secret | None = None
+        self._secret: Credentials | None = None
         self._versions: dict[str, int] = {}
         self._nonce = secrets.token_hex(8)  # pilots of an earlier pool in the same folder may still run
         self.folder = folder or Path()
@@ -171,13 +171,13 @@ class ServerPool:
         argv = [sys.executable, "-m", "campaign.pool.pilot", str(self.folder), f"--pool={self._nonce}"]
         self._carried = provider.carry(argv, count, self.folder)
 
-        def carry(more: Sequence[str]) -> list[Carried]:
+        def carry(more: Sequence[str]) -> list[PilotHandle]:
             made = provider.carry([*argv, *more], 1, self.folder)
             self._carried += made
             return made
 
         slow_s = self.spec.start_deadline_s + 60.0
-        replacer = Replacer(self.folder, self.spec.restarts, self.spec.lease_s, slow_s, carry, self.say, self._nonce)
+        replacer = Restarts(self.folder, self.spec.restarts, self.spec.lease_s, slow_s, carry, self.say, self._nonce)
         self._replacing = threading.Thread(target=self._replace, args=(replacer,), name="campaign-pilots", daemon=True)
         self._replacing.start()
 
@@ -216,15 +216,15 @@ class ServerPool:
             raise wrong
 
     def _open_gate(self, provider: Provider) -> dict[str, str]:
-        from campaign.pool.certificates import Gate
+        from campaign.pool.certificates import CertificateIssuer
 
         walltime = getattr(provider, "walltime_s", None) or WEEK_S
         # Clients as long as the last server may live that fills a slot; a batch job may queue for as long as it runs.
-        gate = Gate(self.folder, WEEK_S + (1 + self.spec.restarts) * walltime, walltime)
-        self._stack.callback(gate.stop)
-        gate.start()
-        self._secret = gate.secret
-        return gate.recipe
+        issuer = CertificateIssuer(self.folder, WEEK_S + (1 + self.spec.restarts) * walltime, walltime)
+        self._stack.callback(issuer.stop)
+        issuer.start()
+        self._secret = issuer.secret
+        return issuer.recipe
 
     def _provider(self) -> Provider:
         given = self._provider_given
@@ -247,7 +247,7 @@ class ServerPool:
             except OSError as error:  # a full disk must not end the campaign before the lease does
                 self.say(f"the lease cannot be written: {error.strerror}")
 
-    def _replace(self, replacer: Replacer) -> None:
+    def _replace(self, replacer: Restarts) -> None:
         while not self._leaving.wait(LOOK_S):
             try:
                 replacer.look()
@@ -402,7 +402,9 @@ class ServerPool:
 
         for record in self.records():
             if record["host"] == socket.gethostname() and record["place"]:
-                place = Path(record["place"])  # who lives there still, where pilot and guardian were killed, it says
+                place = Path(
+                    record["place"]
+                )  # who lives there still, where pilot and server watchdog were killed, it says
                 told = {"shm_prefix": record["shm_prefix"], "folders": record["folders"]}
                 clear_folder(place, {**told, **(read_json(place / OWNER) or {})})
 

@@ -10,19 +10,19 @@ from typing import Any
 
 from campaign.discovery.records import LONGEST_BACKOFF_S, backoff, blank, found, name_of, newest
 from campaign.errors import CampaignError
-from campaign.protocols import Carried
+from campaign.protocols import PilotHandle
 from campaign.util.files import write_json
 
 LOST_S = 10.0  # at the least: a busy machine may let a pilot wait for some seconds
-Carry = Callable[[Sequence[str]], list[Carried]]
+Carry = Callable[[Sequence[str]], list[PilotHandle]]
 
 
-class Replacer:
+class Restarts:
     """Looks at the records of a pool's servers.
 
-    A pilot replaces its own server; what it cannot do is to replace itself. Its guardian, or the pilot itself where
-    the scheduler told it to go, has closed its record by then; where the node is gone nobody has, and the count that
-    the pilot raises in its record stands still: then the record is closed here, and a pilot that wakes up finds so.
+    A pilot replaces its own server, but a lost pilot cannot replace itself. Its server watchdog closes its record, or the
+    pilot did so when the scheduler ended it. If the whole node is lost, the record stays open and its count stands
+    still. Then this class closes the record, and a pilot that wakes up later finds the record closed and ends.
 
     Args:
         folder: The pool's.
@@ -42,7 +42,7 @@ class Replacer:
         self.slow_s, self.pool = slow_s, pool
         self._beats: dict[str, tuple[int, float]] = {}
         self._due: dict[tuple[int, int], float] = {}
-        self._carried: dict[tuple[int, int], list[Carried]] = {}
+        self._carried: dict[tuple[int, int], list[PilotHandle]] = {}
 
     def look(self) -> None:
         """Called again and again; may take as long as carrying a pilot takes."""

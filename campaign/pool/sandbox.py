@@ -157,9 +157,9 @@ def _watch(prefix: str) -> None:
 
 def _get_certificate(order: Mapping[str, Any], folder: Path) -> None:
     """Ask the driver for the server's certificate; the pilot ends this process if it need not wait any longer."""
-    from campaign.pool.certificates import Applicant
+    from campaign.pool.certificates import CertificateClient
 
-    asked = Applicant(Path(order["folder"]), order["name"])
+    asked = CertificateClient(Path(order["folder"]), order["name"])
     asked.ask()
     while (found := asked.answer()) is None:
         time.sleep(0.02)

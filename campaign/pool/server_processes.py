@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-class Family:
+class ServerProcesses:
     """The processes that a server has started itself, as they are now.
 
     Triton never starts the Python process behind a model again, calls the model READY all the same, and lets the

@@ -39,7 +39,7 @@ class Lease:
         return time.monotonic() - self.since > self.lease_s
 
 
-class Berth:
+class Slot:
     """One generation of a slot. Claimed when it is made; one that nobody wants any more ends the process with 0.
 
     What it is told decides which code it runs, so it is believed only if this user alone can have written it.

@@ -11,7 +11,7 @@ RUN, WAIT, AHEAD, WRITE = "run", "wait", "ahead", "write"
 """What is done: at work, waiting for an answer or for a read under way, at work in the background, writing partials."""
 
 
-class Spent(Counter[tuple[str, str]]):
+class Timing(Counter[tuple[str, str]]):
     """Wall seconds by ``(stage, what)``; reading counts as the stage ``read``."""
 
     def add(self, stage: str, what: str, seconds: float) -> None:

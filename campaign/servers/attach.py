@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from campaign.discovery.credentials import Secret
+from campaign.discovery.credentials import Credentials
 from campaign.errors import SpecError
 from campaign.protocols import Launch
 from campaign.spec.models import ServerSpec
@@ -111,13 +111,15 @@ class Attach:
         given = self.options.tls.model_dump() if self.options.tls else {}
         return {name: str(self.base / path) for name, path in given.items() if path}
 
-    def secret(self) -> Secret | None:
+    def secret(self) -> Credentials | None:
         """The headers, and what stands in the PEM files."""
         given = self.options.headers.items()
         headers = tuple((k, os.environ.get(v[1:], "") if v.startswith("$") else v) for k, v in given)
         pem = {name: Path(path).read_bytes() for name, path in self._files().items()}
         return (
-            Secret(pem.get("ca", b""), pem.get("cert", b""), pem.get("key", b""), headers) if pem or headers else None
+            Credentials(pem.get("ca", b""), pem.get("cert", b""), pem.get("key", b""), headers)
+            if pem or headers
+            else None
         )
 
     def through_tls(self, one_node: bool) -> bool:

@@ -40,7 +40,7 @@ class RunDir:
         return self.root / "manifest.json"
 
     @property
-    def intent(self) -> Path:
+    def plan_file(self) -> Path:
         """``plan.json``: what the last run set out to do."""
         return self.root / "plan.json"
 
@@ -49,7 +49,7 @@ class RunDir:
         """Whether a run has been here: a folder with another tool's ``plan.json`` is none. Reads no whole plan."""
         if self.receipts.exists():
             return True
-        with suppress(OSError), self.intent.open("rb") as stream:
+        with suppress(OSError), self.plan_file.open("rb") as stream:
             return b'"plan"' in stream.read(4096)
         return False
 

@@ -3,7 +3,7 @@
     python -m campaign.supervision.driver_watchdog IDENTITY_OF_THE_DRIVER
 
 It is the first of several nets: where it is killed too, pilots end by their lease and jobs by their limit, each
-server's guardian sweeps, and ``campaign reap`` finds the rest.
+server's server watchdog sweeps, and ``campaign reap`` finds the rest.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from pathlib import Path
 
 from campaign.supervision import reap, run_registry
 from campaign.supervision.identity import VARIABLE, Mark, environment
-from campaign.supervision.watchdog import Apart, listen
+from campaign.supervision.watchdog import DetachedProcess, listen
 
-SELF_S = 2.0  # workers, pilots and guardians see a driver go, and are quicker than anybody who has to look for them
+SELF_S = (
+    2.0  # workers, pilots and server watchdogs see a driver go, and are quicker than anybody who has to look for them
+)
 
 
 class _Held:
-    """One keeper for all campaigns of this process."""
+    """One driver watchdog for all campaigns of this process."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.users = 0
         self.pid = 0
-        self.apart: Apart | None = None
+        self.process: DetachedProcess | None = None
         self.disorderly = False  # something may be left: `campaign reap` must know of it
         self.said = False
 
@@ -40,7 +42,7 @@ _held = _Held()
 
 @contextlib.contextmanager
 def hold(folder: Path, *, say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Have a keeper for as long as a campaign or a pool of this process lives.
+    """Have a driver watchdog for as long as a campaign or a pool of this process lives.
 
     What is written down of this process for ``campaign reap`` is taken away at the end, unless something was raised
     then or at the end of an earlier one: a job that could not be cancelled must be found.
@@ -50,15 +52,15 @@ def hold(folder: Path, *, say: Callable[[str], None] | None = None) -> Iterator[
         say: Told once if the user's state directory cannot be written; nothing else depends on it.
 
     Raises:
-        OSError: The keeper cannot be started.
+        OSError: The driver watchdog cannot be started.
     """
     with _held.lock:
-        if _held.pid != os.getpid():  # forked from a driver: its keeper is not ours
-            _held.apart, _held.users, _held.pid, _held.disorderly = None, 0, os.getpid(), False
-        if _held.apart is None:
-            apart = Apart("campaign.supervision.driver_watchdog", environment())
-            apart.tell()
-            _held.apart = apart
+        if _held.pid != os.getpid():  # forked from a driver: its driver watchdog is not ours
+            _held.process, _held.users, _held.pid, _held.disorderly = None, 0, os.getpid(), False
+        if _held.process is None:
+            process = DetachedProcess("campaign.supervision.driver_watchdog", environment())
+            process.tell()
+            _held.process = process
         _held.users += 1
         refused = run_registry.remember(folder=folder)
     if refused and say is not None and not _held.said:
@@ -72,18 +74,18 @@ def hold(folder: Path, *, say: Callable[[str], None] | None = None) -> Iterator[
     finally:
         with _held.lock:
             _held.users -= 1
-            if _held.users == 0 and _held.apart is not None:
-                _held.apart.end()
-                _held.apart = None
+            if _held.users == 0 and _held.process is not None:
+                _held.process.end()
+                _held.process = None
                 if not _held.disorderly:
                     run_registry.forget()
 
 
 def beat() -> None:
-    """Called several times a second while a campaign runs: a keeper that was killed is started again."""
+    """Called several times a second while a campaign runs: a driver watchdog that was killed is started again."""
     with _held.lock, contextlib.suppress(OSError):  # no process can be started now: perhaps a second later
-        if _held.apart is not None and _held.pid == os.getpid():
-            _held.apart.beat()
+        if _held.process is not None and _held.pid == os.getpid():
+            _held.process.beat()
 
 
 def main() -> None:

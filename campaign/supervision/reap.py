@@ -45,7 +45,7 @@ class Found:
 
 
 @dataclass
-class Said:
+class ReapReport:
     """What was done and what was not, a line each.
 
     Attributes:
@@ -153,7 +153,7 @@ def clear_folder(folder: Path, told: dict[str, object]) -> None:
 
 
 def abandoned() -> None:
-    """Sweep what pilots of this user left that were killed on this node together with their guardians.
+    """Sweep what pilots of this user left that were killed on this node together with their server watchdogs.
 
     A scheduler ends everything in a job at once where the job does not end in time: nobody is left to sweep then.
     """
@@ -164,14 +164,14 @@ def abandoned() -> None:
                 clear_folder(folder, told)
 
 
-def reap(*, dry_run: bool = False, only: Mark | None = None) -> Said:
+def reap(*, dry_run: bool = False, only: Mark | None = None) -> ReapReport:
     """End and remove what dead campaigns of this user left, jobs first.
 
     Args:
         dry_run: Only say what would be done.
         only: Of this campaign alone, whose driver is known to be gone.
     """
-    said = Said()
+    said = ReapReport()
 
     def dead(mark: Mark) -> bool:
         return mark.campaign == only.campaign if only else mark.driver.alive() is False

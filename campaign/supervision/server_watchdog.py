@@ -15,11 +15,11 @@ from pathlib import Path
 
 from campaign.supervision.cleanup import _close_record, clear
 from campaign.supervision.identity import VARIABLE, Identity, own
-from campaign.supervision.watchdog import Apart, listen
+from campaign.supervision.watchdog import DetachedProcess, listen
 
 
-class Guardian(Apart):
-    """The pilot's side of the pipe. Killed, the guardian is started again with all it knew.
+class ServerWatchdog(DetachedProcess):
+    """The pilot's side of the pipe. Killed, the server watchdog is started again with all it knew.
 
     Args:
         handed: What `hand_over` gave in this process before an ``exec``.

@@ -20,7 +20,7 @@ SILENT_S = 5.0
 OWN_GAP_S = 5.0  # a watcher that was itself stopped for so long gives the watched one its time again
 
 
-class Apart:
+class DetachedProcess:
     """What a process says to one that watches it: each time all there is to know, so that it can be started again.
 
     Args:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from campaign.discovery.credentials import Secret
+from campaign.discovery.credentials import Credentials
 from campaign.errors import PartialError
 from campaign.util.files import write_aside
 
@@ -55,7 +55,7 @@ class JobTicket:
 
     path: str
     digest: str
-    secret: Secret | None = field(default=None, repr=False)
+    secret: Credentials | None = field(default=None, repr=False)
 
     def job(self) -> Job:
         """The job, with the secret in its place.

@@ -26,7 +26,7 @@ from campaign.storage.rundir import RunDir
 
 
 @dataclass(frozen=True)
-class Spoilt:
+class CorruptPartials:
     """Partials that are not what their receipts say, so that a merge could not be made.
 
     Attributes:
@@ -40,7 +40,7 @@ class Spoilt:
 
 def run_leaf(
     root: str, target: Target, first: int, keys: Keys, lines: Sequence[bytes], gaps: Sequence[int] = ()
-) -> Leaf | Spoilt | CampaignError:
+) -> Leaf | CorruptPartials | CampaignError:
     """Merge some consecutive files of an output.
 
     Args:
@@ -51,15 +51,15 @@ def run_leaf(
         lines: Their receipts, as they stand in the log.
         gaps: Places of files among them that are lost.
     """
-    made: Leaf | Spoilt | CampaignError = _merging(root, target, first, keys, lines, gaps, merge_leaf)
+    made: Leaf | CorruptPartials | CampaignError = _merging(root, target, first, keys, lines, gaps, merge_leaf)
     return made
 
 
 def run_whole(
     root: str, target: Target, first: int, keys: Keys, lines: Sequence[bytes], gaps: Sequence[int] = ()
-) -> Merged | Spoilt | CampaignError:
+) -> Merged | CorruptPartials | CampaignError:
     """Merge all files of an output; arguments as for `run_leaf`."""
-    made: Merged | Spoilt | CampaignError = _merging(root, target, first, keys, lines, gaps, merge_whole)
+    made: Merged | CorruptPartials | CampaignError = _merging(root, target, first, keys, lines, gaps, merge_whole)
     return made
 
 
@@ -75,7 +75,7 @@ def _merging(
         return call(rundir, target, first, got, gaps)
     except PartialError as error:
         places = between(first, len(got), gaps)
-        return Spoilt(error, tuple(places[i] for i in spoilt(rundir, got)))
+        return CorruptPartials(error, tuple(places[i] for i in spoilt(rundir, got)))
     except CampaignError as error:
         return error
     except Exception as error:  # noqa: BLE001  process boundary: it arrives with its traceback

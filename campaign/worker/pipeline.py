@@ -21,7 +21,7 @@ from campaign.outputs.columns import Columns, ColumnsPartial, ColumnsReader
 from campaign.outputs.kinds import Output, Partial, as_output, start_partial
 from campaign.planning.task import Step, Task
 from campaign.protocols import WEIGHT, Context, Source, TwoStepStage
-from campaign.report.timing import AHEAD, RUN, WAIT, WRITE, Spent
+from campaign.report.timing import AHEAD, RUN, WAIT, WRITE, Timing
 from campaign.storage.frozen_values import Frozen, fresh, thawed
 from campaign.storage.packs import PackWriter
 from campaign.storage.receipts import Receipt
@@ -33,13 +33,13 @@ from campaign.worker.process import Worker
 from campaign.worker.stage_client import RangeServers
 from campaign.worker.stage_errors import explain
 from campaign.worker.stage_log import trim
-from campaign.worker.weight_use import Weighings
+from campaign.worker.weight_use import WeightUses
 
 DEPTH = 2  # ranges whose requests are out while the next one is read
 MOST = 32  # ranges whose last rows may wait for more to fill a request: bounds the memory
 
 
-class Chain:
+class Pipeline:
     """One task under way: ranges of a source through the steps, in order, partials growing."""
 
     def __init__(
@@ -54,10 +54,10 @@ class Chain:
         self.partials: dict[str, Partial] = {}
         self.rows: Counter[str] = Counter()
         self.events = 0
-        self.spent = Spent()
+        self.spent = Timing()
         self.answered = 0.0  # when the first prediction was there, seconds since the epoch
         self.streams: dict[tuple[str, str], Stream] = {}
-        self.weighing = Weighings(task.steps, worker.job.stages)
+        self.weighing = WeightUses(task.steps, worker.job.stages)
         self.begins: Callable[[Step], None] | None = None  # called before each call of the user's code
         several = len({s.stage for s in task.steps}) < len(task.steps)
         self.shared: Shared | None = WeakValueDictionary() if several else None
@@ -66,7 +66,7 @@ class Chain:
 
     def run(self) -> list[Receipt]:
         """All ranges, then the receipts; on an error nothing unfinished stays behind."""
-        flight: deque[tuple[Iterator[None], RangeServers]] = deque()
+        under_way: deque[tuple[Iterator[None], RangeServers]] = deque()
         by_twin = self.worker.by_twin
         try:
             # What is read from stays open until the last range is done: its columns may be read when they are touched.
@@ -76,19 +76,19 @@ class Chain:
                     steps = self.steps(batch, servers)
                     del batch  # what of it is still needed, the steps keep
                     if next(steps, _DONE) is not _DONE:
-                        flight.append((steps, servers))
+                        under_way.append((steps, servers))
                     # Rows that do not fill a request wait for those of the next ranges.
-                    while len(flight) > DEPTH and (flight[0][1].sent or len(flight) > MOST):
-                        deque(flight.popleft()[0], maxlen=0)
+                    while len(under_way) > DEPTH and (under_way[0][1].sent or len(under_way) > MOST):
+                        deque(under_way.popleft()[0], maxlen=0)
                 # Not ended: a step behind another that infers may still add to its own, and flushes it when it asks.
                 for stream in self.streams.values():
                     stream.flush()
-                while flight:
-                    deque(flight.popleft()[0], maxlen=0)
+                while under_way:
+                    deque(under_way.popleft()[0], maxlen=0)
             notes = (NOTE,) if self.worker.by_twin > by_twin else ()  # whoever merges it later must know
             return [self._receipt(s, notes) for s in self.task.steps if s.emit]
         finally:
-            for _, servers in flight:  # after an error
+            for _, servers in under_way:  # after an error
                 servers.cancel()
             for partial in self.partials.values():
                 partial.discard()

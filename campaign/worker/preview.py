@@ -14,7 +14,7 @@ from campaign.planning.task import Step, Task
 from campaign.protocols import WEIGHT, TwoStepStage
 from campaign.storage.rundir import RunDir
 from campaign.worker.job import JobTicket
-from campaign.worker.pipeline import Chain
+from campaign.worker.pipeline import Pipeline
 from campaign.worker.process import worker_of
 from campaign.worker.stage_errors import MissingBranch
 
@@ -48,7 +48,7 @@ def look(
     """
     try:
         worker = worker_of(job)
-        chain = Chain(worker, RunDir(Path("/nonexistent")), task, {})
+        chain = Pipeline(worker, RunDir(Path("/nonexistent")), task, {})
         chain.begins = lambda step: begins(task, step)
         source = worker.open(task)
     except InputError as error:
@@ -79,7 +79,7 @@ def look(
         source.close()
 
 
-def _try_steps(chain: Chain, batch: Any) -> CampaignError | None:
+def _try_steps(chain: Pipeline, batch: Any) -> CampaignError | None:
     values: dict[str, Any] = {}
     for step in chain.task.steps:
         known = step.parent is None or isinstance(values.get(step.parent), Columns)

@@ -12,8 +12,8 @@ from campaign.inference.client import StreamPending as Rows
 from campaign.inference.ragged import events as as_events
 
 
-class Asked(Protocol):
-    """What `StepServers.start` returns."""
+class PendingAnswer(Protocol):
+    """What `StageClient.start` returns."""
 
     def result(self) -> dict[str, Any]:
         """The answers; see `campaign.inference.client.Pending.result`."""
@@ -76,12 +76,12 @@ class RangeServers:
         """The process's handle."""
         return self._servers()
 
-    def of(self, step: str) -> StepServers:
+    def of(self, step: str) -> StageClient:
         """As the step of this key sees it."""
-        return StepServers(self, step)
+        return StageClient(self, step)
 
-    def start(self, step: str, model: str, inputs: Mapping[str, Any]) -> Asked:
-        """See `StepServers.start`."""
+    def start(self, step: str, model: str, inputs: Mapping[str, Any]) -> PendingAnswer:
+        """See `StageClient.start`."""
         if not self.handle.model(model).batch or any(isinstance(given, Ragged) for given in inputs.values()):
             return self._start_whole(model, inputs)
         stream = self._streams.get((step, model))
@@ -91,7 +91,7 @@ class RangeServers:
         self._asked.append((model, {}, made))
         return made
 
-    def _start_whole(self, model: str, inputs: Mapping[str, Any]) -> Asked:
+    def _start_whole(self, model: str, inputs: Mapping[str, Any]) -> PendingAnswer:
         """One request with the arrays as they are, or one per event: nothing is cut."""
         for name, given, asked in self._asked:
             if name == model and given.keys() == inputs.keys() and all(same(given[k], inputs[k]) for k in inputs):
@@ -101,13 +101,13 @@ class RangeServers:
         return made
 
 
-class StepServers:
+class StageClient:
     """What a stage finds as ``ctx.servers``."""
 
     def __init__(self, range_: RangeServers, step: str) -> None:
         self._range, self._step = range_, step
 
-    def start(self, model: str, inputs: Mapping[str, Any]) -> Asked:
+    def start(self, model: str, inputs: Mapping[str, Any]) -> PendingAnswer:
         """Send rows, now or with those of the next range; what is returned has ``result()``.
 
         Raises:

@@ -13,13 +13,13 @@ from pathlib import Path
 from campaign.errors import CampaignError, InputError, PartialError
 from campaign.planning.datasets import changed
 from campaign.planning.task import Batch, Task
-from campaign.report.timing import Spent
+from campaign.report.timing import Timing
 from campaign.storage.frozen_values import Frozen
 from campaign.storage.packs import PackWriter
 from campaign.storage.rundir import RunDir
 from campaign.worker.deadline import Deadline
 from campaign.worker.job import JobTicket
-from campaign.worker.pipeline import Chain
+from campaign.worker.pipeline import Pipeline
 from campaign.worker.process import Worker, worker_of
 from campaign.worker.stage_errors import explain
 from campaign.worker.stage_log import StageLog, log_of, stage_log
@@ -54,7 +54,7 @@ class Answer:
     rungs: Counter[str] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
     wall_s: float = 0.0
-    spent: Spent = field(default_factory=Spent)
+    spent: Timing = field(default_factory=Timing)
     answered: float = 0.0
     peak_mb: float = 0.0
     refused: set[str] = field(default_factory=set)
@@ -111,7 +111,7 @@ def _each(
     for i in range(len(batch)):
         task, parked = batch.task(i), worker.parked
         try:
-            chain = Chain(worker, rundir, task, frozen, expected[i] if expected else "", pack, marks)
+            chain = Pipeline(worker, rundir, task, frozen, expected[i] if expected else "", pack, marks)
             deadline.start(i)
             try:
                 _unchanged(task)

@@ -19,7 +19,7 @@ from campaign.planning.task import Step, Task
 from campaign.protocols import TwoStepStage
 from campaign.storage.rundir import RunDir
 from campaign.worker.job import JobTicket
-from campaign.worker.pipeline import Chain
+from campaign.worker.pipeline import Pipeline
 from campaign.worker.process import worker_of
 from campaign.worker.stage_errors import MissingBranch
 
@@ -123,7 +123,7 @@ def _try_task(
     """Whether the file could tell."""
     try:
         worker = worker_of(job)
-        chain = Chain(worker, RunDir(Path("/nonexistent")), task, {})
+        chain = Pipeline(worker, RunDir(Path("/nonexistent")), task, {})
         chain.begins = lambda step: begins(task, step)
         source = worker.open(task)
     except InputError:
@@ -142,7 +142,7 @@ def _try_task(
     return True
 
 
-def _try_steps(made: Tried, chain: Chain, batch: Any, servers: AnyServers) -> None:
+def _try_steps(made: Tried, chain: Pipeline, batch: Any, servers: AnyServers) -> None:
     values: dict[str, Any] = {}
     guessed: set[str] = set()  # steps whose input holds stand-in answers
     for step in chain.task.steps:
@@ -174,7 +174,7 @@ def _try_steps(made: Tried, chain: Chain, batch: Any, servers: AnyServers) -> No
             made.stages.append(step.stage)
 
 
-def _call(chain: Chain, step: Step, batch: Any, values: dict[str, Any], servers: AnyServers) -> Any:
+def _call(chain: Pipeline, step: Step, batch: Any, values: dict[str, Any], servers: AnyServers) -> Any:
     stage = chain.worker.stage(step.stage)
     given = chain.weighing.shown(step, chain.given(step, batch, values))
     ctx = replace(chain.context(step, None), servers=servers)

@@ -27,7 +27,7 @@ UNUSED = "ctx.weight unused"
 ROUNDED = "ctx.weight rounded"
 
 
-class Weighings:
+class WeightUses:
     """Of the steps of one task.
 
     Args:
@@ -36,29 +36,29 @@ class Weighings:
     """
 
     def __init__(self, steps: Iterable[Step], code: Mapping[str, Any]) -> None:
-        self._of = {s.key: Weighing(s, code[s.stage].where, code[s.stage].may_weigh) for s in steps if s.weighs}
+        self._of = {s.key: WeightUse(s, code[s.stage].where, code[s.stage].may_weigh) for s in steps if s.weighs}
 
     def shown(self, step: Step, batch: Any) -> Any:
-        """See `Weighing.shown`; as they are to a stage that need not look."""
+        """See `WeightUse.shown`; as they are to a stage that need not look."""
         here = self._of.get(step.key)
         return batch if here is None else here.shown(batch, self._of.get(step.parent or ""))
 
     def looking(self, step: Step) -> AbstractContextManager[None]:
-        """See `Weighing.looking`."""
+        """See `WeightUse.looking`."""
         here = self._of.get(step.key)
         return nullcontext() if here is None else here.looking()
 
     def returned(self, step: Step, value: Output) -> None:
-        """See `Weighing.returned`."""
+        """See `WeightUse.returned`."""
         if step.key in self._of:
             self._of[step.key].returned(value)
 
     def notes(self, step: Step, made: Any) -> tuple[str, ...]:
-        """See `Weighing.notes`."""
+        """See `WeightUse.notes`."""
         return self._of[step.key].notes(made) if step.key in self._of else ()
 
 
-class Weighing:
+class WeightUse:
     """What one step of a task has done with its weight until now.
 
     Args:
@@ -76,7 +76,7 @@ class Weighing:
         self._stage, self._variation, self._followed = step.stage, step.variation, step.followed
         self.differs = self._used = self._filled = self._rounded = self._looking = False
 
-    def shown(self, batch: Any, before: Weighing | None) -> Any:
+    def shown(self, batch: Any, before: WeightUse | None) -> Any:
         """The batch for the stage; until the stage has looked at the weight, with a column that tells.
 
         Args:

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from campaign import cli
-from campaign.driver.explain import INPUTS_OPEN, INPUTS_OTHER, Reasons, as_json
-from campaign.driver.failed_files import Gaps
-from campaign.driver.partial_index import Ledger
+from campaign.driver.explain import INPUTS_OPEN, INPUTS_OTHER, Explanations, as_json
+from campaign.driver.failed_files import FailedFiles
+from campaign.driver.partial_index import PartialIndex
 from campaign.driver.state import State
 from campaign.planning import plan_file
-from campaign.planning.plan_file import Intent
+from campaign.planning.plan_file import PlanFile
 from campaign.storage.receipts import FROZEN, Receipt, Receipts
 from campaign.storage.rundir import RunDir
 from tests.planning.test_plan import MODELS, YAML, edit, folder_of, make
@@ -51,12 +51,12 @@ def finished(made, rundir):
 
 def state_of(made, rundir):
     """What is there; frozen values count by their key, since nothing was really merged here."""
-    ledger = Ledger(made, Receipts(rundir.receipts))
-    ledger.read(rundir)
-    state = State(ledger, Gaps(made))
+    index = PartialIndex(made, Receipts(rundir.receipts))
+    index.read(rundir)
+    state = State(index, FailedFiles(made))
     for r in made.reduces:
         at, path = (r.stage, r.variation), rundir.frozen(r.stage, r.variation)
-        if path.exists() and at in ledger.frozen and ledger.frozen[at].key == r.key:
+        if path.exists() and at in index.frozen and index.frozen[at].key == r.key:
             state.frozen[at] = (str(path), "")
     return state
 
@@ -64,9 +64,9 @@ def state_of(made, rundir):
 def why(made, rundir):
     """``{(stage, dataset, variation, file): reasons}`` of what would run, and of reduce stages."""
     state = state_of(made, rundir)
-    reasons = Reasons(made, state, Intent.read(rundir), rundir)
+    reasons = Explanations(made, state, PlanFile.read(rundir), rundir)
     found = {}
-    for some in made.todo(state.ledger.missing()):
+    for some in made.todo(state.index.missing()):
         for group in reasons.groups(some):
             for url in group.urls:
                 for name in group.writes:
@@ -162,8 +162,8 @@ def test_every_task_is_in_the_json(folder, tmp_path):
     touch(folder)
     made = make(folder)
     state = state_of(made, rundir)
-    todo = made.todo(state.ledger.missing())
-    told = as_json(made, Reasons(made, state, Intent.read(rundir), rundir), todo)
+    todo = made.todo(state.index.missing())
+    told = as_json(made, Explanations(made, state, PlanFile.read(rundir), rundir), todo)
     assert len(told["tasks"]) == sum(len(p.places) for p in todo)
     keys = [key for task in told["tasks"] for key in task["keys"]]
     assert sorted(keys) == sorted(x.keys[int(i)] for p in todo for x in p.shape.emits for i in p.places)
@@ -177,7 +177,7 @@ def test_a_group_names_a_few_files_and_counts_the_rest(folder, tmp_path):
     for i in range(1000):
         (folder / f"data/e{i:03}.root").touch()
     made = make(folder)
-    reasons = Reasons(made, state_of(made, RunDir(tmp_path / "none")), None, RunDir(tmp_path))
+    reasons = Explanations(made, state_of(made, RunDir(tmp_path / "none")), None, RunDir(tmp_path))
     lines = [g.text() for some in made.todo() for g in reasons.groups(some)]
     assert len(lines) < 20
     assert any(
@@ -192,9 +192,9 @@ def test_what_was_made_with_another_frozen_value_says_so(folder, tmp_path):
     made = make(folder)
     rundir = finished(made, RunDir(tmp_path / "r"))
     state = state_of(made, rundir)
-    state.ledger.stale({line: "of another value" for line in made.lines if line.emit and line.needs})
-    reasons = Reasons(made, state, Intent.read(rundir), rundir)
-    groups = [g for some in made.todo(state.ledger.missing()) for g in reasons.groups(some)]
+    state.index.stale({line: "of another value" for line in made.lines if line.emit and line.needs})
+    reasons = Explanations(made, state, PlanFile.read(rundir), rundir)
+    groups = [g for some in made.todo(state.index.missing()) for g in reasons.groups(some)]
     assert {name.split("/")[0] for g in groups for name in g.writes} == {"second"}
     assert {g.why for g in groups} == {("it was made with another frozen value than there is now",)}
 

@@ -205,7 +205,7 @@ class Moment(Lots):
         task = reader.args[2].task(1)
         self._cut(task.artefact, "columns")
         self._do(merge)
-        assert isinstance(merge.result(), merging.Spoilt)
+        assert isinstance(merge.result(), merging.CorruptPartials)
         self.met_it = len(reader.args[2])
         if self.dies:
             self.said.append(Death(reader.args[-1], 0, late=False, how="Segmentation fault", log=""))

@@ -10,12 +10,12 @@ import pytest
 
 from campaign import Campaign, Dataset, StageSpec, Variation
 from campaign.driver import task_queue
-from campaign.driver.merge_trees import LEAF, Tree
-from campaign.driver.partial_index import Ledger
-from campaign.driver.task_queue import Queue
-from campaign.driver.worker_calls import LOSSES, Call, Calls
+from campaign.driver.merge_trees import LEAF, MergeTree
+from campaign.driver.partial_index import PartialIndex
+from campaign.driver.task_queue import TaskQueue
+from campaign.driver.worker_calls import LOSSES, WorkerCall, WorkerCalls
 from campaign.errors import ProviderError
-from campaign.planning.plan import Pass
+from campaign.planning.plan import PendingTasks
 from campaign.planning.planner import plan
 from campaign.storage.receipts import Receipts
 from campaign.worker.deadline import Death
@@ -34,7 +34,7 @@ def two_passes(tmp_path):
         "b": StageSpec(use="st.py:s", from_="a", with_="f"),
     }  # fmt: skip
     made = plan(Campaign(campaign="c", datasets={"d": Dataset(files=".", tree="t")}, stages=stages).at(tmp_path), {})
-    return made, Ledger(made, Receipts(tmp_path / "log"))
+    return made, PartialIndex(made, Receipts(tmp_path / "log"))
 
 
 def everything(queue, ready=lambda shape: True, took=None):
@@ -46,26 +46,26 @@ def everything(queue, ready=lambda shape: True, took=None):
     return found
 
 
-def done(ledger, line, places):
+def done(index, line, places):
     places = np.asarray(places)
-    ledger.record([line], places, np.zeros((len(places), 1), int), np.zeros(len(places), int))
+    index.record([line], places, np.zeros((len(places), 1), int), np.zeros(len(places), int))
 
 
 def test_files_go_longest_first_and_each_once(two_passes):
     """However large batches become, every file is in one of them, the largest in the first."""
-    made, ledger = two_passes
+    made, index = two_passes
     (first, _) = made.todo()
     for took in (None, 1.0, 1e-6):
-        found = everything(Queue([first], ledger, 2), took=took)
+        found = everything(TaskQueue([first], index, 2), took=took)
         assert np.concatenate([places for _, places in found]).tolist() == list(range(39, -1, -1))
 
 
 def test_batches_grow_with_what_tasks_take_and_shrink_at_the_end(two_passes):
     """Long tasks go one by one; short ones in batches, never more than a share of what is left."""
-    made, ledger = two_passes
+    made, index = two_passes
     (first, _) = made.todo()
-    assert {len(p) for _, p in everything(Queue([first], ledger, 2), took=1.0)} == {1}
-    sizes = [len(p) for _, p in everything(Queue([first], ledger, 1), took=1e-6)]
+    assert {len(p) for _, p in everything(TaskQueue([first], index, 2), took=1.0)} == {1}
+    sizes = [len(p) for _, p in everything(TaskQueue([first], index, 1), took=1e-6)]
     left = 40
     assert sizes[0] == 1
     assert max(sizes) > 1
@@ -77,26 +77,26 @@ def test_batches_grow_with_what_tasks_take_and_shrink_at_the_end(two_passes):
 
 def test_a_task_waits_for_its_artefact_and_its_frozen_value(two_passes):
     """Of the second pass only those files are ready whose artefact is there, and none before the frozen value is."""
-    made, ledger = two_passes
+    made, index = two_passes
     (_, second) = made.todo()
     (line,) = [x for x in made.lines if x.stage == "a"]
-    queue = Queue([second], ledger, 1)
+    queue = TaskQueue([second], index, 1)
     assert queue.next(lambda shape: True) is None
-    done(ledger, line, [3, 7])
+    done(index, line, [3, 7])
     assert queue.next(lambda shape: False) is None
     assert [p.tolist() for _, p in everything(queue)] == [[7], [3]]
-    done(ledger, line, [5])
+    done(index, line, [5])
     assert [p.tolist() for _, p in everything(queue)] == [[5]]
 
 
 def test_what_cannot_become_ready_is_taken_out(two_passes):
     """A lost artefact takes its file out of the second pass; a lost frozen value all of them."""
-    made, ledger = two_passes
+    made, index = two_passes
     (_, second) = made.todo()
     (line,) = [x for x in made.lines if x.stage == "a"]
-    queue = Queue([second], ledger, 1)
+    queue = TaskQueue([second], index, 1)
     assert queue.hopeless(lambda shape: False) == []
-    ledger.lose([line], np.array([2, 4]))
+    index.lose([line], np.array([2, 4]))
     ((_, places),) = queue.hopeless(lambda shape: False)
     assert sorted(places.tolist()) == [2, 4]
     ((_, places),) = queue.hopeless(lambda shape: True)
@@ -118,7 +118,7 @@ def test_a_range_is_merged_when_its_files_are_there():
         keys = range(3 * LEAF - 7)
         line = object()
 
-    tree = Tree(Planned())
+    tree = MergeTree(Planned())
     assert not tree.small
     assert list(tree.ready(Half())) == [0]
     tree.asked.add(0)
@@ -154,7 +154,7 @@ BAD = {11, 50}
 def call(numbers, answers, lost):
     half = len(numbers) // 2
     halves = (lambda: (call(numbers[:half], answers, lost), call(numbers[half:], answers, lost))) if half else None
-    return Call(str(numbers), answers.extend, lost.append, list, (numbers,), halves)
+    return WorkerCall(str(numbers), answers.extend, lost.append, list, (numbers,), halves)
 
 
 def to_the_end(calls):
@@ -167,7 +167,7 @@ def to_the_end(calls):
 def test_of_a_lost_batch_the_cause_is_found_and_the_rest_is_done():
     """A batch that kills its worker is halved until the task that does it is alone; all others are answered once."""
     log, answers, lost = [], [], []
-    calls = Calls(lambda: Fragile(log))
+    calls = WorkerCalls(lambda: Fragile(log))
     for start in range(0, 96, 32):
         calls.submit(call(list(range(start, start + 32)), answers, lost))
     to_the_end(calls)
@@ -199,7 +199,7 @@ def test_who_says_what_killed_it_spares_the_others(late):
         bad = [(numbers, [i for i, n in enumerate(numbers) if n in BAD]) for numbers in new]
         return [Death(str(numbers), places[0], late, how, "here") for numbers, places in bad if places]
 
-    calls = Calls(lambda: Fragile(log), deaths)
+    calls = WorkerCalls(lambda: Fragile(log), deaths)
     for start in range(0, 96, 32):
         calls.submit(known(list(range(start, start + 32)), answers, lost))
     to_the_end(calls)
@@ -213,7 +213,7 @@ def test_who_says_what_killed_it_spares_the_others(late):
 def test_a_machine_on_which_nothing_lives_is_given_up():
     """Where every call kills its worker the machine is named, after a bounded number of executors."""
     log, lost = [], []
-    calls = Calls(lambda: Fragile(log))
+    calls = WorkerCalls(lambda: Fragile(log))
     for _ in range(4):
         calls.submit(call([11] * 64, [], lost))
     with pytest.raises(ProviderError, match="workers were lost together"):
@@ -246,7 +246,7 @@ def test_a_ledger_matches_what_lies_there(two_passes, tmp_path):
         log.add(receipt(8, offset=10**6))
         log.add(receipt(9, pack=""))
         last = log.add(receipt(3))
-        kept = Ledger(made, log)
+        kept = PartialIndex(made, log)
         kept.read(run)
         assert [i for i in range(40) if kept.there(line, np.array([i]))[0]] == [0, 3, 39]
         assert kept.newest(line) == last > max(at)
@@ -255,7 +255,7 @@ def test_a_ledger_matches_what_lies_there(two_passes, tmp_path):
         assert kept.packs >= {pack.name, "gone"}
     os.truncate(run.pack(pack.name), 10)
     with Receipts(run.receipts) as log:
-        kept = Ledger(made, log)
+        kept = PartialIndex(made, log)
         kept.read(run)
         assert [i for i in range(40) if kept.there(line, np.array([i]))[0]] == [0, 3]
 
@@ -276,7 +276,7 @@ def test_partials_made_with_another_frozen_value_are_forgotten(two_passes, tmp_p
         for line, i, mark in [(second, i, m) for i, m in ((0, "old"), (1, "new"), (2, ""), (3, "old"), (3, "new"))]:
             log.add(Receipt(line.keys[i], line.stage, "d", "nominal", "f", "counts", sha, 1, pack=pack.name, offset=at,
                             more=mark))  # fmt: skip
-    kept = Ledger(made, Receipts(run.receipts))
+    kept = PartialIndex(made, Receipts(run.receipts))
     kept.read(run)
     ((events, lines, places),) = kept.stale({second: "new"})
     assert (events, lines, places.tolist()) == (second.events, {second}, [0, 2])
@@ -287,12 +287,12 @@ def test_partials_made_with_another_frozen_value_are_forgotten(two_passes, tmp_p
 
 def test_tasks_tried_again_join_the_others_of_their_shape(two_passes):
     """Files of different sizes, tried again while others wait, are put among them, largest first, none twice."""
-    made, ledger = two_passes
+    made, index = two_passes
     (first, second) = made.todo()
-    queue = Queue([first, second], ledger, 1)
+    queue = TaskQueue([first, second], index, 1)
     shape, places = queue.next(lambda shape: shape is first.shape)
     assert places.tolist() == [39]
-    queue.add(Pass(shape, np.array([3, 39])))
+    queue.add(PendingTasks(shape, np.array([3, 39])))
     left = np.concatenate([p for s, p in everything(queue, ready=lambda shape: shape is first.shape)])
     assert left.tolist() == sorted([*range(39), 3, 39], reverse=True)
 
@@ -310,5 +310,5 @@ def test_nominal_goes_first(tmp_path):
     passes = made.todo()
     assert [p.shape.nominal for p in passes].count(True) == 1
     for order in (passes, passes[::-1]):
-        found = everything(Queue(order, Ledger(made, Receipts(tmp_path / "log")), 1))
+        found = everything(TaskQueue(order, PartialIndex(made, Receipts(tmp_path / "log")), 1))
         assert [shape.nominal for shape, _ in found] == [True, False]

@@ -178,9 +178,9 @@ def test_who_brings_too_much_waits(servers: Servers, monkeypatch: pytest.MonkeyP
     waiting = []
     for i in range(12):
         waiting.append(servers.start("slow", {"X": column(8 * 5, seed=i)}))
-        assert servers._flight._waiting_bytes <= 8 * 4 * 10
+        assert servers._dispatcher._waiting_bytes <= 8 * 4 * 10
     assert all((p.result()["Y"] == column(8 * 5, seed=i)).all() for i, p in enumerate(waiting))
-    assert servers._flight._waiting_bytes == servers._flight._out_bytes == 0
+    assert servers._dispatcher._waiting_bytes == servers._dispatcher._out_bytes == 0
 
 
 def test_large_requests_narrow_the_window(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def test_large_requests_narrow_the_window(servers: Servers, monkeypatch: pytest.
     monkeypatch.setattr("campaign.inference.dispatcher.OUT_BYTES", 1)
     pending = servers.start("slow", {"X": column(8 * 12)})
     while not all(span.request.done.is_set() for span in pending._spans):
-        assert all(link.outstanding <= 1 for link in servers._roster.links.values())
+        assert all(link.outstanding <= 1 for link in servers._connections.links.values())
     assert pending.result()["Y"].tobytes() == column(8 * 12).tobytes()
 
 
@@ -221,7 +221,7 @@ def test_a_forked_child_is_refused(servers: Servers) -> None:
     pending = servers.start("slow", {"X": column(8)})
     x = {"X": column(8)}
     calls = (pending.result, pending.cancel, lambda: servers.infer("slow", x), lambda: servers.model("slow"))
-    with servers._flight._lock, servers._flight._taking:
+    with servers._dispatcher._lock, servers._dispatcher._taking:
         child = os.fork()
         if child == 0:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -381,7 +381,7 @@ def test_the_last_resort_is_asked_when_nobody_is_left() -> None:
     with ServerPool(REPOSITORY, models={"slow": {"batch": 8, "parameters": {"delay_s": 0.01}}}, restarts=0) as pool:
         pool.wait_ready()
         live = connect(pool.address)
-        live._flight.last = last
+        live._dispatcher.last = last
         assert live.infer("slow", {"X": column(16)})["Y"].tobytes() == column(16).tobytes()
         os.kill(pool.records()[0]["server_pid"], signal.SIGKILL)
         assert (live.infer("slow", {"X": column(13)})["Y"] == 7).all()

@@ -13,7 +13,7 @@ from tritonclient.grpc._utils import _get_inference_request
 
 from campaign.errors import InferenceError
 from campaign.inference.codec import Codec, Part, batch_of, cut, whole
-from campaign.inference.concurrency import COVER_S, LEAST, MOST, Window
+from campaign.inference.concurrency import COVER_S, LEAST, MOST, ConcurrencyLimit
 from campaign.inference.kserve import ModelInfo, Tensor
 
 MODEL = ModelInfo("m", (Tensor("X", "FP32", (-1, 2)),), (Tensor("Y", "FP32", (-1, 1)),), 4, 8, False)
@@ -172,7 +172,7 @@ def test_a_datatype_without_a_numpy_type_is_refused():
 
 def settled(service_s, parallel=1, share=1.0, asked=True):
     """The window after many answers of a server that works on ``parallel`` requests at once, a share of them ours."""
-    window, now = Window(), 0.0
+    window, now = ConcurrencyLimit(), 0.0
     for _ in range(50):
         if asked:
             window.served(service_s)
@@ -201,7 +201,7 @@ def test_the_window_follows_littles_law(law, size):
 
 def test_a_fixed_window_stays_and_pauses_are_not_the_servers():
     """An integer of the campaign is kept; the time without anything to send is nobody's service time."""
-    fixed, free = Window(3), Window()
+    fixed, free = ConcurrencyLimit(3), ConcurrencyLimit()
     for i in range(100):
         fixed.answered(i * 1e-4, more=True)
         free.answered(float(i), more=False)

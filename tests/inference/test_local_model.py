@@ -18,7 +18,7 @@ from campaign import ServerPool, ServerSpec
 from campaign.errors import InferenceError, SpecError
 from campaign.inference.codec import Codec, batch_of
 from campaign.inference.kserve import check_inputs
-from campaign.inference.local_model import NOTE, Twins
+from campaign.inference.local_model import NOTE, LocalModels
 from campaign.inference.request import Request
 from campaign.pool.local_models import agree, twin_of
 from campaign.pool.server_kind import make_kind
@@ -98,10 +98,10 @@ def test_its_answer_is_held_to_the_models_shapes(tmp_path):
         info = made.info()
         request = Request(Codec(info), batch_of(info, [check_inputs(info, {"X": x})]))
         if good:
-            assert np.array_equal(Twins([made]).answer(request)["Y"], x)
+            assert np.array_equal(LocalModels([made]).answer(request)["Y"], x)
         else:
             with pytest.raises(InferenceError, match=r"gave Y as float32 \(7, 1\)"):
-                Twins([made]).answer(request)
+                LocalModels([made]).answer(request)
 
 
 @pytest.mark.slow

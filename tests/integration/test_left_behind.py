@@ -136,7 +136,7 @@ def test_the_driver_killed_leaves_nothing(slow: Path, before: Before, provider: 
 
 @pytest.mark.faults
 def test_the_pilot_killed_leaves_nothing_of_its_server(slow: Path, before: Before) -> None:
-    """SIGKILL of the pilot: its guardian ends the server's group and sweeps; without a budget the campaign fails."""
+    """SIGKILL of the pilot: its server watchdog ends the server's group and sweeps; without restarts the campaign fails."""
     driver = start("run", "c.yaml", "--run-dir", "r", "--set", "servers.restarts=0", cwd=slow)
     reach_the_middle(driver, slow / "r")
     record = records(slow / "r")[0]
@@ -220,7 +220,7 @@ def below(root: int, word: str) -> list[int]:
 
 
 def watchers(driver: int, record: dict[str, Any]) -> list[int]:
-    """The driver's keeper and the pilot's guardian."""
+    """The driver's driver watchdog and the pilot's server watchdog."""
     return [
         *below(driver, "campaign.supervision.driver_watchdog"),
         *below(record["pid"], "campaign.supervision.server_watchdog"),
@@ -229,7 +229,7 @@ def watchers(driver: int, record: dict[str, Any]) -> list[int]:
 
 @pytest.mark.faults
 def test_an_explicit_stop_alone_is_enough(slow: Path, before: Before) -> None:
-    """With a lease of an hour, no keeper and no scheduler, what the driver says at its end suffices."""
+    """With a lease of an hour, no driver watchdog and no scheduler, what the driver says at its end suffices."""
     settings = ("--provider", "parsl", "--set", "servers.lease_s=3600", "--set", LATE)
     driver = start("run", "c.yaml", "--run-dir", "r", *settings, cwd=slow)
     reach_the_middle(driver, slow / "r")
@@ -243,14 +243,14 @@ def test_an_explicit_stop_alone_is_enough(slow: Path, before: Before) -> None:
 
 @pytest.mark.faults
 def test_the_lease_alone_is_enough(slow: Path, before: Before) -> None:
-    """Driver and keeper killed at once, pilots that no death of a parent reaches: they end when their lease is over."""
+    """Driver and driver watchdog killed at once, pilots without a signal of a parent's death: they end with their lease."""
     settings = ("--provider", "parsl", "--set", "servers.lease_s=3", "--set", LATE)
     driver = start("run", "c.yaml", "--run-dir", "r", *settings, cwd=slow)
     reach_the_middle(driver, slow / "r")
     record = records(slow / "r")[0]
-    keepers = below(driver.pid, "campaign.supervision.driver_watchdog")
-    assert keepers
-    for pid in (*keepers, driver.pid):
+    driver_watchdogs = below(driver.pid, "campaign.supervision.driver_watchdog")
+    assert driver_watchdogs
+    for pid in (*driver_watchdogs, driver.pid):
         os.kill(pid, signal.SIGKILL)
     driver.communicate(timeout=15)
     gone = lambda: not (alive(record["pid"]) or alive(record["server_pid"]) or Path(record["place"]).exists())  # noqa: E731
@@ -281,15 +281,17 @@ def test_the_driver_gone_at_once_leaves_nothing(slow: Path, before: Before, blow
 
 
 @pytest.mark.faults
-def test_a_pilot_that_stops_is_ended_by_its_guardian(slow: Path, before: Before) -> None:
-    """SIGSTOP of the pilot: its server goes with it, though the guardian had to be replaced before."""
+def test_a_pilot_that_stops_is_ended_by_its_server_watchdog(slow: Path, before: Before) -> None:
+    """SIGSTOP of the pilot: its server goes with it, though the server watchdog had to be replaced before."""
     settings = ("--set", "servers.lease_s=3", "--set", LATE)
     driver = start("run", "c.yaml", "--run-dir", "r", *settings, cwd=slow)
     reach_the_middle(driver, slow / "r")
     record = records(slow / "r")[0]
-    (guardian,) = below(record["pid"], "campaign.supervision.server_watchdog")
-    os.kill(guardian, signal.SIGKILL)
-    assert wait_until(lambda: below(record["pid"], "campaign.supervision.server_watchdog") not in ([], [guardian]), 15)
+    (server_watchdog,) = below(record["pid"], "campaign.supervision.server_watchdog")
+    os.kill(server_watchdog, signal.SIGKILL)
+    assert wait_until(
+        lambda: below(record["pid"], "campaign.supervision.server_watchdog") not in ([], [server_watchdog]), 15
+    )
     os.kill(record["pid"], signal.SIGSTOP)
     gone = lambda: not (alive(record["pid"]) or alive(record["server_pid"]) or Path(record["place"]).exists())  # noqa: E731
     assert wait_until(gone, 15)

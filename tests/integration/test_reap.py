@@ -209,7 +209,7 @@ def test_what_cannot_be_removed_keeps_nobody_from_the_rest(tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("provider", ["local", "parsl"])
 def test_reap_ends_what_nothing_else_can(slow: Path, before: Before, provider: str) -> None:  # noqa: F811
-    """Driver, keeper, guardian killed at once, a lease of an hour: reap ends it all, and a live campaign stays."""
+    """Driver and both watchdogs killed at once, a lease of an hour: reap ends it all, and a live campaign stays."""
     late = ("--set", "servers.models.slow.parameters.delay_s=4")
     settings = ("--provider", provider, "--set", "servers.lease_s=3600", *late)
     live = start("run", "c.yaml", "--run-dir", "live", *late, cwd=slow)
@@ -239,7 +239,7 @@ def test_reap_ends_what_nothing_else_can(slow: Path, before: Before, provider: s
 
 
 def test_a_home_that_cannot_be_written_is_said_once_and_nothing_else(tmp_path: Path) -> None:
-    """The state directory is a file, say: the campaign's keeper is there all the same."""
+    """The state directory is a file, say: the campaign's driver watchdog is there all the same."""
     (tmp_path / "home").write_text("")
     script = (
         "import pathlib, os; from campaign.supervision import driver_watchdog, reap\n"
@@ -256,8 +256,8 @@ def test_a_home_that_cannot_be_written_is_said_once_and_nothing_else(tmp_path: P
     assert "\n1 cannot be written down for 'campaign reap'" in done.stdout
 
 
-def test_a_keeper_that_is_killed_is_replaced_in_a_script_of_ones_own(state: Path) -> None:
-    """A pool that no engine runs looks after its keeper too."""
+def test_a_driver_watchdog_that_is_killed_is_replaced_in_a_script_of_ones_own(state: Path) -> None:
+    """A pool that no engine runs looks after its driver watchdog too."""
     with ServerPool(PROJECT / "tests" / "models", models=["slow"]):
         (first,) = below(os.getpid(), "campaign.supervision.driver_watchdog")
         os.kill(first, signal.SIGKILL)
@@ -267,7 +267,7 @@ def test_a_keeper_that_is_killed_is_replaced_in_a_script_of_ones_own(state: Path
 
 
 def test_what_did_not_end_in_order_stays_written_down(state: Path, tmp_path: Path) -> None:
-    """A keeper that cannot be started is no user of one; what was raised at an end is remembered by later ones."""
+    """A driver watchdog that cannot be started has no user; what was raised at an end is remembered by later ones."""
     script = (
         "import pathlib, resource, contextlib; from campaign.supervision import driver_watchdog, reap, run_registry\n"
         "here, (soft, hard) = pathlib.Path.cwd(), resource.getrlimit(resource.RLIMIT_NOFILE)\n"

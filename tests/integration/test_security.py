@@ -299,7 +299,7 @@ def test_a_request_goes_to_the_right_server_where_a_record_leads_to_another(
     (tmp_path / "server-0.json").write_text(json.dumps(real))
     servers = connect(address)
     assert servers.infer("slow", {"X": X})["Y"].tobytes() == X.tobytes()
-    assert set(servers._roster.links) == {"server-0"}
+    assert set(servers._connections.links) == {"server-0"}
     servers.close()
     assert other.records()[0]["statistics"] == asked
 
@@ -513,5 +513,5 @@ def test_between_jobs_of_a_scheduler_it_is_tls_by_itself(slurm: None, small: Pat
     assert 600 < (cert.not_valid_after_utc - cert.not_valid_before_utc).total_seconds() < 1800
     assert hashes(small / "r") == hashes(small / "here")
     assert KEY not in written(small / "r")
-    # A scheduler may kill a block of workers with its guardian: what it leaves is for `reap`.
+    # A scheduler may kill a block of workers with its server watchdog: what it leaves is for `reap`.
     assert command("reap", cwd=small).returncode == 0

@@ -261,7 +261,7 @@ def test_a_pilot_that_is_lost_is_sent_again(
 def test_a_pilot_that_is_not_heard_of_is_given_up(
     small: Path, run: Run, undisturbed: dict[str, str], wakes: bool
 ) -> None:
-    """Nobody closes the record of a lost node, where no guardian is left either: the submitter does.
+    """Nobody closes the record of a lost node, where no server watchdog is left either: the submitter does.
 
     A pilot that wakes up finds itself replaced: it ends its server and sweeps, while the campaign goes on.
     """
@@ -269,11 +269,11 @@ def test_a_pilot_that_is_not_heard_of_is_given_up(
     driver = run()
     reach(driver, lambda: any(busy(small, r) for r in records(small)))
     record = records(small)[0]
-    (guardian,) = [
+    (server_watchdog,) = [
         p.pid for p in psutil.Process(record["pid"]).children() if "campaign.supervision.server_watchdog" in p.cmdline()
     ]
     os.kill(record["pid"], signal.SIGSTOP)
-    os.kill(guardian, signal.SIGKILL)
+    os.kill(server_watchdog, signal.SIGKILL)
     reach(driver, lambda: records(small)[0]["name"] == "server-0.1")
     assert psutil.pid_exists(record["server_pid"]), "nobody has ended it"
     if wakes:

@@ -89,10 +89,10 @@ class Held:
         return (self.folder / "pool" / "job").read_text().split()[1]
 
     def kill(self) -> None:
-        """End the driver and its keeper together: what remains is the scheduler's."""
-        keeper = below(self.driver.pid, "campaign.supervision.driver_watchdog")
-        assert len(keeper) == 1
-        for pid in (*keeper, self.driver.pid):
+        """End the driver and its driver watchdog together: what remains is the scheduler's."""
+        driver_watchdog = below(self.driver.pid, "campaign.supervision.driver_watchdog")
+        assert len(driver_watchdog) == 1
+        for pid in (*driver_watchdog, self.driver.pid):
             os.kill(pid, signal.SIGKILL)
         self.driver.wait()
 
@@ -109,7 +109,7 @@ def queue() -> dict[str, str]:
 
 
 def test_the_schedulers_limit_alone_is_enough(slurm: None, tmp_path: Path) -> None:
-    """No driver, no keeper, a lease of an hour: cancelled or out of time, a job leaves nothing."""
+    """No driver, no driver watchdog, a lease of an hour: cancelled or out of time, a job leaves nothing."""
     before = set(ours()), lying_about()
     pools = [
         Held(tmp_path / "cancelled", "SrunLauncher", "00:10:00"),
@@ -157,7 +157,7 @@ with ServerPool(sys.argv[1], models=["slow"], provider=provider, folder=Path("po
 def test_reap_finds_a_job_whose_number_nobody_has_written_down(
     slurm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The driver and its keeper killed at the very moment sbatch has answered: the job is found by its name."""
+    """The driver and its watchdog killed at the very moment sbatch has answered: the job is found by its name."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     before = set(ours()), lying_about()
     (tmp_path / "killed.py").write_text(KILLED)

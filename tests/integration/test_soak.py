@@ -45,7 +45,9 @@ class Live:
             mark = self.run_dir.parent / "in-flight" / str(r["server_pid"])
             if r["state"] == "ready" and sum(n for _, n in r["statistics"].values()) and mark.exists():
                 self.record = r
-                return psutil.pid_exists(self.pilot) and bool(self.guardian() and self.keeper() and self.workers())
+                return psutil.pid_exists(self.pilot) and bool(
+                    self.server_watchdog() and self.driver_watchdog() and self.workers()
+                )
         return False
 
     @property
@@ -70,10 +72,10 @@ class Live:
     def server(self) -> int:
         return int(str(self.record["server_pid"]))
 
-    def guardian(self) -> list[int]:
+    def server_watchdog(self) -> list[int]:
         return self.among(self.pilot, "campaign.supervision.server_watchdog")
 
-    def keeper(self) -> list[int]:
+    def driver_watchdog(self) -> list[int]:
         return self.among(self.driver.pid, "campaign.supervision.driver_watchdog")
 
     def fork_server(self) -> list[int]:
@@ -102,8 +104,8 @@ def cmdline(process: psutil.Process) -> list[str]:
 VICTIMS: dict[str, Callable[[Live, random.Random], list[int]]] = {
     "driver": lambda live, dice: [live.driver.pid],
     "pilot": lambda live, dice: [live.pilot],
-    "guardian": lambda live, dice: live.guardian(),
-    "keeper": lambda live, dice: live.keeper(),
+    "server watchdog": lambda live, dice: live.server_watchdog(),
+    "driver watchdog": lambda live, dice: live.driver_watchdog(),
     "server": lambda live, dice: [live.server],
     "stub": lambda live, dice: live.among(live.server, "triton_python_backend_stub"),
     "worker": lambda live, dice: [dice.choice(live.workers())],
@@ -127,8 +129,8 @@ def strike(pids: list[int], signum: int) -> None:
 def settled(live: Live, victim: str, signum: int, hit: list[int]) -> str:
     """What must have happened before the next blow may fall, where the campaign goes on; what has not, in words."""
     over = lambda: live.driver.poll() is not None  # noqa: E731
-    if victim in ("guardian", "keeper"):  # they ignore what can be ignored, and are replaced otherwise
-        find = live.guardian if victim == "guardian" else live.keeper
+    if victim in ("server watchdog", "driver watchdog"):  # they ignore what can be ignored, and are replaced otherwise
+        find = live.server_watchdog if victim == "server watchdog" else live.driver_watchdog
         if signum in (signal.SIGKILL, signal.SIGSTOP):
             ok = wait_until(lambda: over() or not live.pilot_lives() or (bool(find()) and find() != hit), GONE_S)
         else:

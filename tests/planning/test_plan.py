@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from campaign import Campaign, Dataset, ModelSpec, ServerSpec, StageSpec, Variation
-from campaign.driver.partial_index import Ledger
+from campaign.driver.partial_index import PartialIndex
 from campaign.errors import SpecError
 from campaign.planning.plan import longest_first, tasks_of
 from campaign.planning.planner import plan
@@ -444,9 +444,9 @@ def test_options_that_yaml_cannot_hold_count_by_content(folder):
 # What is left to do ---------------------------------------------------------------------------------------------------
 
 
-def ledger(made, tmp_path, *, without=()):
+def index(made, tmp_path, *, without=()):
     """What is there if every partial is, but for those of some (stage, file name)."""
-    kept = Ledger(made, Receipts(tmp_path / "receipts.jsonl"))
+    kept = PartialIndex(made, Receipts(tmp_path / "receipts.jsonl"))
     for line in kept.emits:
         names = [url.rpartition("/")[2] for url in line.events.files.urls()]
         places = np.array(
@@ -463,8 +463,8 @@ def todo(made, kept):
 def test_what_is_there_is_left_out(folder, tmp_path):
     """With every partial there is nothing to do; without one, just the task that leaves it."""
     made = make(folder)
-    assert made.todo(ledger(made, tmp_path).missing()) == []
-    kept = ledger(made, tmp_path, without=[("raw", "d.root")])
+    assert made.todo(index(made, tmp_path).missing()) == []
+    kept = index(made, tmp_path, without=[("raw", "d.root")])
     tasks = todo(made, kept)
     assert {s.variation for t in tasks for s in t.steps} == {"nominal", "trk"}
     assert [[s.stage for s in t.steps] for t in tasks] == [["raw"], ["raw"]]
@@ -473,7 +473,7 @@ def test_what_is_there_is_left_out(folder, tmp_path):
 def test_files_that_lack_different_things_have_tasks_of_their_own(folder, tmp_path):
     """Of two files each gets the steps that it lacks, and no other; what a task leaves is what was missing."""
     made = make(folder)
-    kept = ledger(made, tmp_path, without=[("first", "a.root"), ("second", "b.root"), ("predict", "b.root")])
+    kept = index(made, tmp_path, without=[("first", "a.root"), ("second", "b.root"), ("predict", "b.root")])
     got = {}
     for task in todo(made, kept):
         name = task.source.file.url.rpartition("/")[2]
@@ -485,7 +485,7 @@ def test_files_that_lack_different_things_have_tasks_of_their_own(folder, tmp_pa
 def test_a_lost_partial_is_made_from_the_artefact_before_it(folder, tmp_path):
     """Where the artefact is there, nothing before it runs again, neither selection nor inference."""
     made = make(folder)
-    tasks = todo(made, ledger(made, tmp_path, without=[("first", "")]))
+    tasks = todo(made, index(made, tmp_path, without=[("first", "")]))
     assert tasks
     for task in tasks:
         assert task.artefact is not None

@@ -23,14 +23,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from tritonclient.utils import InferenceServerException
 
 from campaign.discovery.address import PoolAddress
-from campaign.discovery.credentials import Secret
+from campaign.discovery.credentials import Credentials
 from campaign.driver.check import check
 from campaign.errors import PartialError, ServerError, SpecError
 from campaign.inference.codec import open_channel, outcome
-from campaign.inference.connections import Roster
+from campaign.inference.connections import ConnectionPool
 from campaign.inference.kserve import identity_refused, permanent
 from campaign.pool import sandbox
-from campaign.pool.certificates import LATE_S, PILOT, Applicant, CampaignCA, Gate, _new_key, _pem
+from campaign.pool.certificates import LATE_S, PILOT, CampaignCA, CertificateClient, CertificateIssuer, _new_key, _pem
 from campaign.servers.attach import Attach
 from campaign.spec.models import ServerSpec
 from campaign.spec.yaml_file import load
@@ -88,7 +88,7 @@ def identity(ca: CampaignCA, name: str, valid_s: float = 3600.0) -> Any:
     return grpc.ssl_server_credentials([(_pem(key), cert)], root_certificates=ca.cert, require_client_auth=True)
 
 
-def call(listening: Listening, secret: Secret | None, name: str = "server-0") -> InferenceServerException | None:
+def call(listening: Listening, secret: Credentials | None, name: str = "server-0") -> InferenceServerException | None:
     """One request by our own channel, as to the server of that name; what came of it."""
     record = {"name": name, "url": listening.url, "secret": secret}
     channel = open_channel(record)
@@ -201,8 +201,8 @@ def test_the_driver_answers_requests_of_its_pools_servers_only(tmp_path: Path) -
     """A server's request and its pilot's are answered, each for its use; others, and forged ones, are removed."""
     folder = tmp_path / "servers"
     assert not make_private(folder)
-    gate = Gate(folder, 3600, 600)
-    asked = {name: Applicant(folder, name) for name in ("server-0", "server-0.2", "server-0" + PILOT, "other")}
+    gate = CertificateIssuer(folder, 3600, 600)
+    asked = {name: CertificateClient(folder, name) for name in ("server-0", "server-0.2", "server-0" + PILOT, "other")}
     for one in asked.values():
         one.ask()
     text = bytearray((folder / "server-0.csr").read_bytes())
@@ -224,10 +224,10 @@ def test_the_driver_answers_requests_of_its_pools_servers_only(tmp_path: Path) -
 
 def test_a_gate_that_is_stopped_answers_nobody(tmp_path: Path) -> None:
     """Its thread ends; until then requests are answered as they come."""
-    gate = Gate(tmp_path, 3600, 600)
+    gate = CertificateIssuer(tmp_path, 3600, 600)
     before = threading.active_count()
     gate.start()
-    asked = Applicant(tmp_path, "server-3")
+    asked = CertificateClient(tmp_path, "server-3")
     asked.ask()
     while asked.answer() is None:
         assert gate._thread.is_alive()
@@ -294,7 +294,7 @@ def record(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def refusal(folder: Path, secret: Secret | None = None) -> str:
+def refusal(folder: Path, secret: Credentials | None = None) -> str:
     """Why the folder's only record is not believed; empty where it is."""
     (found,) = PoolAddress(str(folder), {}, secret=secret).servers()
     assert found["state"] in ("ready", "ended")
@@ -356,7 +356,7 @@ def test_what_another_user_has_written_is_refused(tmp_path: Path, forged: str) -
     else:
         os.chown(tmp_path if forged == "folder" else tmp_path / "place", 65534, 65534)
     assert "belongs to uid 65534" in refusal(tmp_path)
-    roster = Roster(PoolAddress(str(tmp_path), {}, start_deadline_s=0.1))
+    roster = ConnectionPool(PoolAddress(str(tmp_path), {}, start_deadline_s=0.1))
     with pytest.raises(ServerError, match="its record was refused"):
         roster.wait()
     roster.close()
@@ -365,7 +365,7 @@ def test_what_another_user_has_written_is_refused(tmp_path: Path, forged: str) -
 def test_a_pool_whose_servers_were_refused_is_not_late(tmp_path: Path) -> None:
     """Who listened was not the server of its record: nobody was waited for, and the error does not say so."""
     record(tmp_path)
-    roster = Roster(PoolAddress(str(tmp_path), {}))
+    roster = ConnectionPool(PoolAddress(str(tmp_path), {}))
     roster.refuse(roster.wait(), "another name")
     with pytest.raises(ServerError, match=r"pool: no server is left .server-0: refused, .*: another name"):
         roster.wait()
@@ -413,7 +413,7 @@ def test_secrets_of_attached_servers_are_in_no_record(tmp_path: Path, monkeypatc
     kind = Attach(ServerSpec(kind="attach", models=["m"], **given), tmp_path)
     assert "sesame" not in json.dumps(kind.addresses())
     assert " text" not in json.dumps(kind.addresses())
-    assert kind.secret() == Secret(b"ca text", b"cert text", b"key text", (("h", "sesame"),))
+    assert kind.secret() == Credentials(b"ca text", b"cert text", b"key text", (("h", "sesame"),))
     assert Attach(ServerSpec(kind="attach", models=["m"], urls="host:1"), tmp_path).secret() is None
 
 

@@ -18,7 +18,7 @@ import tritonclient.grpc as grpcclient
 from campaign import ServerPool
 from campaign.inference import canary
 from campaign.pool.health import Health
-from campaign.pool.server_processes import Family
+from campaign.pool.server_processes import ServerProcesses
 from tests.conftest import PROJECT, alive, left, lying_about, ours, unload, wait_until
 
 REPOSITORY = PROJECT / "tests" / "models"
@@ -109,7 +109,7 @@ def test_a_model_that_was_taken_out_is_found(long_lived_pool: ServerPool) -> Non
 def test_failures_of_others_requests_bring_the_canary_at_once(long_lived_pool: ServerPool) -> None:
     """The process behind a model has died: READY all the same, but the first request that fails gives it away."""
     made = health(long_lived_pool, "stub_dies", every_s=60)
-    family = Family(long_lived_pool.records()[0]["server_pid"], 3)
+    family = ServerProcesses(long_lived_pool.records()[0]["server_pid"], 3)
     assert family.look() == ""
     os.kill(stub(long_lived_pool, "stub_dies"), signal.SIGKILL)
     assert wait_until(lambda: "stub_dies/1/model.py has ended" in family.look(), 5)
@@ -129,7 +129,7 @@ def test_what_a_model_starts_in_its_turn_may_come_and_go() -> None:
     try:
         assert server.stderr is not None
         helper = int(server.stderr.readline())
-        family = Family(server.pid, 3)
+        family = ServerProcesses(server.pid, 3)
         os.kill(helper, signal.SIGKILL)
         assert wait_until(lambda: not alive(helper), 10)
         assert family.look() == ""
@@ -144,7 +144,7 @@ def test_what_a_model_starts_in_its_turn_may_come_and_go() -> None:
 def test_a_model_that_hangs_is_found_by_its_canary(long_lived_pool: ServerPool) -> None:
     """The process behind it is stopped: nothing is answered within the deadline."""
     made = health(long_lived_pool, "batch_sensitive")
-    family = Family(long_lived_pool.records()[0]["server_pid"], 1)
+    family = ServerProcesses(long_lived_pool.records()[0]["server_pid"], 1)
     os.kill(stub(long_lived_pool, "batch_sensitive"), signal.SIGSTOP)
     assert "model batch_sensitive does not serve its canary" in watch(made, 20)
     assert wait_until(lambda: "batch_sensitive/1/model.py has been stopped for" in family.look(), 10)

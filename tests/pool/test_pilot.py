@@ -1,4 +1,4 @@
-"""One pilot by itself: whose it is, what it says of another server, and what its guardian knows."""
+"""One pilot by itself: whose it is, what it says of another server, and what its server watchdog knows."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def child(pid: int, module: str) -> list[int]:
     "listen", [pytest.param("socket", marks=pytest.mark.slow), pytest.param("tls", marks=pytest.mark.faults)]
 )
 def test_pilots_of_the_run_before_end_where_it_is_started_again(tmp_path: Path, listen: str) -> None:
-    """Driver and keeper are dead, pilots of nobody's live on a long lease: they leave folder and records to the next.
+    """Driver and watchdog are dead, pilots of nobody's live on a long lease: they leave folder and records to the next.
 
     The next pool becomes ready with servers of its own alone, answers, and nothing of the first is left.
     """
@@ -97,7 +97,7 @@ def test_a_pilot_that_comes_for_another_pool_ends_quietly(tmp_path: Path) -> Non
         assert {p.name for p in tmp_path.iterdir()} <= {"pilot.json"}
 
 
-def test_the_guardian_of_a_later_generation_knows_its_record(tmp_path: Path) -> None:
+def test_the_server_watchdog_of_a_later_generation_knows_its_record(tmp_path: Path) -> None:
     """In the wait before its server's start, whoever guards a pilot that is killed closes its record."""
     order(tmp_path)
     argv = [sys.executable, "-m", "campaign.pool.pilot", str(tmp_path), "--slot=0", "--generation=1", "--wait=600"]
@@ -164,7 +164,7 @@ def test_a_first_server_that_has_said_why_is_not_tried_again_for_aborting_then(
     """Triton aborts on its way out at times: what it had said of a model before is its own word."""
     order(tmp_path)
     pilot = Pilot(tmp_path, slot=0)
-    pilot.berth.log.write_text(log)
+    pilot.slot.log.write_text(log)
     pilot.server = subprocess.Popen(["sleep", "60"])
     pilot.server.send_signal(signal.SIGABRT)
     pilot.server.wait()

@@ -13,8 +13,8 @@ import pytest
 
 from campaign.discovery.records import backoff, blank, causes, newest, on_the_way
 from campaign.errors import ProviderError
-from campaign.pool.restarts import Replacer
-from campaign.protocols import Carried
+from campaign.pool.restarts import Restarts
+from campaign.protocols import PilotHandle
 from campaign.util.files import write_json
 from tests.conftest import wait_until
 
@@ -58,11 +58,11 @@ def test_pilots_that_end_at_their_start_spend_the_budget(tmp_path: Path) -> None
     lost(tmp_path, restarts=2)
     sent: list[Sequence[str]] = []
 
-    def carry(more: Sequence[str]) -> list[Carried]:
+    def carry(more: Sequence[str]) -> list[PilotHandle]:
         sent.append(more)
         return [Child("pass")]
 
-    replacer = Replacer(tmp_path, 2, 10, 60, carry, lambda _: None)
+    replacer = Restarts(tmp_path, 2, 10, 60, carry, lambda _: None)
 
     def spent() -> bool:
         replacer.look()
@@ -84,10 +84,10 @@ def test_a_provider_that_refuses_is_asked_again_within_the_budget(tmp_path: Path
     lost(tmp_path, restarts=1)
     said: list[str] = []
 
-    def carry(_: Sequence[str]) -> list[Carried]:
+    def carry(_: Sequence[str]) -> list[PilotHandle]:
         raise error
 
-    replacer = Replacer(tmp_path, 1, 10, 60, carry, said.append)
+    replacer = Restarts(tmp_path, 1, 10, 60, carry, said.append)
     for _ in range(3):
         replacer.look()
     assert said == ["its pilot was killed; a pilot for server-0.1 is sent"]
@@ -100,10 +100,10 @@ def test_where_nothing_can_be_noted_nobody_is_asked_all_the_time(tmp_path: Path)
     lost(tmp_path, restarts=1)
     said: list[str] = []
 
-    def carry(_: Sequence[str]) -> list[Carried]:
+    def carry(_: Sequence[str]) -> list[PilotHandle]:
         raise OSError(28, "No space left on device")
 
-    replacer = Replacer(tmp_path, 1, 10, 60, carry, said.append)
+    replacer = Restarts(tmp_path, 1, 10, 60, carry, said.append)
     (tmp_path / "server-0.1.json").mkdir()  # nothing can be renamed onto it
     for _ in range(3):
         replacer.look()
@@ -122,11 +122,11 @@ def test_records_of_others_or_of_no_server_are_passed_over(tmp_path: Path) -> No
     write_json(tmp_path / "server-8.json", {})
     sent: list[Sequence[str]] = []
 
-    def carry(more: Sequence[str]) -> list[Carried]:
+    def carry(more: Sequence[str]) -> list[PilotHandle]:
         sent.append(more)
         return []
 
-    Replacer(tmp_path, 1, 10, 60, carry, lambda _: None).look()
+    Restarts(tmp_path, 1, 10, 60, carry, lambda _: None).look()
     assert sent == [["--slot=0", "--generation=1"]]
 
 
@@ -135,11 +135,11 @@ def test_a_pilot_that_runs_and_has_said_nothing_yet_is_waited_for(tmp_path: Path
     lost(tmp_path, restarts=3)
     sent: list[Child] = []
 
-    def carry(_: Sequence[str]) -> list[Carried]:
+    def carry(_: Sequence[str]) -> list[PilotHandle]:
         sent.append(Child("import time; time.sleep(60)"))
         return [sent[-1]]
 
-    replacer = Replacer(tmp_path, 3, 10, 60, carry, lambda _: None)
+    replacer = Restarts(tmp_path, 3, 10, 60, carry, lambda _: None)
     for _ in range(5):
         replacer.look()
     assert len(sent) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from campaign.report.profile import Profile, by_stage
-from campaign.report.timing import AHEAD, RUN, WAIT, WRITE, Spent
+from campaign.report.timing import AHEAD, RUN, WAIT, WRITE, Timing
 
 
 def profile(computing=0.1, tasks_s=18.0, ready=1.0, **stages):
@@ -43,7 +43,7 @@ def test_the_sentence_names_what_took_the_time(told, bound):
 
 def test_seconds_are_put_by_stage_reading_first():
     """In the order of the campaign's stages; a stage that took nothing is left out."""
-    spent = Spent()
+    spent = Timing()
     with spent.on("fill", RUN):
         pass
     spent.add("read", WAIT, 1.0)

@@ -66,7 +66,7 @@ MISTAKES = {  # what is put in place of what: line, sentence, remedy
     ),
     "percent": (TREE, "tree: %Events", 5, "text cannot begin with '%', in column 11: tree: %Events", QUOTES),
     "at": (TREE, "tree: @Events", 5, "text cannot begin with '@', in column 11: tree: @Events", QUOTES),
-    "backtick": (TREE, "tree: `Events`", 5, "text cannot begin with '`', in column 11: tree: `Events`", QUOTES),
+    "backtick": (TREE, "tree: `InputGroup`", 5, "text cannot begin with '`', in column 11: tree: `InputGroup`", QUOTES),
     "bar": (
         TREE, "tree: |Events", 5,
         "a value that begins with '|' or '>' is a text of the lines below to YAML: tree: |Events", QUOTES,

@@ -70,7 +70,7 @@ def test_words_agree_with_their_number():
     assert listed(["a", "b"]) == "a, b"
 
 
-class Secret(BaseModel):
+class Credentials(BaseModel):
     """Options of a provider with a token."""
 
     token: int = Field(repr=False)
@@ -81,8 +81,8 @@ class Secret(BaseModel):
 def test_a_secret_is_in_no_message(value):
     """Whatever stands in it; the value of another option is shown."""
     with pytest.raises(SpecError) as caught:
-        check_options(Secret, {"token": value}, ("provider",), ProviderSpec)
+        check_options(Credentials, {"token": value}, ("provider",), ProviderSpec)
     assert "a whole number is needed" in str(caught.value)
     assert not [part for part in ("abc", "def", "found") if part in str(caught.value)]
     with pytest.raises(SpecError, match="a whole number is needed; found 'x'"):
-        check_options(Secret, {"token": 1, "port": "x"}, ("provider",), ProviderSpec)
+        check_options(Credentials, {"token": 1, "port": "x"}, ("provider",), ProviderSpec)

@@ -13,7 +13,7 @@ from campaign.driver.check import check, job_of
 from campaign.report.timing import AHEAD
 from campaign.storage.packs import PackWriter
 from campaign.storage.rundir import RunDir
-from campaign.worker.pipeline import Chain, row_ranges
+from campaign.worker.pipeline import Pipeline, row_ranges
 from campaign.worker.process import Worker
 from tests.conftest import write_tree
 
@@ -67,7 +67,7 @@ def test_the_next_range_is_read_while_the_one_before_is_worked_on(tmp_path):
     (only,) = checked.plan.todo()
     rundir = RunDir(tmp_path / "r")
     with PackWriter(rundir) as pack:
-        chain = Chain(Worker(job_of(checked.plan)), rundir, only.shape.tasks([0]).task(0), {}, "", pack)
+        chain = Pipeline(Worker(job_of(checked.plan)), rundir, only.shape.tasks([0]).task(0), {}, "", pack)
         read, names = chain._read_range, []
 
         def noted(source, span, *more):
