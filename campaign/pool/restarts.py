@@ -20,8 +20,8 @@ Carry = Callable[[Sequence[str]], list[PilotHandle]]
 class Restarts:
     """Looks at the records of a pool's servers.
 
-    A pilot replaces its own server, but a lost pilot cannot replace itself. Its server watchdog closes its record, or the
-    pilot did so when the scheduler ended it. If the whole node is lost, the record stays open and its count stands
+    A pilot replaces its own server, but a lost pilot cannot replace itself. Its server watchdog closes its record, or
+    the pilot did so when the scheduler ended it. If the whole node is lost, the record stays open and its count stands
     still. Then this class closes the record, and a pilot that wakes up later finds the record closed and ends.
 
     Args:

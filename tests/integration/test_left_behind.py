@@ -136,7 +136,7 @@ def test_the_driver_killed_leaves_nothing(slow: Path, before: Before, provider: 
 
 @pytest.mark.faults
 def test_the_pilot_killed_leaves_nothing_of_its_server(slow: Path, before: Before) -> None:
-    """SIGKILL of the pilot: its server watchdog ends the server's group and sweeps; without restarts the campaign fails."""
+    """SIGKILL of the pilot: its watchdog ends the server's group and sweeps; without restarts the campaign fails."""
     driver = start("run", "c.yaml", "--run-dir", "r", "--set", "servers.restarts=0", cwd=slow)
     reach_the_middle(driver, slow / "r")
     record = records(slow / "r")[0]
@@ -243,7 +243,7 @@ def test_an_explicit_stop_alone_is_enough(slow: Path, before: Before) -> None:
 
 @pytest.mark.faults
 def test_the_lease_alone_is_enough(slow: Path, before: Before) -> None:
-    """Driver and driver watchdog killed at once, pilots without a signal of a parent's death: they end with their lease."""
+    """Driver and watchdog killed at once, pilots without a signal of a parent's death: they end with their lease."""
     settings = ("--provider", "parsl", "--set", "servers.lease_s=3", "--set", LATE)
     driver = start("run", "c.yaml", "--run-dir", "r", *settings, cwd=slow)
     reach_the_middle(driver, slow / "r")
