@@ -1,4 +1,4 @@
-"""Is what a run has left still what its manifest and its receipts say, byte by byte? Nothing is run or changed."""
+"""Checks a run directory, byte by byte, against its manifest and its receipts. Nothing is run or changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measure a sample, propose settings: rows per request, requests in flight, workers per server."""
+"""Measures a sample of a campaign and proposes settings: rows per request, requests in flight, workers per server."""
 
 from __future__ import annotations
 

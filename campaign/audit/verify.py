@@ -1,4 +1,4 @@
-"""``campaign verify``: are a run's files and what they were made from as they were, does a sample give the same?"""
+"""``campaign verify``: checks a finished run against its manifest and repeats a sample of its tasks."""
 
 from __future__ import annotations
 

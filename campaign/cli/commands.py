@@ -1,4 +1,4 @@
-"""The command ``campaign``."""
+"""Parses the arguments of ``campaign``, calls the driver or the audit, and prints their results."""
 
 from __future__ import annotations
 

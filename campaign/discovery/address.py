@@ -1,4 +1,4 @@
-"""Where a pool is found, and how rows may be answered: what the driver needs to know of the client, and no more."""
+"""PoolAddress: the picklable address from which a worker connects to the pool."""
 
 from __future__ import annotations
 

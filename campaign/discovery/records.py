@@ -1,4 +1,4 @@
-"""A server's place in the pool (its slot) is filled by one incarnation after the other: what their records say.
+"""Reads and checks the records of servers. One slot of a pool holds several servers, one after another.
 
 A record is a JSON object that its pilot rewrites all the time; `campaign.pool.pilot` says what stands in it.
 """

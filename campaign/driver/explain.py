@@ -1,4 +1,4 @@
-"""Why a task would run: what its key is made from now, held against what it was made from at the last run."""
+"""Explains why a task would run: compares what its key is made from now with what it was made from last time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that failed for good: whether there are more than the campaign puts up with, and what is lost with them."""
+"""Holds the files that failed for good, what is lost with them, and whether they are more than the campaign allows."""
 
 from __future__ import annotations
 

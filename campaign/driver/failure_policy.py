@@ -1,4 +1,4 @@
-"""Files that fail for good while a campaign runs: put up with as far as it allows, and what is learned of them."""
+"""Decides whether a run goes on when a file fails for good, and learns what it can of that file."""
 
 from __future__ import annotations
 

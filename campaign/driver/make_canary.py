@@ -1,4 +1,4 @@
-"""``campaign canary``: the known answer of a model, from rows of the user's own data and a freshly started server."""
+"""``campaign canary``: makes a model's known answer from rows of the user's data and a freshly started server."""
 
 from __future__ import annotations
 

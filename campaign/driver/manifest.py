@@ -1,4 +1,4 @@
-"""``manifest.json``: what a complete run was made from and what it has made, by which it can be verified."""
+"""Writes ``manifest.json``: what a complete run was made from and what it has made, with the SHA-256 of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Merges: what of an output is ready is merged, what is found to be spoilt is made anew, what is whole is exported."""
+"""Schedules merges: merges complete ranges of files, remakes corrupt partials, exports finished outputs to ROOT."""
 
 from __future__ import annotations
 

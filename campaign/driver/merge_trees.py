@@ -1,4 +1,4 @@
-"""Merges that wait for their partials: a small output is merged at once, a large one range by range and then whole."""
+"""Divides the merge of an output into ranges of files: a small output has one range, a large one a tree of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a plan is there: for every partial its place in the log of receipts, 8 bytes each."""
+"""Indexes which partials of a plan exist: per partial its place in the log of receipts, 8 bytes each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Before a server is started: does one file of each dataset have the tree and the branches that will be asked for?"""
+"""Reads one file of each dataset before a server is started: its tree and branches must be there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The story: check, plan, pool, tasks, merge, teardown, report."""
+"""Runs a campaign: check, plan, pool, tasks, merge, teardown, report."""
 
 from __future__ import annotations
 

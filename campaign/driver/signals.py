@@ -1,4 +1,4 @@
-"""Signals that stop a run in order, and a terminal that was closed."""
+"""Handles signals that stop a run in order, and a terminal that was closed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done and what cannot be done: partials, merged outputs and frozen values that are in force."""
+"""Holds what is done and what cannot be done: partials, merged outputs and frozen values that are in force."""
 
 from __future__ import annotations
 

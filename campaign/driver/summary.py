@@ -1,4 +1,4 @@
-"""What a run has done, put into its report."""
+"""Puts what a run has done into its report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks that wait, and how many of them go into one batch."""
+"""Queues waiting tasks and decides how many of them go into one batch."""
 
 from __future__ import annotations
 

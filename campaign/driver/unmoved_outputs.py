@@ -1,4 +1,4 @@
-"""Outputs that a variation of the weight has not moved, although its weights are not 1: named in the report."""
+"""Finds outputs that a variation of the weight has not changed, although its weights are not 1."""
 
 from __future__ import annotations
 

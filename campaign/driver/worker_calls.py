@@ -1,4 +1,4 @@
-"""Calls on an executor whose workers may die: what was lost with them is done again, and a cause is found and named."""
+"""Calls functions on an executor whose workers may die: repeats lost calls, and finds the call that kills workers."""
 
 from __future__ import annotations
 

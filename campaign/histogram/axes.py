@@ -1,4 +1,4 @@
-"""Histogram axes as data: described, made again bit by bit, and compared so that a difference is named."""
+"""Describes histogram axes as data, rebuilds them bit by bit, and names the difference between two axes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where entries fall: from values to the numbers of bins, bit for bit as hist has it."""
+"""Finds the bin of each entry, bit for bit as hist does."""
 
 from __future__ import annotations
 

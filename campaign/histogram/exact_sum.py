@@ -1,4 +1,4 @@
-"""Exact sums of floats, bin by bin: order, grouping, chunking and merging cannot show.
+"""Sums floats exactly, bin by bin: the result does not depend on order, grouping or merging.
 
 Weights are cut into slices (:mod:`campaign.histogram.extraction`) that float64 adds without error. Their sums move
 into multi-word integers (:mod:`campaign.histogram.superaccumulator`) before they grow too long. They are rounded once,

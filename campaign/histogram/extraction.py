@@ -1,4 +1,4 @@
-"""Floats cut into slices that add up without error.
+"""Cuts floats into slices that float64 adds without error.
 
 A slice is an integer of few bits times a power of two (its position), so float64 sums of it are exact as long as
 they stay below 2**53 units (Rump's extraction, as in Demmel and Nguyen, "Parallel reproducible summation", 2015).

@@ -1,4 +1,4 @@
-"""The exact histogram: filled like ``hist.Hist`` with Weight storage, the same bits in any order and grouping.
+"""The exact histogram: filled like ``hist.Hist`` with Weight storage, with the same bits in any order and grouping.
 
 The bins are hist's own, the sums of weights and of squared weights are :class:`campaign.histogram.exact_sum.ExactSum`.
 """

@@ -1,4 +1,4 @@
-"""Histograms as a ROOT file: category axes become directories of TH1, TH2 or TH3."""
+"""Writes histograms to a ROOT file: category axes become directories of TH1, TH2 or TH3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One histogram of numeric axes as ROOT has it: TH1D, TH2D or TH3D, each axis with underflow and overflow."""
+"""Converts one histogram of numeric axes to ROOT's TH1D, TH2D or TH3D, each axis with underflow and overflow."""
 
 from __future__ import annotations
 

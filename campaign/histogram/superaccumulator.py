@@ -1,4 +1,4 @@
-"""Sums as multi-word integers, bin by bin: added and merged without error, rounded once at the end."""
+"""Holds sums as multi-word integers, bin by bin: adds and merges without error, rounds once at the end."""
 
 from __future__ import annotations
 

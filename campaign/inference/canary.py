@@ -1,4 +1,4 @@
-"""A server proves itself: each model must give its known answer before the server is called ready.
+"""Reads a model's known answer (canary) and compares a server's answer with it.
 
 READY alone proves nothing: it stays so after a model is unloaded or its Python process has died, and a model whose
 environment is wrong answers READY and then nonsense.

@@ -1,4 +1,4 @@
-"""Calls to the pool from one process: canonical requests, results in order.
+"""Servers: the client of a pool in one process. Sends rows as canonical requests, returns answers in order.
 
 Requests are cut by the caller's array alone: ``batch`` rows each, the last one padded, one execution per request. So
 what the model sees does not depend on how many servers there are, which of them answers, or how often one was asked.

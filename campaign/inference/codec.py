@@ -1,4 +1,4 @@
-"""The bytes of a KServe v2 call: a request is one join around a cached head, an answer is read where it lies.
+"""Encodes and decodes the bytes of a KServe v2 call: builds requests around a cached head, reads answers in place.
 
 protobuf would copy each tensor twice on its way out and twice on its way in, which is a third of a client's CPU.
 """

@@ -1,4 +1,4 @@
-"""How many requests one process has out on one server: enough that it never idles, and no more.
+"""Decides how many requests one process keeps in flight on one server, from the measured service time.
 
 By Little's law a server that takes S seconds for a request and answers X of them per second works on X S at once: one,
 or one per instance, or one per server behind a proxy. Twice as many keep it busy while answers and new requests travel.

@@ -1,4 +1,4 @@
-"""Which servers a pool has, as one process sees them: records looked at again and again, a channel to each."""
+"""Keeps a connection to each ready server of a pool, by rereading the servers' records."""
 
 from __future__ import annotations
 

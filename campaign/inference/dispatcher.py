@@ -1,4 +1,4 @@
-"""Requests on their way: a queue that answers empty, a deadline, another server on failure.
+"""Dispatches requests: a queue refilled when an answer arrives, a deadline per request, failover to another server.
 
 Whoever learns that a server has room sends it the next request: mostly the thread that brings the answers, so that
 servers never wait for the thread that reads and fills. One more thread, alive while anything is out, does the rest:

@@ -1,4 +1,4 @@
-"""The KServe v2 side of a call: what a model takes and gives, what is sent held against it, errors told by evidence."""
+"""Describes a model's inputs and outputs (KServe v2), checks arrays against them, and classifies errors of servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same model in the task's own process: the last rung of the ladder, for campaigns that allow it.
+"""Runs a model in the task's own process, as the last rung of the retry ladder, if the campaign allows it.
 
 A server and its twin need not agree to the last bit (another build of the runtime, a GPU on the other side), so a twin
 must first give the known answer that servers must give, and a report says where one was used.

@@ -1,4 +1,4 @@
-"""Requests that servers have died with: sent again one at a time, each to a server that has nothing else to do.
+"""Retries requests that servers died with, one at a time, each on a server that has nothing else to do.
 
 When a server dies, all that it was working on is suspect, of this process and of others. Only a death that a request
 sees alone speaks against it.

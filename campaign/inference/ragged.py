@@ -1,4 +1,4 @@
-"""Arrays of one variable axis, event after event in one buffer: what is sent one event per request."""
+"""Ragged arrays: events of variable length in one buffer, sent as one event per request."""
 
 from __future__ import annotations
 

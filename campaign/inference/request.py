@@ -1,4 +1,4 @@
-"""One request and what has become of it: where it was tried, by whom it was answered, and why not."""
+"""One request: its rows, the servers that it was sent to, and the errors it met."""
 
 from __future__ import annotations
 

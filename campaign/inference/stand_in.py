@@ -1,4 +1,4 @@
-"""Servers that answer zeros of the declared shapes: stages are tried with them before a real one is started."""
+"""Servers that answer zeros of the declared shapes, for trying stages before a real server is started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Named arrays behind a text, in one run of bytes: the partials of histograms, read and written without a container."""
+"""Writes named arrays behind a text header in one run of bytes: the format of histogram partials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of one columns output that differ in their columns' types: given one schema, so that all are read as one table.
+"""Gives the Parquet files of one output a common schema, so that all of them read as one table.
 
 pyarrow.dataset takes the first file's schema for all and casts the others to it, awkward and polars refuse them.
 """

@@ -1,4 +1,4 @@
-"""Numbers that are added up exactly: made by tasks, written, read, merged."""
+"""Counts: numbers by name, added exactly; their partials and their JSON output."""
 
 from __future__ import annotations
 

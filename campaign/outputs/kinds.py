@@ -1,4 +1,4 @@
-"""What a stage may return: Columns, Histograms, Counts. Each is written as a partial, read, and merged exactly."""
+"""Converts what a stage returned to Columns, Histograms or Counts, and starts the partial of that kind."""
 
 from __future__ import annotations
 

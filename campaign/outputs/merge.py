@@ -1,4 +1,4 @@
-"""Partials become one output, directly or as a tree. A gap that is not named is an error, and so is a torn partial."""
+"""Merges partials into one output, at once or as a tree. A missing or corrupt partial is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hash of the code a stage can reach, so that a changed helper redoes the stages that call it and no others.
+"""Hashes the code that a stage can reach: a changed helper redoes the stages that call it and no others.
 
 What is installed (site-packages, the standard library, campaign itself) counts by nothing here: the versions are in
 the report, and campaign's own is in every key.

@@ -1,4 +1,4 @@
-"""Files of a dataset: found, put into canonical order, identified, and given their metadata."""
+"""Finds the files of a dataset, sorts them canonically, identifies them, and reads their metadata."""
 
 from __future__ import annotations
 

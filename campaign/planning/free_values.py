@@ -1,4 +1,4 @@
-"""The free-form values of a campaign as they were read, for ``campaign plan``: only text stands in quotes."""
+"""Lists the free-form values of a campaign as they were read, for ``campaign plan``. Only text is in quotes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a campaign will do: lines of equal steps over many files. Steps and tasks are made when they are asked for."""
+"""The plan: layers of equal steps over many files. Steps and tasks are made when they are needed."""
 
 from __future__ import annotations
 

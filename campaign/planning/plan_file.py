@@ -1,4 +1,4 @@
-"""What a run set out to do: ``plan.json``, by which a later one says what has changed."""
+"""Writes and reads ``plan.json``, from which a later run learns what has changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Campaign -> plan. A step's key is a hash of all its result depends on: input, code, options, model, variation."""
+"""Makes the plan of a campaign. A step's key is a hash of its input, code, options, model and variation."""
 
 from __future__ import annotations
 

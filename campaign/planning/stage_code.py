@@ -1,4 +1,4 @@
-"""Stages by name: find them, load them on a worker, and hash the code they run.
+"""Finds stages by name, loads them on a worker, and hashes their code.
 
 A stage is a registered name, ``package.module:Name``, ``file.py:Name`` beside the campaign file, or a Python object.
 """

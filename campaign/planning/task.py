@@ -1,4 +1,4 @@
-"""Tasks, and batches of them: what travels to a worker."""
+"""Tasks and batches of tasks, as they are pickled for a worker."""
 
 from __future__ import annotations
 

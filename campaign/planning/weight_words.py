@@ -1,4 +1,4 @@
-"""Whether a stage's code may ask for the weight of a variation, as far as its text says."""
+"""Searches a stage's code for names through which it could use the weight of a variation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Certificates of one campaign: an authority in the driver's memory, and what it signs for servers and clients.
+"""Certificates of one campaign: the driver's authority in memory, and the certificates it signs.
 
 Nobody but the driver has the authority's key, and it is written nowhere. A server makes its key where it runs and asks
 for a certificate through a file in the pool's folder, into which only this user can write. The certificate is for one

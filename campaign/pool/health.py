@@ -1,4 +1,4 @@
-"""Whether a server still does what it proved at its start: its counters are looked at, its models asked again.
+"""Watches a running server: its counters, and its models' known answers, asked again from time to time.
 
 READY says nothing of this (see `campaign.inference.canary`). A server that does not answer hangs; a model that answers
 nothing for a while, or fails, or has gone, is asked for its known answer once more. One that is merely slow is left

@@ -1,4 +1,4 @@
-"""The submitter's side of the servers: start pilots, hold their lease, wait until they are ready, stop them."""
+"""ServerPool: starts pilots, renews their lease, waits until servers are ready, and stops them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a pilot was lost, with its node perhaps, another is carried: in the slot's next generation."""
+"""Submits another pilot in place of a lost one, as the next generation of its slot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server is started through: it gives the server shared memory of its own, and its certificate, and becomes it.
+"""Starts a server in a mount namespace with its own shared memory, and gives it its certificate.
 
     python -m campaign.pool.sandbox ORDER.json
 

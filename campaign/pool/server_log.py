@@ -1,4 +1,4 @@
-"""What a server's log has to say."""
+"""Finds the cause of a failure in a server's log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes that a server has started: one that ends takes its model along, and the server says nothing of it."""
+"""Watches the child processes of a server: a model whose process ends is lost, and the server does not say so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server's place in the pool's folder, as its pilot sees it: what it is sent for, publishes, and is told."""
+"""A server's slot in the pool's folder, as its pilot sees it: its order, its record, its stop file, its lease."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run's seconds went, and the one sentence about it: bound by reading, by the CPU, or by the servers."""
+"""Adds up where a run's seconds went, and names its limit: reading, CPU, servers or start-up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress a person can read: a line per stage, rewritten in a terminal, printed when it changes elsewhere."""
+"""Shows the progress of a run: one line per stage, updated in a terminal, printed on change elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happened: a report that a program, a person and a notebook can read."""
+"""Report: the result of a run, written as JSON and printed as text."""
 
 from __future__ import annotations
 

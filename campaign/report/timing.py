@@ -1,4 +1,4 @@
-"""Where a worker's seconds go: by stage and by what was done, counted as it happens, added up over tasks."""
+"""Counts a worker's seconds by stage and by activity, and adds them up over tasks."""
 
 from __future__ import annotations
 

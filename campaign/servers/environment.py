@@ -1,4 +1,4 @@
-"""The managed server environment: Triton's binary and the Python its backend runs, made once, reused after.
+"""Makes the managed environment of the server, once: Triton's binary and the Python of its backend.
 
 It is apart from the user's environment because the server's Python stub was built against numpy 1: with numpy 2 in it,
 models load, say READY, and read every element of an input as its first one.

@@ -1,4 +1,4 @@
-"""Models as a server gets them: each file held against the hash it had when the campaign was planned."""
+"""Copies models into a server's folder, and checks each file against its planned hash."""
 
 from __future__ import annotations
 

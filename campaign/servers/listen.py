@@ -1,4 +1,4 @@
-"""Where a server listens: on a Unix socket in its private folder, or on a port behind mutual TLS."""
+"""Makes the address where a server listens: a Unix socket in its private folder, or a port with mutual TLS."""
 
 from __future__ import annotations
 

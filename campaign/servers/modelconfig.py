@@ -1,4 +1,4 @@
-"""Triton's model configuration as a message: read without importing all of tritonclient, and filled in."""
+"""Reads and completes Triton's model configuration (protobuf), without importing all of tritonclient."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An ONNX file in Triton's Python backend. This file is laid out as the ``model.py`` of a model that has none.
+"""Serves an ONNX file in Triton's Python backend: the ``model.py`` of a model that has none.
 
 It runs in the server's own environment, which holds numpy 1 and onnxruntime, and nothing of campaign.
 """

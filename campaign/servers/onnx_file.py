@@ -1,4 +1,4 @@
-"""What an ONNX file takes and gives, read from the file itself: no runtime is needed for that, and none is loaded.
+"""Reads the inputs and outputs of a model from its ONNX file, without loading a runtime.
 
 Source: onnx.proto of ONNX (ModelProto, GraphProto, ValueInfoProto, TypeProto, TensorProto); its numbers are stable.
 """

@@ -1,4 +1,4 @@
-"""The models of a campaign as they lie in its repositories: which version answers, which files are served."""
+"""Finds a campaign's models in its repositories: the version that answers and the files that are served."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's configuration asks of the server: which version answers, and settings that a campaign refuses."""
+"""Reads the settings of a model's configuration: the version policy, and settings that a campaign refuses."""
 
 from __future__ import annotations
 

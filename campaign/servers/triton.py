@@ -1,4 +1,4 @@
-"""Server kind ``triton``: the real tritonserver, started for the campaign: on a Unix socket of ours, or behind TLS."""
+"""Server kind ``triton``: starts tritonserver for the campaign, on a private Unix socket or behind mutual TLS."""
 
 from __future__ import annotations
 

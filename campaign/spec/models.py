@@ -1,4 +1,4 @@
-"""What a campaign IS: frozen models, unknown keys refused, nothing started."""
+"""The models (pydantic) of a campaign's description. They are frozen, and unknown keys are refused."""
 
 from __future__ import annotations
 
@@ -322,7 +322,8 @@ class Campaign(_Frozen):
         workers: Worker processes; None: one per core this process may use, two where there are servers: while one waits
             for answers the other reads.
         limit: Rows of each file, from its start, for a quick try; None: all. Results are kept apart from a whole run's.
-        read_rows: Events of one row range. Part of the result's identity: requests are cut within it.
+        read_rows: Rows that a task reads and hands to the stages at once. Part of the task keys, since stages see these
+            ranges; requests to models do not depend on them.
         task_deadline_s: A task that runs longer is given up.
         retries: How often a task is tried again after an error that can heal.
         errors: What it puts up with; by default no file may fail.

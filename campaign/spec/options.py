@@ -1,4 +1,4 @@
-"""Options of registered things, held against the models they publish; and what a campaign's parts say of each other."""
+"""Checks the options of stages, servers and providers against the models that these publish."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong in a text that is no YAML, in our words: the line, what stands there, and what to write."""
+"""Explains errors in YAML in plain words: the line, the text there, and what to write instead."""
 
 from __future__ import annotations
 

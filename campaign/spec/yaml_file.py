@@ -1,4 +1,4 @@
-"""YAML <-> Campaign. Errors name the file, the line, the key, what was found and what is allowed."""
+"""Reads a Campaign from YAML and writes it. Errors name the file, the line, the key and the allowed values."""
 
 from __future__ import annotations
 

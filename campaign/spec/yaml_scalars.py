@@ -1,4 +1,4 @@
-"""Plain YAML values by the YAML 1.2 core schema; values that YAML 1.1 reads otherwise are refused.
+"""Reads plain YAML values by the YAML 1.2 core schema; refuses values that YAML 1.1 reads otherwise.
 
 PyYAML reads YAML 1.1: ``1e-3`` is text, ``0123`` is 83, ``2018_01`` is 201801, ``NO`` is false, ``1:30:00`` is 5400.
 YAML 1.2 (https://yaml.org/spec/1.2.2/, section 10.3) reads most of these in another way. Where both versions agree, the

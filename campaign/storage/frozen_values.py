@@ -1,4 +1,4 @@
-"""Frozen values: what a reduce stage returned, as canonical JSON, hashed, read-only."""
+"""Writes and reads frozen values: what a reduce stage returned, as canonical JSON, hashed and read-only."""
 
 from __future__ import annotations
 

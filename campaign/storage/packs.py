@@ -1,4 +1,4 @@
-"""Packs: the small partials of one batch in one file, each checked by its own digest when it is read."""
+"""Packs the small partials of one batch into one file. Each is checked by its own digest when it is read."""
 
 from __future__ import annotations
 

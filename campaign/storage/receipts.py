@@ -1,4 +1,4 @@
-"""Receipts: what tasks say of the partials they have left, in an append-only log that is the truth of a run."""
+"""Receipts of finished tasks, in an append-only log that says which partials exist."""
 
 from __future__ import annotations
 

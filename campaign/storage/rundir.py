@@ -1,4 +1,4 @@
-"""Every path of a run: one class owns them. Files are written aside, then renamed."""
+"""RunDir: owns every path of a run directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs that a dead campaign left in a scheduler: ended only if their name still bears the campaign's random name."""
+"""Cancels jobs that a dead campaign left in Slurm, if their name still bears the campaign's random name."""
 
 from __future__ import annotations
 

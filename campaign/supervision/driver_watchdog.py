@@ -1,4 +1,4 @@
-"""What outlives a driver for as long as tidying up takes: a process that ends what the driver could not end itself.
+"""The driver watchdog: a process that ends what a killed driver has left running.
 
     python -m campaign.supervision.driver_watchdog IDENTITY_OF_THE_DRIVER
 

@@ -1,4 +1,4 @@
-"""Python child processes that were never forked from a process with open channels: a fork server makes them."""
+"""Makes Python child processes through a fork server, so that none is forked from a process with open channels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who a process is, for all time: a pid alone is used again; and the mark by which ours are known to be ours."""
+"""Identifies processes by boot, pid and start time, and by the mark that a campaign's processes carry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a dead campaign left on this machine or in the scheduler: found by identity, never by name, and ended.
+"""Finds and ends what a dead campaign left on this machine or in Slurm. It goes by identity, never by name.
 
 A process is a campaign's if its environment, which only its user may read, bears the campaign's mark. A campaign is
 dead if the process that the mark names as its driver is gone: that very process, not one that has its pid by now.

@@ -1,4 +1,4 @@
-"""Which campaigns this user has begun on this machine: written down, so that what a dead one left can be found."""
+"""Registers the campaigns that this user has started on this machine, so that leftovers can be found."""
 
 from __future__ import annotations
 

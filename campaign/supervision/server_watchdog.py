@@ -1,4 +1,4 @@
-"""What outlives a pilot for as long as sweeping takes: a process that ends its server and removes what is left.
+"""The server watchdog: a process that ends a server and sweeps its files when its pilot has ended.
 
     python -m campaign.supervision.server_watchdog IDENTITY_OF_THE_PILOT
 

@@ -1,4 +1,4 @@
-"""A process apart, at the other end of a pipe: it acts when this process ends, however that happens."""
+"""A detached process at the other end of a pipe: it acts when the process that started it ends."""
 
 from __future__ import annotations
 

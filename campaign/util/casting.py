@@ -1,4 +1,4 @@
-"""Conversion of columns to a model's dtype that changes no value unseen: what does not fit is refused, with its row.
+"""Converts columns to a model's dtype. A value that does not fit is refused, with its row.
 
 Float to float and integer to float round to the nearest number of the model's dtype, ties to even (IEEE 754), as numpy
 does; BF16 too. Everything else must be exact: 3.0 fits INT8, and 3.5, 300, NaN or -1 for an unsigned type do not.

@@ -1,4 +1,4 @@
-"""Imported before gRPC in workers: it turns off gRPC's own handlers of ``fork()``, unless the user wants them.
+"""Turns off gRPC's handlers of ``fork()`` in workers, unless the user wants them. Imported before gRPC.
 
 They start threads in a child that is forked while a call is under way, and now and then the child aborts in them
 (gRPC 1.85). A worker does not use gRPC in a child that a stage has forked. gRPC reads the variable when it is imported.

@@ -1,4 +1,4 @@
-"""Modules that are imported when they are first used: the driver starts servers before it needs what workers need."""
+"""Imports modules when they are first used: the driver starts servers before it needs the workers' modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Words that many messages share: lists of names, the near name, counted nouns, and what a wrong value should be."""
+"""Words that messages share: lists of names, the nearest name, counted nouns, expected values."""
 
 from __future__ import annotations
 

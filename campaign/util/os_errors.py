@@ -1,4 +1,4 @@
-"""What the machine does to a driver: a disk that is full, a terminal that is closed."""
+"""Turns errors of the operating system into ours: a full disk, a folder that cannot be written."""
 
 from __future__ import annotations
 

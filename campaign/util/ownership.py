@@ -1,4 +1,4 @@
-"""Whose a file, a folder or a socket is: looked at before it is believed, and before anything is sent to it."""
+"""Checks that a file, folder or socket belongs to this user, before it is believed or written to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Name -> class, by entry point; a wrong name lists the right ones."""
+"""Finds classes by the name of their entry point. A wrong name lists the right ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text between numpy, awkward and Triton's BYTES: each value as its own bytes, none cut and none made up."""
+"""Converts text between numpy, awkward and Triton's BYTES: each value keeps its own bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Have a thread do what may take long, while this one looks around."""
+"""Runs a function in a thread while the caller goes on looking around."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's own Python file: imported under a name of its own, beside which its neighbours are found."""
+"""Imports a user's own Python file under a private name, with its neighbouring files importable."""
 
 from __future__ import annotations
 

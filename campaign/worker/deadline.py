@@ -1,4 +1,4 @@
-"""Deadlines of tasks, kept by Python where it can and by force where it cannot; and what a worker that dies leaves."""
+"""Enforces the deadlines of tasks, also in C code, and writes a note that names the task if the worker dies."""
 
 from __future__ import annotations
 

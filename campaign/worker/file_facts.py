@@ -1,4 +1,4 @@
-"""Runs on a worker: what can still be learned of a file that failed for good."""
+"""Reads the entries and the sum of weights of a file that failed for good, on a worker."""
 
 from __future__ import annotations
 

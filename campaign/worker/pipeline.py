@@ -1,4 +1,4 @@
-"""One task under way: ranges of a file (or of an artefact) go through the steps, and partials grow."""
+"""Pipeline: runs one task. Ranges of a file pass through the steps, and the partials grow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose fault an exception in foreign code is: the file's, or the stage's."""
+"""Turns an exception of a stage or a reader into an error that names the file or the stage as its cause."""
 
 from __future__ import annotations
 

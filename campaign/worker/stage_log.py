@@ -1,4 +1,4 @@
-"""What stages print, and what warns inside them, goes to a log of their input file, and never to the terminal.
+"""Writes what stages print, and their warnings, to a log per input file, and never to the terminal.
 
 A worker's standard output and error are one file of its own from its first task on, for code in C too. What a task has
 added there is moved to the log of its input file when the task has ended; of a worker that dies it stays where it is.

@@ -1,4 +1,4 @@
-"""Runs on a worker: tasks, merges and reduce stages; errors are sent back, not raised, so that they arrive whole."""
+"""Runs batches of tasks on a worker. Errors are returned, not raised, so that they arrive whole."""
 
 from __future__ import annotations
 

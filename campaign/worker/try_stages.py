@@ -1,4 +1,4 @@
-"""All stages of a campaign on a few rows of a file per dataset, with stand-in servers: ``campaign check --try``."""
+"""``campaign check --try``: runs all stages on a few rows of a file per dataset, with stand-in servers."""
 
 from __future__ import annotations
 

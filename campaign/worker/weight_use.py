@@ -1,4 +1,4 @@
-"""What a stage does with the weight of a variation: whether it looks at it, and whether it hands it on.
+"""Watches whether a stage reads the weight of a variation, and whether it passes the weight on.
 
 A stage that makes histograms without looking at ``ctx.weight`` makes nominal's in every variation of the weight. So the
 column is given to it as a virtual array, which tells when its numbers are asked for.
