@@ -43,7 +43,7 @@ class Dispatcher:
     """All requests of one process to one pool.
 
     Args:
-        connection pool: The servers.
+        pool: The servers.
         last: Asked for the answer to a request that would be given up because no server is left and none is coming.
 
     Attributes:

@@ -162,7 +162,7 @@ class Pilot:
         slot, later = self.slot, self.slot.generation + 1
         options = [f"--pool={slot.pool}", f"--slot={slot.slot}", f"--generation={later}"]
         options.append(f"--wait={backoff(later):.2f}")
-        options.append(f"--server watchdog={self.watchdog.hand_over()}")
+        options.append(f"--watchdog={self.watchdog.hand_over()}")
         os.execv(sys.executable, [sys.executable, "-m", "campaign.pool.pilot", str(slot.folder), *options])  # noqa: S606
 
     def _signalled(self, signum: int, _frame: object) -> None:
@@ -437,7 +437,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pool", default="")
     parser.add_argument("--slot", type=int)
     parser.add_argument("--generation", type=int, default=0)
-    parser.add_argument("--server watchdog", default="")
+    parser.add_argument("--watchdog", default="")
     parser.add_argument("--wait", type=float, default=0.0)
     given = parser.parse_args(argv)
     parent = os.environ.pop("CAMPAIGN_PARENT", "")
