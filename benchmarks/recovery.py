@@ -48,7 +48,7 @@ def once(fault: Callable[[dict[str, Any]], None]) -> tuple[float, float]:
         start = time.monotonic() - began
         fault(pool.current()[0])
         lost = time.monotonic()
-        while "server-0.1" not in live._connections.links:  # what is going may still answer
+        while "server-0.1" not in live._connections.connections:  # what is going may still answer
             live.infer("slow", {"X": X})
         found = time.monotonic() - lost
     return found, start

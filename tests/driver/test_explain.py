@@ -229,11 +229,11 @@ def test_a_plan_that_was_torn_is_written_anew(folder, tmp_path):
     """``plan.json`` is left alone where it says just this plan; torn, altered or longer it is written again."""
     made, rundir = make(folder), RunDir(tmp_path / "r")
     plan_file.write(rundir, made)
-    whole, inode = rundir.intent.read_bytes(), rundir.intent.stat().st_ino
+    whole, inode = rundir.plan_file.read_bytes(), rundir.plan_file.stat().st_ino
     assert json.loads(whole)["plan"] == made.digest
     plan_file.write(rundir, made)
-    assert rundir.intent.stat().st_ino == inode
+    assert rundir.plan_file.stat().st_ino == inode
     for torn in (whole[:-40], whole[:-9] + b"x" + whole[-8:], whole + b"x", b""):
-        rundir.intent.write_bytes(torn)
+        rundir.plan_file.write_bytes(torn)
         plan_file.write(rundir, made)
-        assert rundir.intent.read_bytes() == whole
+        assert rundir.plan_file.read_bytes() == whole

@@ -188,7 +188,7 @@ def test_large_requests_narrow_the_window(servers: Servers, monkeypatch: pytest.
     monkeypatch.setattr("campaign.inference.dispatcher.OUT_BYTES", 1)
     pending = servers.start("slow", {"X": column(8 * 12)})
     while not all(span.request.done.is_set() for span in pending._spans):
-        assert all(link.outstanding <= 1 for link in servers._connections.links.values())
+        assert all(link.outstanding <= 1 for link in servers._connections.connections.values())
     assert pending.result()["Y"].tobytes() == column(8 * 12).tobytes()
 
 

@@ -299,7 +299,7 @@ def test_a_request_goes_to_the_right_server_where_a_record_leads_to_another(
     (tmp_path / "server-0.json").write_text(json.dumps(real))
     servers = connect(address)
     assert servers.infer("slow", {"X": X})["Y"].tobytes() == X.tobytes()
-    assert set(servers._connections.links) == {"server-0"}
+    assert set(servers._connections.connections) == {"server-0"}
     servers.close()
     assert other.records()[0]["statistics"] == asked
 

@@ -289,7 +289,7 @@ def test_paths_stay_inside_the_run_directory(tmp_path):
     """Every path a run uses lies in its folder, one per thing."""
     run = RunDir(tmp_path)
     paths = [
-        run.report, run.receipts, run.manifest, run.intent, run.job, run.late_job, run.servers, run.logs,
+        run.report, run.receipts, run.manifest, run.plan_file, run.job, run.late_job, run.servers, run.logs,
         run.request_stop, run.columns("abc"), run.pack("abc"), run.leaf("abc"), run.frozen("s", "v"),
         run.artefacts("s", "v"),
         run.output("s", "d", "v", "columns"),
