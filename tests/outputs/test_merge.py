@@ -298,10 +298,10 @@ def test_a_reduce_stage_reads_only_what_it_asks_for(tmp_path):
 
 def test_a_range_with_a_file_made_anew_is_merged_again():
     """What was merged of it is dropped; what is under way is thrown away when it comes; other ranges stay."""
-    from campaign.driver.merge_trees import LEAF, Tree
+    from campaign.driver.merge_trees import LEAF, MergeTree
 
     keys = [f"{i:064x}" for i in range(3 * LEAF)]
-    tree = Tree(keys, leaves={0: None, LEAF: None}, asked={2 * LEAF})
+    tree = MergeTree(keys, leaves={0: None, LEAF: None}, asked={2 * LEAF})
     tree.drop(LEAF + 7)
     tree.drop(2 * LEAF)
     assert tree.leaves == {0: None}

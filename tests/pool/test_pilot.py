@@ -28,7 +28,7 @@ HOLDER = """
 import json, sys, time
 from pathlib import Path
 from parsl.providers import LocalProvider
-from campaign import ServerPool, serverlog
+from campaign import ServerPool
 
 if __name__ == "__main__":
     repository, folder, listen, models = sys.argv[1:]
