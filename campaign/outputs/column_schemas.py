@@ -97,7 +97,7 @@ class Schemas:
         return pa.schema(made)
 
     def changes(self, schema: pa.Schema) -> str:
-        """What a common schema changes, in words."""
+        """The changes that a common schema makes, in words."""
         kinds = {n: sorted({_said(s.field(n)) for s in self.known if n in s.names}) for n in schema.names}
         changed = [f"{n} ({', '.join(k)}: {_said(schema.field(n))})" for n, k in kinds.items() if len(k) > 1]
         return _listed(changed) or "the order of columns"

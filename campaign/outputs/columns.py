@@ -222,7 +222,7 @@ class ColumnsReader:
             yield array
 
     def verified(self, sha256: str) -> Iterator[ak.Array]:
-        """The ranges; at their end, what was read is held against the digest of what was written.
+        """The ranges. After the last one the content read is compared with the digest of the content written.
 
         Raises:
             ArtefactError: It is not the same.

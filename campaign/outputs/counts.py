@@ -25,7 +25,7 @@ class Counts(dict[str, Any]):
 
 
 def what(value: Any) -> str:
-    """What a stage returned in place of what it should, in words."""
+    """The wrong value that a stage returned, in words."""
     if value is None:
         return "nothing (does it 'return'?)"
     return "an empty dict" if isinstance(value, Mapping) and not value else article(type(value).__name__)

@@ -28,7 +28,7 @@ Output = Columns | Histograms | Counts
 
 
 def as_output(value: Any, stage: str) -> Output:
-    """What a stage returned, as one of the three kinds.
+    """The value that a stage returned, as one of the three kinds.
 
     Raises:
         OutputError: It is none of them; says what it is.

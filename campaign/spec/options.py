@@ -21,7 +21,7 @@ def option_models(what: str) -> dict[str, type[BaseModel]]:
 def check_options(
     options: type[BaseModel], given: Mapping[str, Any], key: tuple[str, ...], owner: type[BaseModel], remedy: str = ""
 ) -> BaseModel:
-    """Validate options. What was given for a field with ``repr=False`` is a secret, and is not shown.
+    """Validate options. A value given for a field with ``repr=False`` is a secret and is never shown.
 
     Args:
         options: The model they are held against.

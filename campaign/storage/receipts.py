@@ -22,7 +22,7 @@ _HUGE = 1 << 62
 
 @dataclass(frozen=True)
 class Receipt:
-    """What is said of one partial, frozen value or merged output.
+    """The receipt of one partial, frozen value or merged output.
 
     Attributes:
         key: Hash of everything it depends on.
@@ -66,7 +66,7 @@ class Receipt:
         return found if isinstance(found, dict) else {}
 
     def line(self) -> bytes:
-        """As it stands in the log: a digest of the rest, then JSON."""
+        """Its line in the log: a digest of the rest, then JSON."""
         text = _ENCODE(list(self.__dict__.values())).encode()  # fields, in their order
         return b"%s %s\n" % (hashlib.sha256(text).hexdigest()[:CHECK].encode(), text)
 
@@ -96,7 +96,7 @@ def parse(line: bytes) -> Receipt | None:
 
 
 def _sound(r: Receipt) -> bool:
-    """Whether it can be what a task wrote: key and pack become names of files, numbers become places in them."""
+    """True if a task can have written it: key and pack become file names, numbers become places in these files."""
     if not r.key.isalnum() or (r.pack and not r.pack.isalnum()) or not all(type(note) is str for note in r.notes):
         return False
     numbers = (r.size, r.offset, r.rows, r.events)
@@ -116,7 +116,7 @@ class Receipts:
         self._end = 0
 
     def __iter__(self) -> Iterator[Receipt]:
-        """What is there, in the order it was written; the last word on a key counts."""
+        """The receipts in the order in which they were written. The last one of a key counts."""
         return (receipt for _, receipt in self.scan())
 
     def scan(self) -> Iterator[tuple[int, Receipt]]:

@@ -66,7 +66,7 @@ _NEEDED = (  # what pydantic's type of an error begins with: in our words
 
 
 def needed(item: Mapping[str, Any], *, secret: bool = False) -> str:
-    """What is wrong with a value, in words of ours.
+    """The error in a value, in plain words.
 
     Args:
         item: One of pydantic's ``errors()``; keys beside the one at fault are not shown: headers may be among them.

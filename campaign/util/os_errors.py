@@ -45,7 +45,7 @@ def in_words(error: OSError, folder: Path) -> CampaignError:
 
 
 def no_room(errors: Iterable[str], folder: Path) -> list[str]:
-    """What to do about errors of tasks that had no room to write, in at most one line."""
+    """The remedy for tasks that had no room to write, in at most one line."""
     said = [os.strerror(n) for n in NO_ROOM]
     return [f"{folder}: {_room(folder)}"] if any(text in error for error in errors for text in said) else []
 

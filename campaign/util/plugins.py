@@ -56,7 +56,7 @@ def get(group: str, name: str, *, key: tuple[str, ...] = (), base: Path | None =
 
 
 def _hint(group: str, name: str) -> str:
-    """What one of the classes says of a name that is none of theirs; see `campaign.protocols.Provider`."""
+    """The hint that one of the classes gives for an unknown name; see `campaign.protocols.Provider`."""
     for entry in _found(group).values():
         with suppress(ImportError, AttributeError):  # what it needs is not installed, or it says nothing
             if said := entry.load().hint(name):
