@@ -106,7 +106,7 @@ class State:
     def _restore(self, rundir: RunDir, output: Output) -> None:
         line = output.line
         at, receipt = self.index.merged.get(output.name, (0, None))
-        # A partial that was made anew after the merge has its receipt behind it.
+        # A partial that was made again after the merge has its receipt behind it.
         if receipt is None or line is None or not self.has_frozen(line.needs):
             return
         before = all(map(self.index.whole, self.index.before[line]))  # a file that fails there is lost here too

@@ -181,7 +181,7 @@ def unify(folder: Path, name_of: Mapping[int, str], schemas: Schemas) -> tuple[s
 
 def _differ(what: str) -> str:
     return (
-        f"{DIFFER}{what}; programs cannot read them as one table without being told how: give each a schema, or make "
+        f"{DIFFER}{what}; programs cannot read them as one table: give each a schema, or make "
         "the stage return the same columns and types for every file"
     )
 

@@ -31,7 +31,7 @@ def as_output(value: Any, stage: str) -> Output:
     """The value that a stage returned, as one of the three kinds.
 
     Raises:
-        OutputError: It is none of them; says what it is.
+        OutputError: It is not one of them; says what it is.
     """
     try:
         return _as_output(value, stage)

@@ -195,7 +195,9 @@ def merge_leaves(rundir: RunDir, target: Target, leaves: Sequence[Leaf]) -> Merg
         path = rundir.leaf(leaf.name)
         content = path.read_bytes() if path.exists() else b""
         if hashlib.sha256(content).hexdigest() != leaf.sha256:
-            raise PartialError("is not what was written", where=str(path), remedy="run again: it is made anew")
+            raise PartialError(
+                "has changed since it was written", where=str(path), remedy="run again: it is made again"
+            )
         try:
             total.take(content, str(path))
         except OutputError as error:
@@ -332,7 +334,7 @@ def _columns(rundir: RunDir, receipt: Receipt, *, whole: bool = True) -> tuple[A
     schema, rows = reader.schema, reader.rows
     reader.close()
     if whole and file_digest(path) != receipt.bytes_sha256:
-        raise PartialError("is not what was written", where=str(path), remedy=AGAIN)
+        raise PartialError("has changed since it was written", where=str(path), remedy=AGAIN)
     return schema, rows
 
 

@@ -215,7 +215,7 @@ def _packed(thing: Any, where: str, key: tuple[str, ...]) -> bytes:
     except Exception as error:
         raise SpecError(
             f"{where} cannot travel to the workers: {type(error).__name__}: {error}", key=key,
-            remedy="open what it needs inside the function",
+            remedy="open such objects inside the function",
         ) from error  # fmt: skip
 
 

@@ -279,7 +279,7 @@ class Pilot:
         if self.slot.closed:
             self.asked, self.successor = self.asked or "the submitter heard nothing of it for long", False
         elif not self.slot.wanted:
-            self.asked, self.successor = self.asked or "its pool is no more", False
+            self.asked, self.successor = self.asked or "its pool has ended", False
 
     def bide(self, seconds: float) -> None:
         """Let some time pass, looking around."""
@@ -420,10 +420,8 @@ class Pilot:
         return server_log.tail(self.slot.log)
 
 
-_KEY = (
-    "its TLS key lies in its private folder on the node while it runs: the kernel gives this user no place of his own"
-)
-_SHARED = "its shared memory lies in the node's /dev/shm: other users may have seen it for an instant when it was made"
+_KEY = "its TLS key is in its private folder on the node while it runs: no private memory is available to this user"
+_SHARED = "its shared memory is in the node's /dev/shm: other users may have seen it for an instant when it was made"
 
 
 class _Stop(Exception):

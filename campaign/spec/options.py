@@ -28,7 +28,7 @@ def check_options(
         given: The options.
         key: Where they stand in the campaign.
         owner: The model of the campaign whose own keys stand beside them.
-        remedy: What to do about a key that is none of them.
+        remedy: What to do about a key that is not one of them.
 
     Raises:
         SpecError: With the key at fault, what was found and what is allowed.

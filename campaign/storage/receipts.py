@@ -16,7 +16,7 @@ from campaign.errors import CampaignError
 CHECK = 16  # characters of each line's own digest
 BLOCK = 1 << 16  # bytes of the log that are read at once
 FROZEN, MERGED = "frozen", "merged"  # kinds beside those of partials
-UNFINISHED = "0" * 64  # key of a frozen value that was to be made anew: what lies in its place is nobody's word
+UNFINISHED = "0" * 64  # key of a frozen value that was to be made again: what lies in its place is nobody's word
 _HUGE = 1 << 62
 
 
@@ -186,7 +186,7 @@ class Receipts:
 
     def _unusable(self, error: OSError) -> CampaignError:
         text = f"the log of receipts cannot be used: {error.strerror}"
-        return CampaignError(text, where=str(self.path), remedy="see what lies there, or take another --run-dir")
+        return CampaignError(text, where=str(self.path), remedy="look at the files there, or take another --run-dir")
 
     def close(self) -> None:
         """Close the log."""

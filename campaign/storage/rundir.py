@@ -191,7 +191,7 @@ class RunDir:
             with lock.open() as stream:
                 return "" if _locked(stream, 0, fcntl.LOCK_SH) else stream.read().strip() or "another process"
         except PermissionError as error:
-            text = f"whether a campaign runs there cannot be told: {error.strerror}"
+            text = f"cannot find out whether a campaign runs there: {error.strerror}"
             raise CampaignError(text, where=str(lock), remedy="ask whose it is") from None
         except OSError:
             return ""

@@ -12,8 +12,8 @@ MOST, FEW = 20, 5  # names that a message lists all; of more, so many
 def unknown(name: str, known: list[str], what: str) -> str:
     """The sentence for a name that is not known, with the nearest one and the list."""
     if not known:
-        return f"'{name}' is none of the {what}: there are none"
-    return f"'{name}' is none of the {what}{meant(name, known)} (known: {listed(known, name)})"
+        return f"'{name}' is not one of the {what}: there are none"
+    return f"'{name}' is not one of the {what}{meant(name, known)} (known: {listed(known, name)})"
 
 
 def meant(name: str, known: Sequence[str]) -> str:

@@ -40,7 +40,7 @@ def in_words(error: OSError, folder: Path) -> CampaignError:
     if made is None:
         path = next((name for name in (error.filename2, error.filename) if isinstance(name, str)), str(folder))
         said = error.strerror or f"{type(error).__name__}: {error}"
-        made = CampaignError(said, where=path, remedy="see what lies there, and who may read and write it")
+        made = CampaignError(said, where=path, remedy="look at the files there, and at who may read and write them")
     return made
 
 

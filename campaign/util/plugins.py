@@ -51,7 +51,9 @@ def get(group: str, name: str, *, key: tuple[str, ...] = (), base: Path | None =
         return entry.load()
     except (ImportError, AttributeError) as error:
         raise SpecError(
-            f"'{name}' ({entry.value}) cannot be imported: {error}", key=key, remedy="install what it needs"
+            f"'{name}' ({entry.value}) cannot be imported: {error}",
+            key=key,
+            remedy="install the packages that it needs",
         ) from error
 
 
