@@ -122,8 +122,10 @@ def test_a_wrong_reader_is_refused_at_its_line(many: Path) -> None:
     """A reader that is not there, or is none, exits 2 with file, line, key and what it lacks."""
     for reader, said in (
         ("s.py:Nope", "'Nope' is not one of the functions of s.py"),
-        ("s.py:count", "is no reader: it has no 'read', no"), ("infer", "is no reader"), ("zarr", "'zarr' is not one of the stages"),
-    ):  # fmt: skip
+        ("s.py:count", "is no reader: it has no 'read', no"),
+        ("infer", "is no reader"),
+        ("zarr", "'zarr' is not one of the stages"),
+    ):
         change(many, datasets={"d": yaml_of(many)["datasets"]["d"] | {"reader": reader}})
         done = command("check", "c.yaml", cwd=many)
         assert done.returncode == 2
