@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--limit", type=_positive, metavar="N", help="only the first N rows of each file, in a run directory of its own"
     )
-    run.add_argument("--quiet", action="store_true", help="show no progress")
+    how = run.add_mutually_exclusive_group()
+    how.add_argument("--quiet", action="store_true", help="show no progress")
+    how.add_argument("--json", action="store_true", help="print progress as JSON, one event a line")
     run.add_argument("--profile", action="store_true", help="show at the end where the time went")
 
     check = _command(commands, "check", "check a campaign file; no server is started", _check)
@@ -94,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, text, do in (
         ("status", "show the tasks and servers of a run; one line if the run is over", _status),
+        ("watch", "show the live view of a run that was started elsewhere, until it is over", _watch),
+        ("logs", "print the logs of a run: stages by input file, servers, workers", _logs),
         ("stop", "stop a run in order; it can be resumed", _stop),
         ("report", "show the result of a run that is over: outputs, failures, notes", _report),
     ):
@@ -101,6 +105,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
         if do is _report:
             command.add_argument("--profile", action="store_true", help="show where the time went")
+        if do is _logs:
+            which = command.add_mutually_exclusive_group()
+            which.add_argument("--file", metavar="NAME", default="", help="logs of input files with this in their name")
+            which.add_argument("--server", metavar="NAME", default="", help="logs of a server, e.g. server-0")
+            which.add_argument("--failed", action="store_true", help="logs of input files that failed")
+            command.add_argument("--follow", action="store_true", help="go on printing until the run is over")
 
     verify = _command(
         commands, "verify", "compare a complete run with its manifest, and repeat a sample of its tasks", _verify
@@ -123,7 +133,8 @@ def _parser() -> argparse.ArgumentParser:
     canary.add_argument("model", metavar="MODEL", help="one of servers.models")
     canary.add_argument("--force", action="store_true", help="replace a known answer that is there")
     _file(_command(commands, "prepare", "make the server environment before the first run", _prepare))
-    _command(commands, "schema", "print the JSON schema of a campaign file, for editors", _schema)
+    schema = _command(commands, "schema", "print the JSON schema of a campaign file, for editors", _schema)
+    schema.add_argument("--events", action="store_true", help="the schema of an event of run --json instead")
     return parser
 
 
@@ -183,6 +194,13 @@ def _run(args: argparse.Namespace) -> int:
 def _run_loaded(args: argparse.Namespace) -> int:
     from campaign.driver.run import run
 
+    if args.json:
+        from campaign.report.events import JsonProgress
+
+        events = JsonProgress(sys.stdout)
+        report = run(_load(args), run_dir=args.run_dir, progress=events, raises=False)
+        events.end(report.status)
+        return report.exit_code
     report = run(_load(args), run_dir=args.run_dir, progress=not args.quiet, raises=False)
     print(report.text(profile=args.profile))
     return report.exit_code
@@ -316,6 +334,32 @@ def _status(args: argparse.Namespace) -> int:
     return 0
 
 
+def _watch(args: argparse.Namespace) -> int:
+    from campaign.driver.watch import watch
+    from campaign.report.progress import to_terminal
+    from campaign.storage.rundir import RunDir
+
+    try:
+        report = watch(RunDir(_existing(args)), to_terminal())
+    except KeyboardInterrupt:
+        print("no longer watching; the run goes on", file=sys.stderr)
+        return 0
+    print(report.text() if report else "not running, and never came to its end; run it again to resume")
+    return report.exit_code if report else 1
+
+
+def _logs(args: argparse.Namespace) -> int:
+    from campaign.cli.logs import find, show
+    from campaign.storage.rundir import RunDir
+
+    rundir = RunDir(_existing(args))
+    show(
+        lambda: find(rundir, args.file, args.server, failed=args.failed), follow=args.follow,
+        running=lambda: bool(rundir.owner()),
+    )  # fmt: skip
+    return 0
+
+
 def _stop(args: argparse.Namespace) -> int:
     from campaign.storage.rundir import RunDir
 
@@ -394,10 +438,11 @@ def _tune(args: argparse.Namespace) -> int:
     return 0
 
 
-def _schema(_args: argparse.Namespace) -> int:
+def _schema(args: argparse.Namespace) -> int:
+    from campaign.report import events
     from campaign.spec import yaml_file
 
-    print(json.dumps(yaml_file.schema(), indent=1))
+    print(json.dumps(events.SCHEMA if args.events else yaml_file.schema(), indent=1))
     return 0
 
 
