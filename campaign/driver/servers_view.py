@@ -35,7 +35,8 @@ class ServersView:
         queueing = sum(float(t.get("queueing_s", 0.0)) for t in times)
         since, computed, queued = self._before.setdefault(name, (now, computing, queueing))
         if now - since >= OVER_S:
-            self._shares[name] = (computing - computed) / (now - since), (queueing - queued) / (now - since)
+            grown = max(computing - computed, 0.0), max(queueing - queued, 0.0)  # known answers are taken off later
+            self._shares[name] = grown[0] / (now - since), grown[1] / (now - since)
             self._before[name] = now, computing, queueing
         state = str(record["state"])
         busy, queue = self._shares.get(name, (None, None)) if state == "ready" else (None, None)
