@@ -61,16 +61,6 @@ def sweep(place: str, shm_prefix: str, folders: Iterable[str] = ()) -> None:
     shutil.rmtree(place, ignore_errors=True)
 
 
-def env_folders() -> set[str]:
-    """Folders of this user's Triton Python backends that nothing was put into."""
-    found = set()
-    for path in Path("/tmp").glob("python_env_*"):  # noqa: S108  its place is fixed in Triton
-        with contextlib.suppress(OSError):
-            if path.stat().st_uid == os.getuid() and not any(path.iterdir()):
-                found.add(str(path))
-    return found
-
-
 def own(folder: Path, mark: str, **more: Any) -> None:
     """Leave in a private folder whose it is, for whoever finds it when its owner is gone."""
     with contextlib.suppress(OSError):  # a full disk: the owner itself sweeps

@@ -32,9 +32,10 @@ from campaign import enclose, serverlog
 from campaign.address import Secret
 from campaign.aside import aside
 from campaign.berth import Berth
+from campaign.envfolders import env_folders, made_by
 from campaign.errors import CampaignError, ModelError, ServerError
 from campaign.family import Family
-from campaign.guardian import Guardian, die_with_parent, env_folders, regions, sweep
+from campaign.guardian import Guardian, die_with_parent, regions, sweep
 from campaign.incarnation import backoff
 from campaign.reap import abandoned
 from campaign.userfile import named
@@ -73,6 +74,7 @@ class Pilot:
         self.health: Health | None = None
         self.place, self.shm, self.url = "", "", ""
         self.folders: list[str] = []
+        self.folders_seen: set[str] = set()
         self.guardian = Guardian(inherited, self.berth.pool)
         # Large files of a model are looked at first.
         self.slow_s = float(self.berth.order["start_deadline_s"]) + 60.0
@@ -315,6 +317,7 @@ class Pilot:
                     where=self.berth.name,
                     log=self.tail(),
                 )
+            self.find_folder()
             self.pause()
         for model in models:
             left = max(1.0, end - time.monotonic())
@@ -334,9 +337,17 @@ class Pilot:
                 self.warnings.append(_SHARED)
         if enclose.unmounted(Path(self.place)):
             self.warnings.append(_KEY)
-        # The Python backend makes an empty folder in /tmp, wherever TMPDIR points, and leaves it when it is killed.
-        self.folders = sorted(env_folders() - self.folders_before)
+        self.folders_seen.clear()
+        self.find_folder()
         self.tell_guardian(self.berth.lease.lease_s + SILENT_S)
+
+    def find_folder(self) -> None:
+        """Tell the guardian which empty folder in ``/tmp`` the server's Python backend has made, once it is there."""
+        new = env_folders() - self.folders_before
+        if self.server and not self.folders and new - self.folders_seen:
+            self.folders_seen = new  # those that another server has made are not looked for again
+            self.folders = self.aside(made_by, self.server.pid, new)
+            self.tell_guardian(self.slow_s)
 
     def _let_in(self, end: float) -> Secret | None:
         """What lets this process ask the server, from the driver; None where the server has a socket in our folder."""
@@ -381,6 +392,8 @@ class Pilot:
         if self.place:
             self.tell_guardian(GRACE_S + 10 * SILENT_S)
         if self.server is not None:
+            if self.ready_s is None:  # else it was looked for when the server was ready
+                self.folders = self.folders or made_by(self.server.pid, env_folders() - self.folders_before)
             # One that is not well would not end by itself, and what it was asked is asked of others.
             if self.asked and self.server.poll() is None and self.ready_s is not None and not self._idle():
                 with contextlib.suppress(ProcessLookupError):
@@ -394,7 +407,6 @@ class Pilot:
         if self.health is not None:
             self.health.close()
         if self.place:
-            self.folders = self.folders or sorted(env_folders() - self.folders_before)
             for _ in range(50):  # it may still be being laid out: a folder that is gone is not made again
                 sweep(self.place, self.shm, self.folders)
                 if not Path(self.place).exists():

@@ -45,6 +45,7 @@ FLOORS = [
         "lease",
         "serverlog",
         "family",
+        "envfolders",
         "address",
     ],
     ["hardship", "limbs", "slices", "exact", "spent", "userfile", "stagelog", "watch"],
