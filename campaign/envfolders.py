@@ -1,8 +1,8 @@
-"""The empty folder that Triton's Python backend makes in ``/tmp``: which one belongs to which server.
+"""The empty folders that Triton's Python backends make in ``/tmp``: which ones belong to which server.
 
-The backend makes ``/tmp/python_env_XXXXXX`` as it starts, wherever TMPDIR points, and leaves the folder there when it
-is killed. Several servers of one user may start at the same moment, so a new folder may be another server's. The server
-that made a folder has the folder's name in its memory, and no other server has.
+Each backend that is written in Python makes a ``/tmp/python_env_XXXXXX`` as it starts, wherever TMPDIR points, and
+leaves the folder there when it is killed. Several servers of one user may start at the same moment, so a new folder may
+be another server's. The server that made a folder has the folder's name in its memory, and no other server has.
 """
 
 from __future__ import annotations
@@ -46,8 +46,6 @@ def made_by(server: int, folders: set[str]) -> list[str]:
         with contextlib.suppress(OSError):
             for block in _memory(server):
                 found.update(name for name in folders if name.encode() in block)
-                if found:  # a server makes one
-                    break
     return sorted(found)
 
 

@@ -317,7 +317,7 @@ class Pilot:
                     where=self.berth.name,
                     log=self.tail(),
                 )
-            self.find_folder()
+            self.find_folders()
             self.pause()
         for model in models:
             left = max(1.0, end - time.monotonic())
@@ -338,13 +338,13 @@ class Pilot:
         if enclose.unmounted(Path(self.place)):
             self.warnings.append(_KEY)
         self.folders_seen.clear()
-        self.find_folder()
+        self.find_folders()
         self.tell_guardian(self.berth.lease.lease_s + SILENT_S)
 
-    def find_folder(self) -> None:
-        """Tell the guardian which empty folder in ``/tmp`` the server's Python backend has made, once it is there."""
+    def find_folders(self) -> None:
+        """Tell the guardian which empty folders in ``/tmp`` the server has made, as soon as they are there."""
         new = env_folders() - self.folders_before
-        if self.server and not self.folders and new - self.folders_seen:
+        if self.server and new - self.folders_seen - {*self.folders}:
             self.folders_seen = new  # those that another server has made are not looked for again
             self.folders = self.aside(made_by, self.server.pid, new)
             self.tell_guardian(self.slow_s)
@@ -392,8 +392,9 @@ class Pilot:
         if self.place:
             self.tell_guardian(GRACE_S + 10 * SILENT_S)
         if self.server is not None:
-            if self.ready_s is None:  # else it was looked for when the server was ready
-                self.folders = self.folders or made_by(self.server.pid, env_folders() - self.folders_before)
+            if self.ready_s is None:  # else they were looked for when it was ready
+                found = made_by(self.server.pid, env_folders() - self.folders_before)
+                self.folders = sorted({*self.folders, *found})
             # One that is not well would not end by itself, and what it was asked is asked of others.
             if self.asked and self.server.poll() is None and self.ready_s is not None and not self._idle():
                 with contextlib.suppress(ProcessLookupError):

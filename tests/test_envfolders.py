@@ -1,4 +1,4 @@
-"""The empty folder that Triton's Python backend makes in ``/tmp``: each server takes its own, and no other."""
+"""The empty folders that Triton's Python backends make in ``/tmp``: each server takes its own, and no others."""
 
 from __future__ import annotations
 
