@@ -239,6 +239,7 @@ def test_an_explicit_stop_alone_is_enough(slow: Path, before: Before) -> None:
 
 
 @pytest.mark.faults
+@pytest.mark.usefixtures("sole_reaper")
 def test_the_lease_alone_is_enough(slow: Path, before: Before) -> None:
     """Driver and keeper killed at once, pilots that no death of a parent reaches: they end when their lease is over."""
     settings = ("--provider", "parsl", "--set", "servers.lease_s=3", "--set", LATE)
