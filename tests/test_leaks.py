@@ -52,7 +52,7 @@ def start(argv, **more):
 
 
 def sleeper(seconds, **more):
-    process = start([sys.executable, "-c", SLEEP.format(seconds), "campaign.pilot"], stdout=subprocess.PIPE, **more)
+    process = start([sys.executable, "-c", SLEEP.format(seconds), "campaign.pool.pilot"], stdout=subprocess.PIPE, **more)
     cleanup.callback(process.stdout.close)
     process.stdout.readline()  # by now its command line and environment can be read
     return process
