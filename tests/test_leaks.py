@@ -52,7 +52,8 @@ def start(argv, **more):
 
 
 def sleeper(seconds, **more):
-    process = start([sys.executable, "-c", SLEEP.format(seconds), "campaign.pool.pilot"], stdout=subprocess.PIPE, **more)
+    argv = [sys.executable, "-c", SLEEP.format(seconds), "campaign.pool.pilot"]
+    process = start(argv, stdout=subprocess.PIPE, **more)
     cleanup.callback(process.stdout.close)
     process.stdout.readline()  # by now its command line and environment can be read
     return process

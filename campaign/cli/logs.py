@@ -35,8 +35,7 @@ def find(rundir: RunDir, file: str = "", server: str = "", *, failed: bool = Fal
         if not found:
             raise SpecError(unknown(server, [p.stem for p in servers], "logs of servers"), where=str(rundir.servers))
     elif file or failed:
-        stem = Path(file).name.removesuffix(".root").removesuffix(".log")
-        found = [p for p in stages if stem in p.name] if file else list(_failed(rundir, stages))
+        found = [p for p in stages if Path(file).name in _input(p)] if file else list(_failed(rundir, stages))
         if file and not found:
             names = [str(p.relative_to(rundir.stage_logs)) for p in stages]
             raise SpecError(
@@ -52,9 +51,13 @@ def _failed(rundir: RunDir, logs: Sequence[Path]) -> Iterator[Path]:
     report = Report.load(rundir.root)
     errors = [] if report is None else [*report.errors, *(str(lost.get("file", "")) for lost in report.lost)]
     for path in logs:
-        name = path.name.rpartition("-")[0]  # NAME-HASH.log
-        if any(name in error or str(path) in error for error in errors):
+        if any(_input(path) in error or str(path) in error for error in errors):
             yield path
+
+
+def _input(log: Path) -> str:
+    """The name of the input file of a log, which is called NAME-HASH.log."""
+    return log.name.rpartition("-")[0]
 
 
 def show(logs: Callable[[], Sequence[Path]], *, follow: bool = False, running: Callable[[], bool]) -> None:
