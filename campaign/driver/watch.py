@@ -46,8 +46,8 @@ def _look(rundir: RunDir, shown: Progress, view: ServersView, seen: dict[str, in
     total, done = progress_of(rundir)
     if total and not seen:
         for stage, count in total.items():
-            shown.expect(stage, count)
-        seen.update(dict.fromkeys(total, 0))
+            shown.expect(stage, count, done.get(stage, 0))
+            seen[stage] = done.get(stage, 0)
     for stage in total:
         if (more := done.get(stage, 0) - seen.get(stage, 0)) > 0:
             shown.add(stage, more)

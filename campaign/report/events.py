@@ -64,11 +64,11 @@ class JsonProgress(Progress):
         """Write a message of the run."""
         self._write("message", text=text)
 
-    def expect(self, stage: str, total: int) -> None:
-        """Write how many tasks a stage has to do."""
-        super().expect(stage, total)
+    def expect(self, stage: str, total: int, done: int = 0) -> None:
+        """Write how many tasks a stage has, and how many of them are done already."""
+        super().expect(stage, total, done)
         if total:
-            self._write("expected", stage=stage, total=total)
+            self._write("expected", stage=stage, total=total, done=done)
 
     def fail(self, message: str) -> None:
         """Write that a file or a reduce stage has failed for good."""

@@ -24,6 +24,7 @@ class StageProgress:
         total: Tasks of the stage in this run: files times variations.
         done, failed: Tasks that ended.
         rows: Rows that the done tasks have read.
+        before: Tasks that were done before this view began.
         began, ended: Monotonic clock at the first and at the last finished task, seconds; 0: none has ended.
         shown: Monotonic clock at the last plain line about the stage.
     """
@@ -33,6 +34,7 @@ class StageProgress:
     done: int = 0
     failed: int = 0
     rows: int = 0
+    before: int = 0
     began: float = 0.0
     ended: float = 0.0
     shown: float = 0.0
@@ -90,10 +92,10 @@ class Progress:
         """Show a message of the run."""
         self._line(text)
 
-    def expect(self, stage: str, total: int) -> None:
-        """Announce that a stage has so many tasks to do."""
+    def expect(self, stage: str, total: int, done: int = 0) -> None:
+        """Announce that a stage has so many tasks, some of which are done already."""
         if total:
-            self.stages[stage] = StageProgress(stage, total, shown=time.monotonic())
+            self.stages[stage] = StageProgress(stage, total, done, before=done, shown=time.monotonic())
 
     def add(self, stage: str, done: int = 1, *, failed: int = 0, rows: int = 0) -> None:
         """Count tasks of a stage that have ended."""
@@ -121,8 +123,8 @@ class Progress:
 
     def left_s(self) -> float | None:
         """Seconds that the run still needs, from the mean pace of all tasks so far; None before a tenth is done."""
-        ended = sum(line.done + line.failed for line in self.stages.values())
-        total = sum(line.total for line in self.stages.values())
+        ended = sum(line.done + line.failed - line.before for line in self.stages.values())
+        total = sum(line.total - line.before for line in self.stages.values())
         began = min((line.began for line in self.stages.values() if line.began), default=0.0)
         passed = time.monotonic() - began
         if not began or ended < 0.1 * total or passed < 3:

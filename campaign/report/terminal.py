@@ -43,9 +43,9 @@ class TerminalProgress(Progress):
         self._start()
         self.console.print(Text(f"[{time.monotonic() - self.start:6.1f} s] {text}"))
 
-    def expect(self, stage: str, total: int) -> None:
-        """Announce that a stage has so many tasks to do."""
-        super().expect(stage, total)
+    def expect(self, stage: str, total: int, done: int = 0) -> None:
+        """Announce that a stage has so many tasks, some of which are done already."""
+        super().expect(stage, total, done)
         self._start()
 
     def fail(self, message: str) -> None:
