@@ -197,15 +197,15 @@ def _look_at_group(
     broken: list[bool] = []
     name = _group(tasks[0])
     for task in tasks:
-        told = look(job, task, ROWS, notes.begins)
-        if isinstance(told, Unseen):
-            unseen.append(f"{task.source.file.url}: {told.why}")
-            broken.append(told.broken)
-        elif isinstance(told, CampaignError):
-            wrong = wrong or (told, task)
+        found = look(job, task, ROWS, notes.begins)
+        if isinstance(found, Unseen):
+            unseen.append(f"{task.source.file.url}: {found.why}")
+            broken.append(found.broken)
+        elif isinstance(found, CampaignError):
+            wrong = wrong or (found, task)
         else:  # if another file lacks a branch that this file has, that file is at fault: the run will report it
             made.files[name] = task.source.file.url
-            made.notes += [f"{name}: on the first {ROWS} rows, {told}"] if told else []
+            made.notes += [f"{name}: on the first {ROWS} rows, {found}"] if found else []
             return None
     if wrong is None:
         tried = f"none of {len(unseen)} files" if len(unseen) > 1 else "no file"
@@ -242,5 +242,5 @@ def _as_spec_error(plan: Plan, error: CampaignError, task: Task) -> SpecError:
         if others:
             error.remedy = f"it takes the file's branches; if it should take a stage's columns, add 'from: {others[0]}'"
     where = f" (in {error.where})" if error.where else ""
-    told = SpecError(f"{error.message}{where}", key=key, remedy=error.remedy, log=error.log)
-    return plan.campaign.locate(told)
+    wrong = SpecError(f"{error.message}{where}", key=key, remedy=error.remedy, log=error.log)
+    return plan.campaign.locate(wrong)
