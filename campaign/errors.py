@@ -1,4 +1,4 @@
-"""Every error of campaign: one small tree, each picklable, each saying what failed, where, and what to do now."""
+"""All errors of campaign. Each error can be pickled. Each names the failure, its place and a remedy."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ __all__ = [
     "InferenceError",
     "InputError",
     "Interrupted",
+    "MissingColumn",
     "ModelError",
     "OutputError",
     "PartialError",
@@ -23,6 +24,8 @@ __all__ = [
     "ServerError",
     "SpecError",
     "StageError",
+    "TaskTimeout",
+    "WeightError",
 ]
 
 
@@ -33,11 +36,11 @@ class CampaignError(Exception):
         message: What failed, in one sentence.
         where: The file, server, stage or key at fault.
         remedy: What the reader can do now.
-        log: The tail of the log that explains it, if there is one.
+        log: The last lines of the log that explains the failure, if there is a log.
 
     Attributes:
-        permanent: Trying again cannot help.
-        stage: The stage whose description in the campaign is at fault, so that its line can be named; empty: none.
+        permanent: True if another try cannot succeed.
+        stage: The stage whose entry in the campaign file is wrong; the message then names its line. Empty: no stage.
     """
 
     exit_code = 1
@@ -57,7 +60,7 @@ class CampaignError(Exception):
         return text
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exception's own __reduce__ forgets keyword arguments; a worker's error must arrive whole.
+        # The __reduce__ of Exception loses keyword arguments. The driver needs all of a worker's error.
         return _rebuild, (type(self), self.message, self.where, self.remedy, self.log, dict(self.__dict__))
 
 
@@ -71,11 +74,11 @@ def _rebuild(
 
 
 class SpecError(CampaignError):
-    """The request is wrong: nothing was started.
+    """The campaign file or an option is wrong. Nothing was started.
 
     Args:
-        message: What is wrong, with what was found and what is allowed.
-        key: Path of the key at fault inside the campaign, e.g. ``("stages", "predict", "model")``.
+        message: What is wrong: the value that was found, and the values that are allowed.
+        key: Path of the wrong key inside the campaign, e.g. ``("stages", "predict", "model")``.
     """
 
     exit_code = 2
@@ -93,25 +96,25 @@ class SpecError(CampaignError):
 
 
 class ProviderError(CampaignError):
-    """A machine, a pilot or a worker could not be had or was lost."""
+    """A machine, a pilot or a worker did not start, or was lost."""
 
 
 class ServerError(CampaignError):
-    """A server did not start, did not prove itself ready, or was lost."""
+    """A server did not start, did not become ready, or was lost."""
 
     permanent = False
 
 
 class ModelError(ServerError):
-    """A model does not load, or does not give its known answer."""
+    """A model does not load, or its answer to the known input is wrong."""
 
 
 class InferenceError(CampaignError):
-    """A request was refused or could not be answered.
+    """A server refused a request, or no server answered it.
 
     Args:
-        message: What the server (or the check before sending) said.
-        permanent: Trying again cannot help (wrong shape, unknown model, refused by TLS).
+        message: The message of the server, or of the check before the request is sent.
+        permanent: True if another try cannot succeed (wrong shape, unknown model, refused by TLS).
     """
 
     def __init__(
@@ -122,19 +125,19 @@ class InferenceError(CampaignError):
 
 
 class InputError(CampaignError):
-    """An input file cannot be read as the campaign asks.
+    """An input file cannot be read as the campaign describes it.
 
-    ``permanent`` unless the reader's exception says otherwise (`passing`).
+    The error is ``permanent``, unless the reader's exception has a cause that can go away (`passing`).
 
     Attributes:
-        key: Of the dataset's or variation's description, if that is wrong and not the file.
+        key: The wrong key of the dataset or variation. Empty: the campaign is right, and the file is at fault.
     """
 
     key: tuple[str, ...] = ()
 
     @classmethod
     def described(cls, message: str, url: str, key: tuple[str, ...]) -> InputError:
-        """The error for a file that is whole, and in which what the campaign names is not there."""
+        """The error for an intact file that lacks a tree or branch which the campaign names."""
         made = cls(message, where=url, remedy=f"correct '{key[0]}'")
         made.key = key
         return made
@@ -149,7 +152,11 @@ class InputError(CampaignError):
 
 
 class BranchError(InputError):
-    """A stage uses a branch that cannot be read from this file, however often it is tried; others can."""
+    """One branch that a stage uses cannot be read from this file. Other branches can. Another try cannot succeed."""
+
+
+class WeightError(InputError):
+    """The weight expression of a variation is wrong, or does not give one number per event."""
 
 
 _PASSING = frozenset(
@@ -161,71 +168,87 @@ _PASSING = frozenset(
 
 
 def passing(error: BaseException) -> bool:
-    """Whether what a reader raised may pass: a network or a file system that falters, not a file that is broken.
+    """True if the fault behind a reader's exception can go away by itself, as of a network or a file system.
 
-    Readers wrap what they were told, so the causes behind an exception are looked at too.
+    False for a broken file. Readers raise exceptions of their own around the first one, so the causes of the exception
+    are examined too.
     """
     seen: set[int] = set()
-    told: BaseException | None = error
-    while told is not None and id(told) not in seen:
-        seen.add(id(told))
-        status = getattr(told, "status", None)  # of HTTP, as aiohttp and requests say it
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        status = getattr(cause, "status", None)  # the HTTP status: aiohttp and requests name it so
         if isinstance(status, int):
             return status >= 500 or status in (408, 429)
-        if isinstance(told, (TimeoutError, ConnectionError)) or getattr(told, "errno", None) in _PASSING:
+        if isinstance(cause, (TimeoutError, ConnectionError)) or getattr(cause, "errno", None) in _PASSING:
             return True
-        if type(told).__module__.startswith("aiohttp") or type(told).__name__ in ("FSTimeoutError", "TimeoutError"):
+        if type(cause).__module__.startswith("aiohttp") or type(cause).__name__ in ("FSTimeoutError", "TimeoutError"):
             return True
-        told = told.__cause__ or told.__context__
+        cause = cause.__cause__ or cause.__context__
     return False
 
 
 class StageError(CampaignError):
-    """A stage raised; carries the stage's traceback as its log.
+    """A stage raised an exception. The log is the stage's traceback.
 
     Attributes:
-        line: ``FILE:LINE`` of the user's code where it did; empty: not known.
+        line: ``FILE:LINE`` of the user's code that raised. Empty: unknown.
+        independent_of_input: True if the stage fails on every input: its code uses an unknown name, imports a missing
+            module, or calls a function with a wrong number of arguments.
     """
 
     line = ""
+    independent_of_input = False
+
+
+class TaskTimeout(StageError):
+    """A task ran longer than its deadline.
+
+    The error is permanent: each try takes as long as the deadline, and may hang again. If the machine was at fault, the
+    next run repeats the task.
+    """
 
 
 class PartialError(CampaignError):
-    """A task's partial result is missing, torn or foreign."""
+    """A task's partial result is missing, incomplete, or of another campaign; or it cannot be written."""
 
     permanent = False
 
 
 class ArtefactError(PartialError):
-    """A partial result of columns has changed since it was written: whoever reads it needs another one."""
+    """A partial result of columns has changed since it was written. The task that reads it needs a new one."""
 
 
 class OutputError(CampaignError):
-    """What a stage returned cannot be kept or merged."""
+    """The value that a stage returned cannot be stored or merged."""
+
+
+class MissingColumn(OutputError):
+    """A stage takes a column that its input does not have."""
 
 
 class AxesMismatch(OutputError):
-    """Two histograms that should be added have different axes; the message names the axis and the edge."""
+    """Two histograms cannot be added because their axes differ. The message names the axis and the edge."""
 
 
 class FrozenChanged(CampaignError):
-    """A frozen value is not the one that was frozen: it was altered after its hash was taken."""
+    """The file of a frozen value has changed since its hash was computed."""
 
 
 class RunDirBusy(CampaignError):
-    """Another campaign owns this run directory."""
+    """Another campaign run uses this run directory."""
 
     exit_code = 2
 
 
 class Interrupted(CampaignError):
-    """Asked to stop by INT, TERM or HUP: everything was stopped, the run can be resumed."""
+    """The run was stopped by INT, TERM or HUP. All its processes have ended, and the run can be resumed."""
 
     exit_code = 130
 
 
 class CampaignFailed(CampaignError):
-    """The campaign ended without all it was asked for; carries the report.
+    """The campaign ended, and some outputs are missing.
 
     Args:
         message: What is missing.

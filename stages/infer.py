@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import awkward as ak
 import numpy as np
 
-from campaign.errors import CampaignError, InferenceError, OutputError
+from campaign.errors import CampaignError, InferenceError, MissingColumn, OutputError
 from campaign.outputs.columns import Columns
 from campaign.protocols import WEIGHT, Context
 from campaign.util.casting import DoesNotFit, as_dtype
@@ -208,7 +208,7 @@ def _one_text(layout: Any) -> bool:
 
 def _named(batch: Any, column: str) -> Any:
     if column not in ak.fields(batch):
-        raise OutputError(unknown(column, ak.fields(batch), "columns of the batch"))
+        raise MissingColumn(unknown(column, ak.fields(batch), "columns of the batch"))
     return batch[column]
 
 
@@ -216,7 +216,8 @@ def flat(batch: Any, column: str) -> np.ndarray[Any, Any]:
     """A column as a numpy array; entries that are missing are refused rather than made up.
 
     Raises:
-        OutputError: There is no such column, or it has missing or jagged entries.
+        MissingColumn: There is no such column.
+        OutputError: It has missing or jagged entries.
     """
     values = _named(batch, column)
     if jagged(batch, column):
@@ -242,7 +243,8 @@ def text_of(batch: Any, column: str) -> np.ndarray[Any, Any]:
     """A column of text as an array of objects of type bytes, every byte kept.
 
     Raises:
-        OutputError: There is no such column, or it has missing or jagged entries.
+        MissingColumn: There is no such column.
+        OutputError: It has missing or jagged entries.
         DoesNotFit: It is no text.
     """
     values = _named(batch, column)

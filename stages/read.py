@@ -17,7 +17,7 @@ import numpy as np
 import uproot
 from campaign.stages.branches import branches_of
 
-from campaign.errors import InputError
+from campaign.errors import InputError, WeightError
 from campaign.protocols import WEIGHT
 from campaign.util.messages import article, unknown
 
@@ -118,24 +118,25 @@ class RootSource:
         """A per-event expression of branches, float64, shape (len(batch),).
 
         Raises:
-            InputError: It is no expression of this file's branches, or not one number per event.
+            WeightError: It is no expression of this file's branches, or does not give one number per event.
+            InputError: A branch that it names cannot be read.
         """
         where = f"weight '{expression}' in {self.url}"
         try:
             value = evaluate(expression, batch)
-        except InputError as error:
-            error.where = error.where or where  # of a branch that cannot be read: the file alone, as for any stage
+        except WeightError as error:
+            error.where = where
             raise
         except (ValueError, IndexError, TypeError, OverflowError) as error:
-            raise InputError(str(error).splitlines()[0], where=where, remedy="correct 'weight'") from error
+            raise WeightError(str(error).splitlines()[0], where=where, remedy="correct 'weight'") from error
         if np.isscalar(value):
             return np.full(len(batch), value, np.float64)
         try:
             array = np.asarray(ak.to_numpy(value, allow_missing=False))
         except ValueError:
-            raise InputError(f"is of type {ak.type(value)}, one number per event is needed", where=where) from None
+            raise WeightError(f"is of type {ak.type(value)}, one number per event is needed", where=where) from None
         if array.shape != (len(batch),):
-            raise InputError(f"gives shape {array.shape}, one number per event is needed", where=where)
+            raise WeightError(f"gives shape {array.shape}, one number per event is needed", where=where)
         return array.astype(np.float64)
 
     def close(self) -> None:
@@ -178,7 +179,7 @@ def evaluate(expression: str, batch: Any) -> Any:
     """Names, numbers, ``+ - * / **``, parentheses and ``branch[i]``, in float64; nothing else is understood or run.
 
     Raises:
-        InputError: The expression is anything else, or names a branch there is not; or it is also the name of a branch.
+        WeightError: The expression is anything else, names an unknown branch, or is itself the name of a branch.
     """
     text = expression.strip()
     try:
@@ -186,21 +187,21 @@ def evaluate(expression: str, batch: Any) -> Any:
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last three: null bytes, a thousand parentheses
         odd = [n for n in ak.fields(batch) if n and n in text and (not n.isidentifier() or iskeyword(n))]
         remedy = _mapped(max(odd, key=len)) if odd else "for example pdf_weight[7] or w_up / w_nominal"
-        raise InputError("is no expression", remedy=remedy) from None
+        raise WeightError("is no expression", remedy=remedy) from None
     if text in ak.fields(batch) and not isinstance(body, ast.Name):
         known = isinstance(body, (ast.BinOp, ast.UnaryOp, ast.Subscript, ast.Constant))
         said = "may mean the branch of that name, or an expression of others" if known else "is not understood"
         other = "; for the other meaning, set spaces otherwise" if known else ""
-        raise InputError(f"'{text}' {said}", remedy=f"{_mapped(text)}{other}")
+        raise WeightError(f"'{text}' {said}", remedy=f"{_mapped(text)}{other}")
     return _value(body, text, batch)
 
 
-def _no_entry(name: str, index: int, values: Any) -> InputError:
+def _no_entry(name: str, index: int, values: Any) -> WeightError:
     if values.ndim < 2:
-        return InputError(f"'{name}' has one number per event, and so no [{index}]", remedy=f"write {name}")
+        return WeightError(f"'{name}' has one number per event, and so no [{index}]", remedy=f"write {name}")
     lengths = ak.to_numpy(ak.num(values, axis=1))
     have = _between(int(lengths.min()), int(lengths.max())) if len(lengths) else "0"
-    return InputError(
+    return WeightError(
         f"[{index}] is out of range: '{name}' has {have} entries per event",
         remedy="correct the index; the first entry is [0]",
     )
@@ -222,7 +223,7 @@ def _value(node: ast.expr, text: str, batch: Any) -> Any:
     if isinstance(node, ast.Name):
         name = ast.get_source_segment(text, node) or node.id  # node.id has other characters for some letters
         if name not in ak.fields(batch):
-            raise InputError(unknown(name, ak.fields(batch), "branches"))
+            raise WeightError(unknown(name, ak.fields(batch), "branches"))
         return ak.values_astype(batch[name], np.float64)  # a product of uint8 branches would wrap around
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         return _OPERATORS[type(node.op)](_value(node.left, text, batch), _value(node.right, text, batch))
@@ -236,4 +237,4 @@ def _value(node: ast.expr, text: str, batch: Any) -> Any:
             raise _no_entry(ast.get_source_segment(text, node.value) or text, index, values) from error
     part = ast.get_source_segment(text, node) or text
     remedy = _mapped(part) if part in ak.fields(batch) else "use branches, numbers, + - * / ** and [i]"
-    raise InputError(f"'{part}' is not understood", remedy=remedy)
+    raise WeightError(f"'{part}' is not understood", remedy=remedy)

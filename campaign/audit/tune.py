@@ -17,7 +17,7 @@ import numpy as np
 from campaign.discovery.address import PoolAddress
 from campaign.driver.check import Checked
 from campaign.errors import CampaignError
-from campaign.inference.client import Servers, Shared, connect
+from campaign.inference.client import Servers, connect
 from campaign.planning.plan import Plan, longest_first
 from campaign.planning.task import Task
 from campaign.pool.pool import ServerPool
@@ -30,26 +30,29 @@ from campaign.supervision.forkserver import ask_child
 from campaign.supervision.identity import mark, own
 from campaign.util.messages import counted
 from campaign.worker.job import Job, JobTicket, save_job
-from campaign.worker.pipeline import Pipeline
-from campaign.worker.process import Worker, worker_of
+from campaign.worker.pipeline import Hooks, Pipeline
+from campaign.worker.process import worker_of
 from campaign.worker.stage_log import silent
 
-ROWS = 131_072  # of a model's input that are kept to be sent again
-ENOUGH = 4  # requests of the smallest batch that a sample must fill
-EACH_S = 0.4  # one measurement; three times each, the best counts
+ROWS = 131_072  # rows of a model's input that are kept and sent again
+ENOUGH = 4  # a sample must fill so many requests of the smallest batch
+EACH_S = 0.4  # seconds of one measurement
 WINDOWS = (1, 2, 4, 8, 16)
-NEAR_BATCH, NEAR_WINDOW = 0.95, 0.97  # a smaller batch or window is taken if it reaches this part of the best
+NEAR_BATCH, NEAR_WINDOW = (
+    0.95,
+    0.97,
+)  # a smaller batch or window is proposed if its rate is at least this fraction of the best
 
 
 @dataclass
 class Measured:
-    """What a sample told.
+    """The measurements of a sample.
 
     Attributes:
-        files, events: What was read.
-        rows: Rows sent, by model.
-        worker_s: Seconds a worker had work of its own with them: reading, stages, writing.
-        waited_s: Seconds it waited for servers.
+        files, events: Number of files and events that were read.
+        rows: Rows sent, by model. Only models that batch.
+        worker_s: Seconds that the worker worked: reading, stages, writing.
+        waited_s: Seconds that the worker waited for servers.
         rates: ``{model: {(batch, window): rows/s}}`` of one server.
     """
 
@@ -63,7 +66,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Settings for one model, and what they were measured to give."""
+    """Proposed settings for one model, and the rate that was measured with them."""
 
     model: str
     batch: int
@@ -76,11 +79,11 @@ def tune(checked: Checked, say: Callable[[str], None]) -> tuple[Measured, list[P
     """Run a sample of a campaign's files against one server and try batches and windows.
 
     Args:
-        checked: From `engine.check`.
+        checked: From `campaign.driver.check.check`.
         say: Called with progress lines.
 
     Raises:
-        CampaignError: The campaign has no servers, no stage sends anything, or the sample fails.
+        CampaignError: The campaign has no servers, or the sample fails.
     """
     campaign = checked.campaign
     if campaign.servers is None:
@@ -88,7 +91,7 @@ def tune(checked: Checked, say: Callable[[str], None]) -> tuple[Measured, list[P
     tasks = sample(checked.plan)
     with tempfile.TemporaryDirectory(prefix="campaign-tune-") as name, driver_watchdog.hold(Path(name)):
         root = Path(name)
-        own(root, str(mark()))  # whoever finds it knows whose it is, should this process be killed
+        own(root, str(mark()))  # if this process is killed, `campaign reap` knows the owner of the folder
         provider = checked.provider(checked.options, root)
         spec = campaign.servers.model_copy(update={"count": 1})
         with (
@@ -105,7 +108,7 @@ def tune(checked: Checked, say: Callable[[str], None]) -> tuple[Measured, list[P
 
 
 def sample(plan: Plan) -> list[Task]:
-    """Per dataset a file of middle size among the larger half: with its nominal steps before any barrier."""
+    """One task per dataset: the nominal steps that take no frozen value, on the middle file of the larger half."""
     chosen: dict[str, Task] = {}
     for some in plan.todo():
         if some.shape.artefact is None and any(line.variation == NOMINAL for line in some.shape.lines):
@@ -118,19 +121,20 @@ def sample(plan: Plan) -> list[Task]:
 
 
 def propose(model: str, rates: Mapping[tuple[int, int], float], found: Measured) -> Proposal:
-    """The smallest batch near the best rate, then the smallest window near the best of that batch."""
+    """Propose the smallest batch near the best rate, and the smallest window near the best rate of this batch."""
     best = max(rates.values())
     batch = min(b for (b, _), rate in rates.items() if rate >= NEAR_BATCH * best)
     mine = {w: rate for (b, w), rate in rates.items() if b == batch}
     window = min(w for w, rate in mine.items() if rate >= NEAR_WINDOW * max(mine.values()))
-    # What one worker can send while it also reads and fills; a server is busy when its workers send what it answers.
+    # The rate at which one worker sends rows while it also reads and fills. A server is busy if its workers together
+    # send rows as fast as it answers them.
     per_worker = found.rows[model] / max(found.worker_s, 1e-9)
     workers = math.ceil(mine[window] / max(per_worker, 1e-9))
     return Proposal(model, batch, window, mine[window], max(1, workers))
 
 
 def _in_child(job: JobTicket, tasks: list[Task], root: Path) -> Measured:
-    """In a process of its own, as the tasks of a run are: a stage may crash it."""
+    """Measure in a child process, because a stage may crash."""
     found = ask_child(_measure_and_tell, (job, tasks, root), None, "tune: the sample")
     if isinstance(found, CampaignError):
         raise found
@@ -140,36 +144,22 @@ def _in_child(job: JobTicket, tasks: list[Task], root: Path) -> Measured:
 
 def _measure_and_tell(pipe: Connection, job: JobTicket, tasks: list[Task], root: Path) -> None:
     try:
-        with silent():  # what stages print is no line of the table
+        with silent():  # the text that stages print must not appear in the table
             found = _measure(job, tasks, root)
         pipe.send(found)
     except CampaignError as error:
         pipe.send(error)
 
 
-class _Keeping:
-    """The pool, remembering what is sent."""
+class _SentRows:
+    """Keeps the first rows that stages send to each model, and counts all of them."""
 
-    def __init__(self, servers: Servers) -> None:
-        self._servers = servers
+    def __init__(self) -> None:
         self.inputs: dict[str, list[Mapping[str, Any]]] = {}
         self.rows: Counter[str] = Counter()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._servers, name)
-
-    def stream(self, model: str, shared: Shared | None = None) -> Any:
-        stream = self._servers.stream(model, shared)
-        add = stream.add
-
-        def keeping(inputs: Mapping[str, Any]) -> Any:
-            self._keep(model, inputs)
-            return add(inputs)
-
-        stream.add = keeping  # type: ignore[method-assign]
-        return stream
-
-    def _keep(self, model: str, inputs: Mapping[str, Any]) -> None:
+    def add(self, model: str, inputs: Mapping[str, Any]) -> None:
+        """Keep a copy of the rows if fewer than `ROWS` are kept."""
         rows = len(next(iter(inputs.values())))
         if self.rows[model] < ROWS:
             self.inputs.setdefault(model, []).append({k: np.array(v) for k, v in inputs.items()})
@@ -177,14 +167,13 @@ class _Keeping:
 
 
 def _measure(job: JobTicket, tasks: list[Task], root: Path) -> Measured:
-    worker: Worker = worker_of(job)
-    assert worker.servers is not None
-    keeping = _Keeping(worker.servers)
-    worker._servers = keeping  # type: ignore[assignment]
+    worker = worker_of(job)
+    servers, sent = worker.connected(), _SentRows()
+    hooks = Hooks(rows_sent=sent.add)
     found = Measured()
     for task in tasks:
         with PackWriter(RunDir(root)) as pack:
-            chain = Pipeline(worker, RunDir(root), task, {}, pack=pack)
+            chain = Pipeline(worker, RunDir(root), task, pack=pack, hooks=hooks)
             chain.run()
         found.files += 1
         found.events += chain.events
@@ -193,14 +182,14 @@ def _measure(job: JobTicket, tasks: list[Task], root: Path) -> Measured:
                 found.waited_s += seconds
             elif what in (RUN, WRITE, AHEAD):
                 found.worker_s += seconds
-    found.rows = keeping.rows
+    found.rows = sent.rows
     address: PoolAddress = worker.job.servers
-    for model, sent in keeping.inputs.items():
-        info = keeping.model(model)
-        if info.batch and keeping.rows[model]:
-            joined = {name: np.concatenate([part[name] for part in sent]) for name in sent[0]}
+    for model, parts in sent.inputs.items():
+        info = servers.model(model)
+        if info.batch and sent.rows[model]:
+            joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             found.rates[model] = dict(_rates(address, model, joined, info.max_batch))
-    keeping.close()
+    servers.close()
     return found
 
 
@@ -212,13 +201,13 @@ def _rates(
         for window in WINDOWS:
             servers = connect(replace(address, batches={model: batch}, window=window))
             rows = _repeated(inputs, batch * window * 2)
-            servers.infer(model, _first(rows, batch))  # a server may prepare itself for each new batch size
+            servers.infer(model, _first(rows, batch))  # the first request of a new batch size may be slow
             yield (batch, window), max(_rate(servers, model, rows) for _ in range(3))
             servers.close()
 
 
 def _rate(servers: Servers, model: str, rows: Mapping[str, Any]) -> float:
-    """Rows per second, whole turns of at least `EACH_S` in all."""
+    """Rows per second. All rows are sent again and again, until a third of `EACH_S` has passed."""
     count, turns, start = len(next(iter(rows.values()))), 0, time.perf_counter()
     while time.perf_counter() - start < EACH_S / 3:
         servers.infer(model, rows)
@@ -239,7 +228,7 @@ def _first(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
 
 
 def lines(campaign: Campaign, found: Measured, proposals: Sequence[Proposal]) -> Iterator[str]:
-    """For a terminal: the table of rates, and the keys to set."""
+    """The lines for the terminal: the table of rates, and the proposed keys."""
     assert campaign.servers is not None
     yield f"sample: {counted(found.files, 'file')}, {counted(found.events, 'event')}"
     yield f"a worker had {found.worker_s:.2f} s of work of its own and waited {found.waited_s:.2f} s for the server"

@@ -11,10 +11,9 @@ import numpy as np
 from campaign.driver.failed_files import FailedFile
 from campaign.driver.state import State
 from campaign.driver.worker_calls import WorkerCall, WorkerCalls
-from campaign.errors import CampaignError, PartialError
+from campaign.errors import CampaignError, PartialError, TaskTimeout
 from campaign.planning.plan import Plan, TaskTemplate
 from campaign.util.lazy import LazyModule
-from campaign.worker.deadline import is_late
 from campaign.worker.job import JobTicket
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ class FailurePolicy:
         if state.gaps.exceeded:
             self._withdraw()
         elif lost is not None:
-            self._ask(lost, shape, place, hung=is_late(error))
+            self._ask(lost, shape, place, hung=isinstance(error, TaskTimeout))
 
     def _ask(self, lost: FailedFile, shape: TaskTemplate, place: int, *, hung: bool) -> None:
         events, weight = shape.events, self._plan.campaign.errors.weight

@@ -1,4 +1,4 @@
-"""Reads one file of each dataset before a server is started: its tree and branches must be there."""
+"""Reads one file of each dataset before a server is started, and refuses a campaign whose tree or branch is missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from campaign.discovery.address import PoolAddress
-from campaign.errors import CampaignError, InputError, SpecError
+from campaign.errors import CampaignError, InputError, MissingColumn, SpecError, WeightError
 from campaign.planning.plan import PendingTasks, Plan, longest_first
 from campaign.planning.task import Step, Task
 from campaign.spec.models import NOMINAL
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from campaign.worker.try_stages import Tried
 
 ROWS = 100
-FILES = 5  # of one dataset, until one is readable and not empty
+FILES = 5  # files of one dataset that are tried until one is readable and has rows
 DEADLINE_S = 180.0
-TAIL = 4000  # bytes of what was printed in an error
+TAIL = 4000  # bytes of printed text that an error shows
 
 
 @dataclass
 class PreflightReport:
-    """What was looked at.
+    """The result of the preflight.
 
     Attributes:
-        files: The file of each dataset, by ``dataset`` or ``dataset/variation``.
-        notes: What could not be looked at, or may be wrong, one sentence each.
-        broken: Of a dataset of which no file that was tried can be read: why, by dataset.
+        files: The file that was read, by ``dataset`` or ``dataset/variation``.
+        notes: One sentence for each dataset that could not be examined, and for each possible error.
+        broken: The reason why no file of a dataset can be read, by dataset.
     """
 
     files: dict[str, str] = field(default_factory=dict)
@@ -47,17 +47,17 @@ class PreflightReport:
 
 
 def preflight(plan: Plan, todo: Iterable[PendingTasks], job: JobTicket) -> PreflightReport:
-    """Look at one non-empty file per dataset and kind of variation, in a child process.
+    """Read one file with rows per dataset and kind of variation, in a child process.
 
-    The stages before the first inference are run on 100 rows, so that a branch they touch and the file does not
-    have is found now. A file that cannot be read is passed over, and so is one that lacks what another one has: the run
-    will name it.
+    The stages before the first inference run on 100 rows. So a branch that a stage uses and the file lacks is found
+    now. A file that cannot be read is skipped, and so is a file that lacks a branch which another file has: the run
+    will report them.
 
     Returns:
-        What was looked at, and what could not be.
+        The files that were read, and the datasets that could not be examined.
 
     Raises:
-        SpecError: A tree, a branch or a weight is missing; with the file and the key.
+        SpecError: A tree, a branch or a weight is missing. The error names the file and the key.
     """
     groups = [_largest(some) for some in todo if some.shape.artefact is None]
     if not groups:
@@ -75,17 +75,17 @@ def try_out(
     signatures: Mapping[str, Any],
     address: PoolAddress | None = None,
 ) -> Tried:
-    """Run all stages but those that need frozen values on 100 rows, with servers that answer zeros or with real ones.
+    """Run all stages on 100 rows, except the stages that take frozen values.
 
     Args:
         plan: The plan.
         todo: The tasks, as groups.
         job: The job.
-        signatures: What each model takes and gives.
-        address: Real servers; None: those that answer zeros.
+        signatures: Inputs and outputs of each model.
+        address: The pool of real servers. None: stand-in servers that answer zeros.
 
     Raises:
-        SpecError: Something is wrong for certain; with the key.
+        SpecError: The campaign is wrong for certain. The error names the key.
     """
     groups = [_largest(some) for some in todo if some.shape.artefact is None]
     made = _ask(plan, _try, job, (groups, ROWS, dict(signatures), address), "check --try: a stage that was tried")
@@ -95,10 +95,12 @@ def try_out(
 
 
 def _ask(plan: Plan, function: Callable[..., None], job: JobTicket, args: tuple[Any, ...], what: str) -> Any:
-    """The answer of a child that runs stages; its notes lie beside the job, whose folder somebody removes.
+    """Call a function in a child process that runs stages. Returns its answer.
+
+    The notes of the child lie beside the job file. The caller removes this folder.
 
     Raises:
-        SpecError: A stage has ended the child, or hung.
+        SpecError: A stage ended the child, or did not return.
     """
     notes = _Notes(Path(job.path))
     try:
@@ -122,34 +124,34 @@ def _ask(plan: Plan, function: Callable[..., None], job: JobTicket, args: tuple[
 
 
 class _Notes:
-    """What a child leaves for its parent, should it end: the stage it is in, and what was printed.
+    """Two files that tell the parent why a child ended: the name of the stage, and the printed text.
 
     Args:
-        job: The file beside which they lie.
+        job: The job file. The notes lie in the same folder.
     """
 
     def __init__(self, job: Path) -> None:
         self._at, self.printed = job.with_name(f"{job.name}.at"), job.with_name(f"{job.name}.printed")
 
     def begins(self, task: Task, step: Step) -> None:
-        """A stage is called."""
+        """Write the name of the stage that is called now."""
         self._at.write_text(json.dumps([step.stage, task.source.file.url, task.source.dataset]))
 
     def read(self) -> tuple[str, str, str] | None:
-        """Stage, file and dataset; None if no stage was called."""
+        """Stage, file and dataset. None if no stage was called."""
         with contextlib.suppress(OSError, ValueError):
             stage, url, dataset = json.loads(self._at.read_text())
             return stage, url, dataset
         return None
 
     def tail(self) -> str:
-        """The last of what was printed."""
+        """The last part of the printed text."""
         with contextlib.suppress(OSError):
             return self.printed.read_bytes()[-TAIL:].decode(errors="replace")
         return ""
 
     def remove(self) -> None:
-        """Nobody asks any more."""
+        """Remove both files."""
         for path in (self._at, self.printed):
             path.unlink(missing_ok=True)
 
@@ -195,15 +197,15 @@ def _look_at_group(
     broken: list[bool] = []
     name = _group(tasks[0])
     for task in tasks:
-        told = look(job, task, ROWS, notes.begins)
-        if isinstance(told, Unseen):
-            unseen.append(f"{task.source.file.url}: {told.why}")
-            broken.append(told.broken)
-        elif isinstance(told, CampaignError):
-            wrong = wrong or (told, task)
-        else:  # what one file has and another has not is that file's fault: the run will name it
+        found = look(job, task, ROWS, notes.begins)
+        if isinstance(found, Unseen):
+            unseen.append(f"{task.source.file.url}: {found.why}")
+            broken.append(found.broken)
+        elif isinstance(found, CampaignError):
+            wrong = wrong or (found, task)
+        else:  # if another file lacks a branch that this file has, that file is at fault: the run will report it
             made.files[name] = task.source.file.url
-            made.notes += [f"{name}: on the first {ROWS} rows, {told}"] if told else []
+            made.notes += [f"{name}: on the first {ROWS} rows, {found}"] if found else []
             return None
     if wrong is None:
         tried = f"none of {len(unseen)} files" if len(unseen) > 1 else "no file"
@@ -229,16 +231,16 @@ def _as_spec_error(plan: Plan, error: CampaignError, task: Task) -> SpecError:
         key = ("variations", varied)
     if isinstance(error, InputError):
         key = (*key, *error.key)
-    if error.where.startswith("weight "):
+    if isinstance(error, WeightError):
         weighted = next((s.variation for s in task.steps if s.weight), varied)
         key = ("variations", str(weighted), "weight")
     if error.stage:
         key = ("stages", error.stage)
         spec = plan.campaign.stages[error.stage]
         first = [n for n, s in plan.campaign.stages.items() if n != error.stage and s.from_ is s.reduce is None]
-        others = first if spec.from_ is None and "is not one of the columns" in error.message else []
+        others = first if spec.from_ is None and isinstance(error, MissingColumn) else []
         if others:
             error.remedy = f"it takes the file's branches; if it should take a stage's columns, add 'from: {others[0]}'"
     where = f" (in {error.where})" if error.where else ""
-    told = SpecError(f"{error.message}{where}", key=key, remedy=error.remedy, log=error.log)
-    return plan.campaign.locate(told)
+    wrong = SpecError(f"{error.message}{where}", key=key, remedy=error.remedy, log=error.log)
+    return plan.campaign.locate(wrong)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,10 +28,9 @@ from campaign.storage.rundir import RunDir
 from campaign.util.hashing import canonical_json
 from campaign.util.lazy import LazyModule
 from campaign.worker.deadline import deaths
-from campaign.worker.job import JobTicket
+from campaign.worker.job import BatchInputs, JobTicket
 
 if TYPE_CHECKING:
-    from campaign.storage.frozen_values import Frozen
     from campaign.worker import reducing, tasks
 else:
     reducing, tasks = LazyModule("campaign.worker.reducing"), LazyModule("campaign.worker.tasks")
@@ -42,23 +41,22 @@ AHEAD = 3  # calls waiting per worker: enough that none idles, few enough that t
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """What the tasks of a call are given besides their files.
+    """The inputs of the tasks of a call besides their files.
 
     Attributes:
-        frozen, marks, expected: See `campaign.worker.tasks.run_batch`.
-        reads: Of the artefacts they read, the places of their receipts in the log, shape (n,); empty: they read events.
+        sent: The part that travels to the worker.
+        reads: Places in the log of the receipts of the artefacts that the tasks read, shape (n,). Empty: the tasks
+            read events.
     """
 
-    frozen: Frozen
-    marks: tuple[str, ...]
-    expected: tuple[str, ...]
+    sent: BatchInputs
     reads: Places
 
     def pick(self, some: Places) -> TaskInputs:
-        """That of some of the tasks."""
+        """The inputs of some of the tasks."""
         if not len(self.reads):
             return self
-        return replace(self, expected=tuple(self.expected[i] for i in some), reads=self.reads[some])
+        return TaskInputs(self.sent.pick(some), self.reads[some])
 
     def read(self, i: int) -> int:
         """Where the receipt of a task's artefact lies; -1: it reads events."""
@@ -151,9 +149,8 @@ class Scheduler:
         reads = NOWHERE if shape.artefact is None else self.state.index.at(shape.artefact, places)
         receipts = [parse(line) for line in self.receipts.lines(reads.tolist())]
         expected = tuple(r.sha256 if r is not None else "" for r in receipts)
-        return self._call(
-            shape, places, TaskInputs({at: self.state.frozen[at] for at in shape.frozen}, marks, expected, reads)
-        )
+        sent = BatchInputs({at: self.state.frozen[at] for at in shape.frozen}, expected, marks)
+        return self._call(shape, places, TaskInputs(sent, reads))
 
     def _call(self, shape: TaskTemplate, places: Places, given: TaskInputs) -> WorkerCall:
         """The call for tasks that are given just this; so are the parts that it may be divided into."""
@@ -171,7 +168,7 @@ class Scheduler:
             lambda answer: self._arrived(shape, places, answer, given),
             lambda error: self._lost(shape, int(places[0]), error),
             tasks.run_batch,
-            (self.job, self.root, batch, given.frozen, given.expected, given.marks, name),
+            (self.job, self.root, batch, given.sent, name),
             (lambda: divided(every[:half], every[half:])) if half else None,
             id=name,
             part=(lambda i: divided(every[[i]], np.delete(every, i))) if half else None,
@@ -259,8 +256,9 @@ class Scheduler:
         if (reduce.stage, reduce.variation) in self.state.index.frozen:
             # Its file and its plots are about to be others than the receipt says, whatever comes then.
             self._receive(reduce, Receipt(UNFINISHED, reduce.stage, "all", reduce.variation, "", FROZEN, "", 0))
-        slim, name = reducing.ReduceCall(reduce.stage, reduce.variation, reduce.frozen), self._id()
-        args = (self.job, self.root, slim, merged, frozen, metadata, self.state.missing(reduce), name)
+        missing, name = self.state.missing(reduce), self._id()
+        called = reducing.ReduceCall(reduce.stage, reduce.variation, merged, frozen, metadata, missing)
+        args = (self.job, self.root, called, name)
         about = (reduce, self.state.made_from(reduce))
 
         def take(found: reducing.Reduced | CampaignError) -> None:

@@ -1,4 +1,4 @@
-"""Enforces the deadlines of tasks, also in C code, and writes a note that names the task if the worker dies."""
+"""Ends tasks that run too long, also in C code. Writes a note that names the task if the worker dies."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from campaign.errors import CampaignError, StageError
+from campaign.errors import TaskTimeout
 from campaign.worker.stage_log import of_dead
 
-GRACE_S = 5.0  # after its deadline a task may clean up for so long
-REARM_S = 1.0  # the watchdog is a thread of its own each time: not for every task of a few milliseconds
-_HEAD = 64  # bytes that say which task it is; what the watchdog or a crash says comes behind them
+GRACE_S = 5.0  # seconds that a task may take to clean up after its deadline
+REARM_S = 1.0  # the watchdog starts a new thread each time: too slow for every task of a few milliseconds
+_HEAD = 64  # bytes that name the task; the text of the watchdog or of a crash follows them
 
 
 class Watch:
-    """What one worker process would leave behind: a small file that names its task, and a watchdog with a deadline.
+    """A small file that names the task of one worker process, and a watchdog with a deadline.
 
-    `faulthandler` does both in C, without the interpreter's lock: code that hangs in C with all signals blocked is
-    ended, and code that crashes says where.
+    If the process dies, the file remains and the driver reads it. `faulthandler` writes into it from C code, without
+    the interpreter's lock. So it can end code that hangs in C with all signals blocked, and it can write the stack of
+    code that crashes.
 
     Args:
-        folder: Takes the file.
+        folder: The folder of the file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,7 +40,13 @@ class Watch:
         faulthandler.enable(self._stream)
 
     def task(self, call: str, place: int, deadline_s: float) -> None:
-        """A task begins: which of which call."""
+        """A task begins.
+
+        Args:
+            call: The name that the driver gave the call.
+            place: The place of the task in the call.
+            deadline_s: Seconds that the task may take.
+        """
         now = time.monotonic()
         if now - self._armed >= REARM_S:
             faulthandler.dump_traceback_later(deadline_s + GRACE_S, exit=True, file=self._stream)
@@ -47,7 +54,7 @@ class Watch:
         os.pwrite(self._stream.fileno(), f"{call} {place} {deadline_s:g}".ljust(_HEAD - 1).encode() + b"\n", 0)
 
     def idle(self) -> None:
-        """Nothing is being done."""
+        """The process waits for its next task."""
         faulthandler.cancel_dump_traceback_later()
         self._armed = -REARM_S
         os.pwrite(self._stream.fileno(), b" " * _HEAD, 0)
@@ -57,7 +64,7 @@ _watches: dict[Path, Watch] = {}
 
 
 def watch(folder: Path) -> Watch:
-    """This process's own."""
+    """The `Watch` of this process."""
     if folder not in _watches:
         _watches.clear()
         _watches[folder] = Watch(folder)
@@ -65,12 +72,12 @@ def watch(folder: Path) -> Watch:
 
 
 class Deadline:
-    """Ends a task that takes too long: raises in the main thread, and where that is of no use ends the process.
+    """Ends a task that takes too long: raises in the main thread, and ends the process if that does not help.
 
     Args:
-        seconds: Of one task.
-        folder: Where the process says what it does; None: it is not a worker, and is not ended.
-        call: The call, as the driver knows it.
+        seconds: Seconds that one task may take.
+        folder: The folder of the file that names the task. None: this process is not a worker, and is not ended.
+        call: The name that the driver gave the call. Empty: this process is not a worker, and is not ended.
     """
 
     def __init__(self, seconds: float, folder: Path | None = None, call: str = "") -> None:
@@ -84,7 +91,7 @@ class Deadline:
         self._passed = True
         raise self._error()
 
-    def _error(self) -> StageError:
+    def _error(self) -> TaskTimeout:
         return late(f"ran longer than {self._seconds:g} s")
 
     def start(self, place: int = 0) -> None:
@@ -96,15 +103,15 @@ class Deadline:
             signal.setitimer(signal.ITIMER_REAL, self._seconds)
 
     def stop(self) -> None:
-        """It has ended."""
+        """The task has ended."""
         if self._main:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def kept(self) -> None:
-        """Refuse what a task has returned after it caught what was raised in it: it was cut short somewhere.
+        """Refuse the result of a task that ran too long and caught the error: its work was interrupted somewhere.
 
         Raises:
-            StageError: It was late.
+            TaskTimeout: The task ran too long.
         """
         self.stop()
         if self._passed:
@@ -123,33 +130,28 @@ class Deadline:
             self._watch.idle()
 
 
-def late(how: str, where: str = "", log: str = "") -> StageError:
+def late(how: str, where: str = "", log: str = "") -> TaskTimeout:
     """The error of a task beyond its deadline.
 
-    Permanent: each try takes as long as the deadline, and nothing says that the next one would end; what hung because
-    a machine did is tried again by the next run, which does nothing else.
+    Args:
+        how: The message.
+        where: The file of the task.
+        log: The stack of the worker's threads.
     """
-    error = StageError(how, where=where, log=log, remedy="raise 'task_deadline_s', or see where it hangs")
-    error.__dict__["late"] = True
-    return error
+    return TaskTimeout(how, where=where, log=log, remedy="raise 'task_deadline_s', or see where it hangs")
 
 
-def is_late(error: CampaignError) -> bool:
-    """Whether it is one."""
-    return bool(getattr(error, "late", False))
-
-
-# What the driver reads.
+# The driver reads the notes.
 @dataclass(frozen=True)
 class Death:
-    """What a worker that died has left.
+    """The note of a worker that died.
 
     Attributes:
-        call: The call it was in.
-        place: Of the task in it.
-        late: Whether it was ended because of its deadline.
-        how: In words.
-        log: Where its threads stood.
+        call: The name of the call that the worker was doing.
+        place: The place of the task in the call.
+        late: True if the worker was ended because of its deadline.
+        how: The cause of death, in words.
+        log: The stack of the worker's threads.
     """
 
     call: str
@@ -160,38 +162,38 @@ class Death:
 
 
 def deaths(folder: Path, logs: Path | None = None) -> list[Death]:
-    """What workers that died have left since this was last asked; each is told once.
+    """Read and remove the notes of workers that have died since the last call.
 
     Args:
-        folder: Where workers say what they do.
-        logs: ``logs/stages`` of the run directory: where what they have printed lies.
+        folder: The folder of the notes.
+        logs: ``logs/stages`` of the run directory, which holds the printed text of workers.
     """
     found = []
     for path in sorted(folder.glob("*")):
-        with contextlib.suppress(OSError, ValueError, IndexError):  # foreign, or gone
+        with contextlib.suppress(OSError, ValueError, IndexError):  # another program's file, or removed
             if path.stat().st_size <= _HEAD:
                 continue
             text = path.read_bytes().decode(errors="replace")
             path.unlink()
             call, place, deadline = text[:_HEAD].split()
-            said = text[_HEAD:].strip()
-            late = said.startswith("Timeout")
-            how = f"ran longer than {deadline} s" if late else said.splitlines()[0].removeprefix("Fatal Python error: ")
+            dump = text[_HEAD:].strip()  # written by faulthandler
+            late = dump.startswith("Timeout")
+            how = f"ran longer than {deadline} s" if late else dump.splitlines()[0].removeprefix("Fatal Python error: ")
             printed = of_dead(logs, path.name) if logs is not None else None
-            log = _tail(said) + (f"\nprinted output: {printed}" if printed else "")
+            log = _tail(dump) + (f"\nwhat was printed: {printed}" if printed else "")
             found.append(Death(call, int(place), late, how, log))
     return found
 
 
-def _tail(said: str, most: int = 12) -> str:
-    """The lines of the thread that matters: of a crash the one that says so; of a hang the main one, which is last."""
-    stacks = [part for part in said.split("\n\n") if " (most recent call first)" in part]
-    chosen = next((part for part in stacks if part.startswith("Current thread")), stacks[-1] if stacks else said)
+def _tail(dump: str, most: int = 12) -> str:
+    """The stack of one thread: after a crash the thread that crashed; after a timeout the main thread, the last one."""
+    stacks = [part for part in dump.split("\n\n") if " (most recent call first)" in part]
+    chosen = next((part for part in stacks if part.startswith("Current thread")), stacks[-1] if stacks else dump)
     return "\n".join(chosen.splitlines()[:most])
 
 
 def oom_kills() -> int:
-    """Processes the kernel has ended on this machine for lack of memory, since it was started."""
+    """Number of processes that the kernel has ended for lack of memory since the machine started."""
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/vmstat").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("oom_kill ")).split()[1])

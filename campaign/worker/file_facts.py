@@ -12,20 +12,20 @@ from campaign.worker.job import JobTicket
 from campaign.worker.pipeline import row_ranges
 from campaign.worker.process import worker_of
 
-FACTS_S = 60.0  # what is asked of a lost file must not hold up the rest
+FACTS_S = 60.0  # seconds that reading a failed file may take
 
 
 def run_facts(
     job: JobTicket, root: str, batch: Batch, weight: str | None, call: str = ""
 ) -> tuple[int | None, float | None]:
-    """Entries of a lost file, and its sum of weights, if it can still be opened and read; None: unknown.
+    """Entries and sum of weights of a file that failed. None for a number that cannot be read.
 
     Args:
         job: From `save_job`.
         root: The run directory.
-        batch: One task on it.
-        weight: Expression of the weight, or None.
-        call: See `run_batch`.
+        batch: One task on the file.
+        weight: Expression of the event weight. None: only the entries are read.
+        call: See `campaign.worker.tasks.run_batch`.
     """
     entries: int | None = None
     try:
@@ -44,5 +44,5 @@ def run_facts(
                 return entries, total if math.isfinite(total) else None
             finally:
                 source.close()
-    except Exception:  # noqa: BLE001  it is lost already: what cannot be learned of it is unknown
+    except Exception:  # noqa: BLE001  the file has failed already: its numbers stay unknown
         return entries, None

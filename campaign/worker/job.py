@@ -1,17 +1,18 @@
-"""The job file: what every worker of a run needs to know, written once by the driver."""
+"""The job file, which the driver writes once and every worker of the run reads; and the inputs of a batch."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from campaign.discovery.credentials import Credentials
 from campaign.errors import PartialError
+from campaign.storage.frozen_values import Frozen
 from campaign.util.files import write_aside
 
 if TYPE_CHECKING:
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker of a run needs once; pickled by the driver for its own workers only.
+    """The settings that all workers of a run share. The driver pickles them for its own workers only.
 
     Attributes:
         stages: `campaign.planning.stage_code.StageCode` by stage name.
-        readers: What opens the files (`campaign.planning.stage_code.StageCode` of a `Source`), by dataset.
-        servers: Where the pool is found (`campaign.inference.client.PoolAddress`), None without one.
+        readers: The class that opens the files (`campaign.planning.stage_code.StageCode` of a `Source`), by dataset.
+        servers: Address of the pool (`campaign.inference.client.PoolAddress`). None: the campaign has no servers.
         read_rows: Rows of one range.
-        deadline_s: Of one task.
-        limit: Rows of each file that are read; None: all.
+        deadline_s: Seconds that one task may take.
+        limit: Number of rows that are read of each file. None: all rows.
     """
 
     stages: Mapping[str, Any]
@@ -39,18 +40,18 @@ class Job:
     limit: int | None = None
 
     def entries(self, source: Source) -> int:
-        """The rows of a file that the run reads."""
+        """Number of rows of a file that the run reads."""
         return source.entries if self.limit is None else min(source.entries, self.limit)
 
 
 @dataclass(frozen=True)
 class JobTicket:
-    """What travels with each call to a worker: where its job lies, and what must lie on no disk.
+    """Travels with each call to a worker. It names the job file and carries the secret, which no disk may hold.
 
     Attributes:
-        path: The job's file.
-        digest: SHA-256 of it.
-        secret: What lets the worker in at the servers.
+        path: The job file.
+        digest: SHA-256 of the job file.
+        secret: The credentials by which servers accept the worker.
     """
 
     path: str
@@ -58,22 +59,41 @@ class JobTicket:
     secret: Credentials | None = field(default=None, repr=False)
 
     def job(self) -> Job:
-        """The job, with the secret in its place.
+        """Read the job file, and put the secret into the job.
 
         Raises:
-            PartialError: The file is not the one that this run's driver left.
+            PartialError: The file has changed since the driver of this run wrote it.
         """
         data = Path(self.path).read_bytes()
         if hashlib.sha256(data).hexdigest() != self.digest:
             raise PartialError("is not what this run's driver has written", where=self.path, remedy="run again")
-        job: Job = pickle.loads(data)  # noqa: S301  written by this run's own driver: the digest came from it
+        job: Job = pickle.loads(data)  # noqa: S301  the driver of this run wrote the file: it sent the digest
         if job.servers is not None and self.secret is not None:
             job = replace(job, servers=replace(job.servers, secret=self.secret))
         return job
 
 
+@dataclass(frozen=True)
+class BatchInputs:
+    """Values that the tasks of a batch take besides their files. The driver sends them with the batch.
+
+    Attributes:
+        frozen: Path and SHA-256 of the frozen values that the steps take.
+        expected: SHA-256 of the content of the artefact that each task reads. Empty: the tasks read events.
+        marks: For each step, the digest of the frozen values that its partials are made with. Empty: no step takes any.
+    """
+
+    frozen: Frozen = field(default_factory=dict)
+    expected: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+
+    def pick(self, places: Iterable[int]) -> BatchInputs:
+        """The inputs of some tasks of the batch."""
+        return replace(self, expected=tuple(self.expected[i] for i in places)) if self.expected else self
+
+
 def save_job(job: Job, path: Path) -> JobTicket:
-    """Leave the job for workers, without its secret."""
+    """Write the job file without the secret."""
     secret = job.servers.secret if job.servers is not None else None
     if secret is not None:
         job = replace(job, servers=replace(job.servers, secret=None))

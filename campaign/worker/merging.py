@@ -1,8 +1,10 @@
-"""Merges partials inside a worker: leaves of a merge tree, whole trees, and the export to ROOT."""
+"""Merges partials inside a worker, and exports merged outputs to ROOT.
+
+Each function returns its error, because a returned error reaches the driver with all its fields.
+"""
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +23,18 @@ from campaign.outputs.merge import (
     spoilt,
 )
 from campaign.planning.task import Keys
-from campaign.storage.receipts import parse
+from campaign.storage.receipts import Receipt, parse
 from campaign.storage.rundir import RunDir
+from campaign.worker.stage_errors import own_errors, unexpected
 
 
 @dataclass(frozen=True)
 class CorruptPartials:
-    """Partials that are not what their receipts say, so that a merge could not be made.
+    """Partials that differ from their receipts. The merge was not made.
 
     Attributes:
-        error: The first of them.
-        files: Which, by their place in the output.
+        error: The error of the first one.
+        files: Their places in the output.
     """
 
     error: CampaignError
@@ -41,15 +44,15 @@ class CorruptPartials:
 def run_leaf(
     root: str, target: Target, first: int, keys: Keys, lines: Sequence[bytes], gaps: Sequence[int] = ()
 ) -> Leaf | CorruptPartials | CampaignError:
-    """Merge some consecutive files of an output.
+    """Merge the partials of some consecutive files of an output.
 
     Args:
         root: The run directory.
         target: The output.
         first: Place of the first file in the output.
-        keys: Of their partials.
-        lines: Their receipts, as they stand in the log.
-        gaps: Places of files among them that are lost.
+        keys: Keys of the partials.
+        lines: Receipts of the partials, as lines of the log.
+        gaps: Places of files among them that failed and have no partial.
     """
     made: Leaf | CorruptPartials | CampaignError = _merging(root, target, first, keys, lines, gaps, merge_leaf)
     return made
@@ -58,7 +61,7 @@ def run_leaf(
 def run_whole(
     root: str, target: Target, first: int, keys: Keys, lines: Sequence[bytes], gaps: Sequence[int] = ()
 ) -> Merged | CorruptPartials | CampaignError:
-    """Merge all files of an output; arguments as for `run_leaf`."""
+    """Merge the partials of all files of an output. The arguments are those of `run_leaf`."""
     made: Merged | CorruptPartials | CampaignError = _merging(root, target, first, keys, lines, gaps, merge_whole)
     return made
 
@@ -70,31 +73,38 @@ def _merging(
     rundir = RunDir(Path(root))
     got = [r for r in map(parse, lines) if r is not None]
     try:
+        with own_errors(unexpected(PartialError, target.name)):
+            return _checked(rundir, target, first, keys, got, gaps, call)
+    except CampaignError as error:
+        return error
+
+
+def _checked(
+    rundir: RunDir, target: Target, first: int, keys: Keys, got: Sequence[Receipt], gaps: Sequence[int],
+    call: Callable[..., Any],
+) -> Any:  # fmt: skip
+    try:
         if [r.key for r in got] != list(keys):
             raise PartialError("the log of receipts has changed", where=target.name, remedy="run again")
         return call(rundir, target, first, got, gaps)
     except PartialError as error:
         places = between(first, len(got), gaps)
         return CorruptPartials(error, tuple(places[i] for i in spoilt(rundir, got)))
-    except CampaignError as error:
-        return error
-    except Exception as error:  # noqa: BLE001  process boundary: it arrives with its traceback
-        return PartialError(f"{type(error).__name__}: {error}", where=target.name, log=traceback.format_exc())
 
 
 def run_tree(root: str, target: Target, leaves: Sequence[Leaf]) -> Merged | CampaignError:
-    """Merge an output's leaves; an error is returned, not raised, so that it arrives whole."""
+    """Merge the leaves of an output."""
     try:
-        return merge_leaves(RunDir(Path(root)), target, leaves)
+        with own_errors(unexpected(PartialError, target.name)):
+            return merge_leaves(RunDir(Path(root)), target, leaves)
     except CampaignError as error:
         return error
-    except Exception as error:  # noqa: BLE001  process boundary: it arrives with its traceback
-        return PartialError(f"{type(error).__name__}: {error}", where=target.name, log=traceback.format_exc())
 
 
 def run_export(merged: Merged) -> Merged | CampaignError:
-    """Write the ROOT file of a merged output; an error is returned."""
+    """Write the ROOT file of a merged output."""
     try:
-        return export(merged)
-    except Exception as error:  # noqa: BLE001  process boundary: it arrives with its traceback
-        return OutputError(f"{type(error).__name__}: {error}", where=merged.name, log=traceback.format_exc())
+        with own_errors(unexpected(OutputError, merged.name)):
+            return export(merged)
+    except CampaignError as error:
+        return error

@@ -1,4 +1,4 @@
-"""Pipeline: runs one task. Ranges of a file pass through the steps, and the partials grow."""
+"""Runs one task: reads a file in ranges, passes each range through the steps, and collects the partials."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
 import awkward as ak
 import numpy as np
 
-from campaign.errors import BranchError, CampaignError, InputError, OutputError
+from campaign.errors import BranchError, CampaignError, OutputError, WeightError
 from campaign.inference.client import Shared, Stream
 from campaign.inference.local_model import NOTE
 from campaign.outputs.columns import Columns, ColumnsPartial, ColumnsReader
@@ -22,70 +23,101 @@ from campaign.outputs.kinds import Output, Partial, as_output, start_partial
 from campaign.planning.task import Step, Task
 from campaign.protocols import WEIGHT, Context, Source, TwoStepStage
 from campaign.report.timing import AHEAD, RUN, WAIT, WRITE, Timing
-from campaign.storage.frozen_values import Frozen, fresh, thawed
 from campaign.storage.packs import PackWriter
 from campaign.storage.receipts import Receipt
 from campaign.storage.rundir import RunDir
 from campaign.util.files import writing
 from campaign.util.hashing import file_digest
 from campaign.util.threads import aside
+from campaign.worker.contexts import Contexts
+from campaign.worker.job import BatchInputs
 from campaign.worker.process import Worker
 from campaign.worker.stage_client import RangeServers
-from campaign.worker.stage_errors import explain
+from campaign.worker.stage_errors import at_stage, explain, own_errors
 from campaign.worker.stage_log import trim
 from campaign.worker.weight_use import WeightUses
 
-DEPTH = 2  # ranges whose requests are out while the next one is read
-MOST = 32  # ranges whose last rows may wait for more to fill a request: bounds the memory
+DEPTH = 2  # ranges that wait for answers while the next one is read
+MOST = 32  # ranges whose last rows may wait for more rows to fill a request: limits the memory
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Functions that a pipeline calls while it runs. ``campaign check`` and ``campaign tune`` use them.
+
+    Attributes:
+        stage_begins: Called with the step before each call of user code.
+        rows_sent: Called with the model and its inputs when a stage sends rows to a model that batches.
+    """
+
+    stage_begins: Callable[[Step], None] = lambda _step: None
+    rows_sent: Callable[[str, Mapping[str, Any]], None] = lambda _model, _inputs: None
 
 
 class Pipeline:
-    """One task under way: ranges of a source through the steps, in order, partials growing."""
+    """Runs one task: the ranges of a source pass through the steps in order, and the partials grow.
+
+    Args:
+        worker: The state of this process.
+        rundir: The run directory.
+        task: The task.
+        inputs: Its inputs besides the file: `BatchInputs` of this one task.
+        pack: Takes small partials. None: the pipeline only tries stages and writes no partial.
+        hooks: Functions that the pipeline calls while it runs.
+    """
 
     def __init__(
-        self, worker: Worker, rundir: RunDir, task: Task, frozen: Frozen, expected: str = "",
-        pack: PackWriter | None = None, marks: Sequence[str] = (),
-    ) -> None:  # fmt: skip
-        self.expected, self.pack = expected, pack
-        self.marks = dict(zip((s.key for s in task.steps), marks, strict=True)) if marks else {}
+        self,
+        worker: Worker,
+        rundir: RunDir,
+        task: Task,
+        inputs: BatchInputs | None = None,
+        pack: PackWriter | None = None,
+        hooks: Hooks | None = None,
+    ) -> None:
+        inputs = inputs or BatchInputs()
+        self.expected, self.pack, self.hooks = "".join(inputs.expected), pack, hooks or Hooks()
+        self.marks = dict(zip((s.key for s in task.steps), inputs.marks, strict=True)) if inputs.marks else {}
         self.worker, self.rundir, self.task = worker, rundir, task
-        self.frozen = {at: thawed(*frozen[at]) for s in task.steps for at in s.frozen if at in frozen}
-        self.options = {s.stage: fresh(worker.job.stages[s.stage].options) for s in task.steps}
+        self.contexts = Contexts(worker.job.stages, task.steps, inputs.frozen)
         self.partials: dict[str, Partial] = {}
         self.rows: Counter[str] = Counter()
         self.events = 0
         self.spent = Timing()
-        self.answered = 0.0  # when the first prediction was there, seconds since the epoch
+        self.answered = 0.0  # time of the first prediction, seconds since the epoch
         self.streams: dict[tuple[str, str], Stream] = {}
         self.weighing = WeightUses(task.steps, worker.job.stages)
-        self.begins: Callable[[Step], None] | None = None  # called before each call of the user's code
         several = len({s.stage for s in task.steps}) < len(task.steps)
         self.shared: Shared | None = WeakValueDictionary() if several else None
-        # A range's events are let go when the last step that takes them has them.
+        # The events of a range are freed when the last step that takes them has begun.
         self.last_reader = max((i for i, s in enumerate(task.steps) if s.parent in (None, task.artefact)), default=0)
 
     def run(self) -> list[Receipt]:
-        """All ranges, then the receipts; on an error nothing unfinished stays behind."""
+        """Process all ranges, write the partials and return their receipts.
+
+        After an error, unfinished partials are removed.
+        """
         under_way: deque[tuple[Iterator[None], RangeServers]] = deque()
         by_twin = self.worker.by_twin
         try:
-            # What is read from stays open until the last range is done: its columns may be read when they are touched.
+            # The source stays open until the last range is done: a stage may still read a column.
             with ExitStack() as stack:
                 for batch in self.ranges(stack):
-                    servers = RangeServers(self.worker.connected, self.streams, self.shared)
+                    servers = RangeServers(self.worker.connected, self.streams, self.shared, self.hooks.rows_sent)
                     steps = self.steps(batch, servers)
-                    del batch  # what of it is still needed, the steps keep
+                    del batch  # the steps keep the parts that they need
                     if next(steps, _DONE) is not _DONE:
                         under_way.append((steps, servers))
-                    # Rows that do not fill a request wait for those of the next ranges.
+                    # Rows that do not fill a request wait for rows of the next ranges.
                     while len(under_way) > DEPTH and (under_way[0][1].sent or len(under_way) > MOST):
                         deque(under_way.popleft()[0], maxlen=0)
-                # Not ended: a step behind another that infers may still add to its own, and flushes it when it asks.
+                # The streams are not ended: a step that follows an inference may still add rows to its stream. It
+                # flushes the stream when it waits for the answer.
                 for stream in self.streams.values():
                     stream.flush()
                 while under_way:
                     deque(under_way.popleft()[0], maxlen=0)
-            notes = (NOTE,) if self.worker.by_twin > by_twin else ()  # whoever merges it later must know
+            notes = (NOTE,) if self.worker.by_twin > by_twin else ()  # a later merge warns about it
             return [self._receipt(s, notes) for s in self.task.steps if s.emit]
         finally:
             for _, servers in under_way:  # after an error
@@ -93,9 +125,9 @@ class Pipeline:
             for partial in self.partials.values():
                 partial.discard()
 
-    # Where batches come from.
+    # Reading.
     def ranges(self, stack: ExitStack) -> Iterator[Any]:
-        """Row ranges of the file, or of the artefact as they were written; at least one, perhaps of no rows."""
+        """Row ranges of the file, or of the artefact as they were written. At least one, which may have no rows."""
         if self.task.artefact is not None:
             reader = ColumnsReader(self.rundir.columns(self.task.artefact))
             stack.callback(reader.close)
@@ -118,9 +150,10 @@ class Pipeline:
         for i, span in enumerate(spans):
             with self.spent.on("read", WAIT if coming else RUN):
                 batch = coming.result() if coming else self._read_range(source, span)
-            # A first range says which branches are used, unless an earlier file has; then the next one is read ahead.
+            # The first range shows which branches are used, unless an earlier file has shown it. From then on, the next
+            # range is read ahead.
             known = i > 0 or bool(getattr(source, "touched", None))
-            # By a thread that nobody waits for: a read that hangs must not outlive its task's deadline.
+            # The thread is not joined: a read that hangs must not delay the end of its task.
             ahead = spans[i + 1] if known and spans[i + 1 :] else None
             coming = aside("read-ahead", self._read_range, source, ahead, AHEAD) if ahead else None
             yield self.weighted(source, batch)
@@ -135,7 +168,7 @@ class Pipeline:
                 self.spent.add("read", AHEAD, time.thread_time() - start)
 
     def weighted(self, source: Any, batch: Any) -> dict[str | None, Any]:
-        """The batch once per weight expression of the task's first steps."""
+        """The batch with a weight column, once for each weight expression of the task's first steps."""
         found: dict[str | None, Any] = {}
         if WEIGHT in batch.layout.fields:
             raise BranchError(
@@ -156,17 +189,17 @@ class Pipeline:
 
     def _evaluated(self, source: Any, expression: str, batch: Any) -> np.ndarray[Any, Any]:
         given, where = source.weight(expression, batch), f"weight '{expression}' in {self.task.source.file.url}"
-        try:  # a reader of the user's own may give anything
+        try:  # a reader of the user may return any value
             weight = np.asarray(given, np.float64)
         except (ValueError, TypeError) as error:
-            raise InputError(f"gives {ak.type(given)}, one number per event is needed", where=where) from error
+            raise WeightError(f"gives {ak.type(given)}, one number per event is needed", where=where) from error
         if weight.shape != (len(batch),):
-            raise InputError(f"gives shape {weight.shape}, one number per event is needed", where=where)
+            raise WeightError(f"gives shape {weight.shape}, one number per event is needed", where=where)
         return weight
 
-    # What is done with one.
+    # Stages.
     def steps(self, batch: Any, servers: RangeServers) -> Iterator[None]:
-        """Run the steps on one range; yields once, when nothing can go on without a server's answer."""
+        """Run the steps on one range. Yields once, when no step can run without a server's answer."""
         values: dict[str, Any] = {}
         waiting: dict[str, tuple[Step, Any, Any]] = {}
         yielded = False
@@ -179,7 +212,8 @@ class Pipeline:
             given = batch if step.parent == self.task.artefact and step.parent else self.given(step, batch, values)
             given = self.weighing.shown(step, given)
             batch = batch if i < self.last_reader else None
-            stage, ctx = self.worker.stage(step.stage), self.context(step, servers)
+            client = servers.of(step.key) if self.worker.job.servers else None
+            stage, ctx = self.worker.stage(step.stage), self.context(step, client)
             if isinstance(stage, TwoStepStage):
                 waiting[step.key] = (step, stage, self.guard(step, stage.start, given, ctx))
             else:
@@ -190,7 +224,7 @@ class Pipeline:
             self._finish(key, waiting, values)
 
     def given(self, step: Step, batch: Any, values: Mapping[str, Any]) -> Any:
-        """What a step takes: the weighted events, or what its parent returned."""
+        """The input of a step: the weighted events, or the columns of its parent."""
         if step.parent is None:
             return batch[step.weight]
         value = values[step.parent]
@@ -226,41 +260,41 @@ class Pipeline:
             error.where = error.where or f"stage {step.stage}"
             raise
 
-    def context(self, step: Step, servers: RangeServers | None) -> Context:
-        """What the stage may know."""
-        return Context(
-            dataset=step.source.dataset,
-            metadata=step.source.metadata,
-            variation=step.variation,
-            weight=WEIGHT,
-            options=self.options[step.stage],
-            frozen={at[0]: self.frozen[at] for at in step.frozen},
-            servers=servers.of(step.key) if servers and self.worker.job.servers else None,
-        )
+    def context(self, step: Step, servers: Any) -> Context:
+        """The context of a step.
+
+        Args:
+            step: The step.
+            servers: The object that the stage finds as ``ctx.servers``. None: the campaign has no servers.
+        """
+        return self.contexts.of(step, dataset=step.source.dataset, metadata=step.source.metadata, servers=servers)
 
     def guard(self, step: Step, call: Callable[..., Any], *args: Any) -> Any:
-        """Call the user's code; what it raises is told with stage, file and traceback."""
+        """Call user code, and count the seconds that it takes.
+
+        Raises:
+            CampaignError: The code raised an exception. The error names the stage and the file, with the traceback.
+        """
         waited = self.worker.waited_s
         start = time.perf_counter()
-        if self.begins is not None:
-            self.begins(step)
+        self.hooks.stage_begins(step)
         try:
-            with self.weighing.looking(step):
+            with (
+                own_errors(lambda error: self._explain(error, step)),
+                at_stage(step.stage),
+                self.weighing.looking(step),
+            ):
                 return call(*args)
-        except CampaignError as error:
-            error.where = error.where or f"stage {step.stage}"
-            if not isinstance(error, InputError):  # that is the file's fault, and of no line of the campaign
-                error.stage = error.stage or step.stage
-            raise
-        except (Exception, SystemExit) as error:  # the user's code: whatever it raises is told with its traceback
-            before = next((s.stage for s in self.task.steps if s.key == step.parent), "")
-            code, url = self.worker.job.stages[step.stage].where, self.task.source.file.url
-            raise explain(error, step.stage, code, url, before) from error
         finally:
             trim()
             waited = self.worker.waited_s - waited
             self.spent.add(step.stage, WAIT, waited)
             self.spent.add(step.stage, RUN, time.perf_counter() - start - waited)
+
+    def _explain(self, error: Exception | SystemExit, step: Step) -> CampaignError:
+        before = next((s.stage for s in self.task.steps if s.key == step.parent), "")
+        code = self.worker.job.stages[step.stage].where
+        return explain(error, step.stage, code, self.task.source.file.url, before)
 
     def _receipt(self, step: Step, notes: tuple[str, ...]) -> Receipt:
         partial = self.partials[step.key]
@@ -271,12 +305,12 @@ class Pipeline:
                 path = self.rundir.columns(step.key)
                 with writing(path):
                     sha256, size = partial.write(path), path.stat().st_size
-                    own = file_digest(path)  # still in memory: a small part of what writing it took
+                    own = file_digest(path)  # the file is still in the page cache
             else:
                 assert self.pack is not None
                 content = partial.content()
                 (offset, sha256), size, pack = self.pack.add(content), len(content), self.pack.name
-        del self.partials[step.key]  # one that could not be written is discarded with the others
+        del self.partials[step.key]  # after an error, all partials that are still here are discarded
         return Receipt(
             key=step.key,
             stage=step.stage,
@@ -300,13 +334,13 @@ _DONE = object()
 
 
 def row_ranges(entries: int, rows: int, clusters: Sequence[int] = ()) -> Iterator[tuple[int, int]]:
-    """Ranges of about ``rows`` entries; at least one, perhaps of none.
+    """Cut a file into ranges of about ``rows`` entries. At least one range, which may be empty.
 
     Args:
         entries: Entries of the file.
-        rows: The most entries of one range.
-        clusters: Where a range is best begun, ascending: cut there, no basket is decompressed twice. A range is not
-            made shorter than half of ``rows`` for it.
+        rows: The largest number of entries of one range.
+        clusters: Entries at which the baskets begin, ascending. Ranges begin there if possible, so that no basket is
+            decompressed twice. No range is made shorter than half of ``rows`` for this.
     """
     start = 0
     while entries - start > rows:

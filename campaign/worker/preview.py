@@ -7,25 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from campaign.errors import BranchError, CampaignError, InputError, OutputError, StageError
+from campaign.errors import BranchError, CampaignError, InputError, OutputError, StageError, WeightError
 from campaign.outputs.columns import Columns
 from campaign.outputs.kinds import as_output
 from campaign.planning.task import Step, Task
 from campaign.protocols import WEIGHT, TwoStepStage
 from campaign.storage.rundir import RunDir
 from campaign.worker.job import JobTicket
-from campaign.worker.pipeline import Pipeline
+from campaign.worker.pipeline import Hooks, Pipeline
 from campaign.worker.process import worker_of
-from campaign.worker.stage_errors import MissingBranch
+from campaign.worker.stage_errors import MissingBranch, own_errors, reader_error
 
 
 @dataclass(frozen=True)
 class Unseen:
-    """Why a file cannot tell whether the campaign is right.
+    """The reason why the stages could not be tried on a file.
 
     Attributes:
-        why: In words.
-        broken: The file cannot be read, and will not be readable if it is tried again.
+        why: The reason in words.
+        broken: True if the file cannot be read, and another try cannot succeed.
     """
 
     why: str
@@ -35,38 +35,40 @@ class Unseen:
 def look(
     job: JobTicket, task: Task, rows: int, begins: Callable[[Task, Step], None] = lambda _task, _step: None
 ) -> CampaignError | Unseen | str:
-    """Try the stages before the first inference on a few rows, in a process of its own.
+    """Try the stages before the first inference on a few rows. Called in a process that runs nothing else.
 
     Args:
         job: The job.
         task: The task.
-        rows: How many.
-        begins: Called before each stage.
+        rows: Number of rows.
+        begins: Called with the task and the step before each stage.
 
     Returns:
-        What is missing; or that this file cannot tell; or what else a stage has raised, empty if nothing.
+        An error if the campaign is wrong for certain. `Unseen` if the stages could not be tried on this file. Else a
+        sentence about an error that the few rows may have caused. Empty: there was no error.
     """
     try:
-        worker = worker_of(job)
-        chain = Pipeline(worker, RunDir(Path("/nonexistent")), task, {})
-        chain.begins = lambda step: begins(task, step)
-        source = worker.open(task)
+        with own_errors(reader_error):
+            worker = worker_of(job)
+            hooks = Hooks(stage_begins=lambda step: begins(task, step))
+            chain = Pipeline(worker, RunDir(Path("/nonexistent")), task, hooks=hooks)
+            source = worker.open(task)
     except InputError as error:
         return error if error.key else Unseen(error.message, error.permanent)
     except CampaignError as error:
         return error
-    except Exception as error:  # noqa: BLE001  a reader of the user's own; the run will tell
-        return Unseen(f"{type(error).__name__}: {error}")
     try:
         if not source.entries:
             return Unseen("it has no rows")
-        batch = chain.weighted(source, source.read(0, min(rows, source.entries)))
+        with own_errors(reader_error):
+            batch = chain.weighted(source, source.read(0, min(rows, source.entries)))
         return _try_steps(chain, batch) or ""
+    except (BranchError, WeightError) as error:
+        return error
     except InputError as error:
-        known = isinstance(error, BranchError) or error.where.startswith("weight ")
-        return error if known else Unseen(error.message)
+        return Unseen(error.message)
     except MissingBranch as error:
-        if error.stage:  # a column of another stage
+        if error.stage:  # the stage uses a column of another stage, not a branch
             return error
         error.where = f"{task.source.file.url}, tree {task.source.tree}: {error.where}"
         return error
@@ -74,7 +76,7 @@ def look(
         return error
     except CampaignError as error:
         at = f" ({error.line})" if isinstance(error, StageError) and error.line else ""
-        return f"{error.where}: {error.message}{at}"  # a few rows may be to blame: the run will tell with all of them
+        return f"{error.where}: {error.message}{at}"  # the few rows may be the cause; the run uses all rows
     finally:
         source.close()
 

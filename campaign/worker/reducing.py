@@ -1,4 +1,4 @@
-"""Runs a reduce stage inside a worker."""
+"""Runs a reduce stage inside a worker, and freezes the value that it returns."""
 
 from __future__ import annotations
 
@@ -10,30 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from campaign.errors import CampaignError
-from campaign.outputs.merge import (
-    LazyMerged,
-    Merged,
-)
-from campaign.protocols import WEIGHT, Context
-from campaign.storage.frozen_values import Frozen, freeze, fresh, thawed
+from campaign.outputs.merge import LazyMerged, Merged
+from campaign.storage.frozen_values import Frozen, freeze
 from campaign.storage.rundir import RunDir
 from campaign.util.hashing import file_digest
+from campaign.worker.contexts import Contexts
 from campaign.worker.deadline import Deadline
 from campaign.worker.job import JobTicket
-from campaign.worker.process import Worker, worker_of
-from campaign.worker.stage_errors import explain
+from campaign.worker.process import AnsweredRows, Worker, worker_of
+from campaign.worker.stage_errors import explain, own_errors
 from campaign.worker.stage_log import stage_log
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """A reduce stage's frozen value.
+    """The frozen value of a reduce stage.
 
     Attributes:
-        path: Where it lies.
-        sha256: What it must be.
-        artefacts: SHA-256 of its plots and tables, by name.
-        rungs, refused: As in `Answer`.
+        path: Its file.
+        sha256: SHA-256 of the file.
+        artefacts: SHA-256 of the plots and tables that the stage wrote, by name.
+        rungs, refused: As in `campaign.worker.tasks.Answer`.
     """
 
     path: str
@@ -45,69 +42,94 @@ class Reduced:
 
 @dataclass(frozen=True)
 class ReduceCall:
-    """Which reduce stage is called for which variation, with which frozen values."""
+    """One call of a reduce stage for one variation, with all its inputs. It travels to the worker.
+
+    Attributes:
+        stage, variation: Names.
+        merged: The merged outputs that the stage takes, by dataset.
+        frozen: Path and SHA-256 of the frozen values that the stage takes.
+        metadata: Metadata of the datasets, by dataset.
+        missing: For each dataset, the files that the merged output lacks; see `campaign.protocols.Context`.
+    """
 
     stage: str
     variation: str
-    frozen: tuple[tuple[str, str], ...]
+    merged: Mapping[str, Merged]
+    frozen: Frozen
+    metadata: Mapping[str, Any]
+    missing: Mapping[str, Any]
+
+    @property
+    def place(self) -> str:
+        """The name of this call in errors and logs."""
+        return f"stage {self.stage}, variation {self.variation}"
 
 
-def run_reduce(
-    job: JobTicket, root: str, reduce: ReduceCall, merged: Mapping[str, Merged], frozen: Frozen,
-    metadata: Mapping[str, Any], missing: Mapping[str, Any], call: str = "",
-) -> Reduced | CampaignError:  # fmt: skip
-    """Call a reduce stage on merged outputs and freeze what it returns; an error is returned."""
+def run_reduce(job: JobTicket, root: str, reduce: ReduceCall, call: str = "") -> Reduced | CampaignError:
+    """Call a reduce stage on merged outputs and freeze the value that it returns.
+
+    Args:
+        job: From `save_job`.
+        root: The run directory.
+        reduce: The stage and its inputs.
+        call: See `campaign.worker.tasks.run_batch`.
+
+    Returns:
+        The frozen value, or an error. It does not raise.
+    """
     rundir = RunDir(Path(root))
-    where = f"stage {reduce.stage}, variation {reduce.variation}"
     log = stage_log(rundir.stage_logs, call)
     path = rundir.stage_logs / reduce.stage / f"{reduce.variation}.log"
-    error: CampaignError
     try:
-        worker = worker_of(job)
-        made = _reduce(worker, rundir, reduce, merged, frozen, metadata, missing, call)
+        made = _explained(job, rundir, reduce, call)
         if log is not None:
-            log.move(path, where)
+            log.move(path, reduce.place)
         return made
-    except CampaignError as known:
-        error = known
-        error.where = f"{where}: {error.where}" if error.where else where
-    except (Exception, SystemExit) as foreign:  # noqa: BLE001  process boundary: the user's code may raise anything
-        code = worker.job.stages[reduce.stage].where if "worker" in locals() else ""
-        error = explain(foreign, reduce.stage, code, where)
-        error.where = f"{where} ({code})"
-    if log is not None and log.move(path, where):
-        error.log = f"{error.log}\nprinted output: {path}".strip("\n")
-    return error
+    except CampaignError as error:
+        if log is not None and log.move(path, reduce.place):
+            error.log = f"{error.log}\nwhat was printed: {path}".strip("\n")
+        return error
 
 
-def _reduce(
-    worker: Worker, rundir: RunDir, reduce: ReduceCall, merged: Mapping[str, Merged], frozen: Frozen,
-    metadata: Mapping[str, Any], missing: Mapping[str, Any], call: str,
-) -> Reduced:  # fmt: skip
+def _explained(job: JobTicket, rundir: RunDir, reduce: ReduceCall, call: str) -> Reduced:
+    """Call the stage. Each error names the stage and the variation."""
+    code = ""
+
+    def convert(error: Exception | SystemExit) -> CampaignError:
+        place = f"{reduce.place} ({code})"
+        return explain(error, reduce.stage, code, place, place=place)
+
+    with own_errors(convert):
+        try:
+            worker = worker_of(job)
+            code = worker.job.stages[reduce.stage].where
+            return _reduce(worker, rundir, reduce, call)
+        except CampaignError as error:
+            error.where = f"{reduce.place}: {error.where}" if error.where else reduce.place
+            raise
+
+
+def _reduce(worker: Worker, rundir: RunDir, reduce: ReduceCall, call: str) -> Reduced:
     folder = rundir.artefacts(reduce.stage, reduce.variation)
-    shutil.rmtree(folder, ignore_errors=True)  # what an earlier version of the stage has left is not its work
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier version of the stage may have left files there
     folder.mkdir(parents=True)
     stage = worker.stage(reduce.stage)
-    before = Counter(worker.servers.rows) if worker.servers else Counter()
-    ctx = Context(
+    rows = AnsweredRows(worker.servers)
+    ctx = Contexts(worker.job.stages, [reduce], reduce.frozen).of(
+        reduce,
         dataset="",
-        metadata=metadata,
-        variation=reduce.variation,
-        weight=WEIGHT,
-        options=fresh(worker.job.stages[reduce.stage].options),
-        frozen={at[0]: thawed(*frozen[at]) for at in reduce.frozen},
+        metadata=reduce.metadata,
         servers=worker.servers,
         artefacts=folder,
-        missing=missing,
+        missing=reduce.missing,
     )
     with Deadline(worker.job.deadline_s, rundir.workers, call) as deadline:
         deadline.start()
-        value = stage(LazyMerged(merged), ctx)
+        value = stage(LazyMerged(reduce.merged), ctx)
         deadline.kept()
     path = rundir.frozen(reduce.stage, reduce.variation)
     sha256 = freeze(value, path)
     artefacts = {str(p.relative_to(folder)): file_digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     if not artefacts:
         folder.rmdir()
-    rungs = Counter(worker.servers.rows) - before if worker.servers else before
-    return Reduced(str(path), sha256, artefacts, rungs, worker.servers.refused if worker.servers else set())
+    return Reduced(str(path), sha256, artefacts, rows.rungs, rows.refused)

@@ -1,4 +1,4 @@
-"""The pool as one step of a task sees it: the rows of a file are one stream, and equal requests are sent once."""
+"""The ``ctx.servers`` of a stage: joins the rows of a file into one stream, and sends equal requests once."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from campaign.inference.ragged import events as as_events
 
 
 class PendingAnswer(Protocol):
-    """What `StageClient.start` returns."""
+    """The value that `StageClient.start` returns."""
 
     def result(self) -> dict[str, Any]:
         """The answers; see `campaign.inference.client.Pending.result`."""
 
 
 class Answer:
-    """Rows of a stream. Asked for while some of them wait for company, it sends them as they are."""
+    """The answer to some rows of a stream. `result` sends the rows that still wait for more rows to fill a request."""
 
     def __init__(self, stream: Stream, rows: Rows) -> None:
         self._stream, self._rows = stream, rows
 
     @property
     def sent(self) -> bool:
-        """Whether all rows have gone into requests."""
+        """True if all rows are in requests."""
         return self._rows.sent
 
     def result(self) -> dict[str, Any]:
@@ -44,40 +44,47 @@ class Answer:
 class RangeServers:
     """The pool for one row range of a task.
 
-    What a step starts joins the rows it started for the ranges before: requests are cut from the file's stream of
-    rows, and only the last one of a file is padded. When an answer is asked for is a function of the file too, so
-    what is sent because of it is the same in every run. Steps that differ in a weight alone make the same requests:
-    each is sent once. Every step is cut by its own rows all the same, so that who else is in the task cannot show.
+    The rows of a step follow the rows that the same step sent for earlier ranges. Requests are cut from this stream of
+    rows, and only the last request of a file is padded. The moments at which a stage waits for an answer depend on the
+    file alone, so every run sends the same requests.
+
+    Steps that differ only in a weight make the same requests, and each request is sent once. Each step is still cut by
+    its own rows, so its requests do not depend on the other steps of the task.
 
     Args:
-        servers: Gives the process's handle on the pool.
-        streams: The task's streams by step and model; those that begin are added.
-        shared: Requests of the task under way, where several steps may make the same.
+        servers: Gives the process's connection to the pool.
+        streams: The task's streams by step and model. New streams are added.
+        shared: Requests of the task that are under way, if several steps may make the same ones.
+        rows_sent: Called with the model and its inputs before rows join a stream.
     """
 
     def __init__(
-        self, servers: Callable[[], Servers], streams: dict[tuple[str, str], Stream], shared: Shared | None = None
+        self,
+        servers: Callable[[], Servers],
+        streams: dict[tuple[str, str], Stream],
+        shared: Shared | None = None,
+        rows_sent: Callable[[str, Mapping[str, Any]], None] = lambda _model, _inputs: None,
     ) -> None:
-        self._servers, self._streams, self._shared = servers, streams, shared
+        self._servers, self._streams, self._shared, self._rows_sent = servers, streams, shared, rows_sent
         self._asked: list[tuple[str, Mapping[str, Any], Answer | Pending]] = []
 
     @property
     def sent(self) -> bool:
-        """Whether no row of this range waits for rows of the next one to fill its request."""
+        """True if no row of this range waits for rows of the next range to fill a request."""
         return all(asked.sent for _, _, asked in self._asked if isinstance(asked, Answer))
 
     def cancel(self) -> None:
-        """Do not send what still waits for room."""
+        """Do not send the requests that still wait for room."""
         for _, _, asked in self._asked:
             asked.cancel()
 
     @property
     def handle(self) -> Servers:
-        """The process's handle."""
+        """The process's connection to the pool."""
         return self._servers()
 
     def of(self, step: str) -> StageClient:
-        """As the step of this key sees it."""
+        """The ``ctx.servers`` of the step with this key."""
         return StageClient(self, step)
 
     def start(self, step: str, model: str, inputs: Mapping[str, Any]) -> PendingAnswer:
@@ -87,12 +94,13 @@ class RangeServers:
         stream = self._streams.get((step, model))
         if stream is None:
             stream = self._streams[step, model] = self.handle.stream(model, self._shared)
+        self._rows_sent(model, inputs)
         made = Answer(stream, stream.add(inputs))
         self._asked.append((model, {}, made))
         return made
 
     def _start_whole(self, model: str, inputs: Mapping[str, Any]) -> PendingAnswer:
-        """One request with the arrays as they are, or one per event: nothing is cut."""
+        """Send the arrays as one request, or one request per event. Nothing is cut."""
         for name, given, asked in self._asked:
             if name == model and given.keys() == inputs.keys() and all(same(given[k], inputs[k]) for k in inputs):
                 return asked
@@ -102,13 +110,13 @@ class RangeServers:
 
 
 class StageClient:
-    """What a stage finds as ``ctx.servers``."""
+    """The object that a stage finds as ``ctx.servers``."""
 
     def __init__(self, range_: RangeServers, step: str) -> None:
         self._range, self._step = range_, step
 
     def start(self, model: str, inputs: Mapping[str, Any]) -> PendingAnswer:
-        """Send rows, now or with those of the next range; what is returned has ``result()``.
+        """Send rows, now or together with rows of the next range. The returned object has ``result()``.
 
         Raises:
             InferenceError: Wrong name, shape or dtype.
@@ -125,16 +133,16 @@ class StageClient:
         return [a.result() for a in asked]
 
     def infer_ragged(self, model: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """One request per event of events in one buffer; see `campaign.inference.client.Servers.infer_ragged`."""
+        """One request per event, for events in one buffer; see `campaign.inference.client.Servers.infer_ragged`."""
         return self.infer(model, as_events(self.model(model), inputs))
 
     def model(self, name: str) -> Any:
-        """What is known of a model; see `campaign.inference.client.Servers.model`."""
+        """Inputs and outputs of a model; see `campaign.inference.client.Servers.model`."""
         return self._range.handle.model(name)
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two inputs are the same bytes: NaN is as good as any other number."""
+    """True if two inputs are the same bytes. So NaN equals NaN."""
     if isinstance(one, Ragged) or isinstance(other, Ragged):
         return isinstance(one, Ragged) and one.same(other)
     a, b = np.asarray(one), np.asarray(other)

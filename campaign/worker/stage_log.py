@@ -1,8 +1,8 @@
 """Writes what stages print, and their warnings, to a log per input file, and never to the terminal.
 
-A worker's standard output and error are one file of its own from its first task on, for code in C too. What a task has
-added there is moved to the log of its input file when the task has ended; of a worker that dies it stays where it is.
-A print beyond the limit is dropped, so that a stage that prints for each row does not fill the disk.
+From its first task on, a worker's standard output and error go to one file of the worker, also from C code. At the end
+of a task, its text is moved to the log of its input file. The text of a worker that dies stays in the worker's file.
+Text beyond the limit is dropped, so that a stage that prints for each row does not fill the disk.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from typing import Any, TextIO
 from campaign.util.user_code import PREFIX
 
 LIMIT = 256 << 10  # bytes of one task
-LOG_LIMIT = 1 << 20  # bytes of one log, of all runs together
-WORKER_LIMIT = 64 << 20  # bytes of one worker; after them a task has LEAST
+LOG_LIMIT = 1 << 20  # bytes of one log, for all runs together
+WORKER_LIMIT = 64 << 20  # bytes of one worker; after them the limit of a task is LEAST
 LEAST = 4 << 10
-LOOK_S = 0.5  # between two looks at what code in C has printed
+LOOK_S = 0.5  # seconds between two checks of the text from C code
 
 _mine: dict[Path, StageLog] = {}
 
@@ -46,7 +46,7 @@ def log_of(folder: Path, url: str, dataset: str) -> Path:
 
 
 class StageLog:
-    """Standard output and error of this process, from now on.
+    """Takes standard output and error of this process from now on.
 
     Args:
         folder: ``logs/stages`` of the run directory.
@@ -59,7 +59,7 @@ class StageLog:
             folder / f".{socket.gethostname()}-{os.getpid()}", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600
         )
         self._cut = self._closed = False
-        self._lock = threading.RLock()  # the look at what code in C has printed must not meet a move
+        self._lock = threading.RLock()  # the thread that checks the text must not run during a move
         self._limit, self._printed, self._moved = LIMIT, 0, 0
         _flush()
         os.dup2(self._fd, 1)
@@ -70,7 +70,7 @@ class StageLog:
 
     def _stream(self, fd: int) -> TextIO:
         raw = io.BufferedWriter(_Bounded(fd, self))
-        # By lines: what is printed survives a crash.
+        # Line-buffered: the text survives a crash.
         return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
     def _look(self) -> None:
@@ -79,24 +79,24 @@ class StageLog:
             self.trim()
 
     def room(self, size: int) -> int:
-        """How many of so many bytes more may be written by the task."""
+        """How many of ``size`` more bytes the task may still write."""
         self._printed += size
         return 0 if self._cut else max(0, min(size, size + self._limit - self._printed))
 
     def trim(self) -> None:
-        """Let what is printed go nowhere for the rest of the task, once it is too much."""
+        """Drop the text of the rest of the task, if there is too much text."""
         with self._lock:
             if not self._closed and os.fstat(self._fd).st_size > self._limit:
                 self.drop()
 
     def close(self) -> None:
-        """Another one takes its place."""
+        """Close the file: another log replaces this one."""
         with self._lock:
             self._closed = True
             os.close(self._fd)
 
     def drop(self) -> None:
-        """Let what is printed go nowhere for the rest of the task."""
+        """Drop the text of the rest of the task."""
         with self._lock:
             if self._cut or self._closed:
                 return
@@ -107,16 +107,16 @@ class StageLog:
             os.close(nowhere)
 
     def printed(self) -> bool:
-        """Whether anything has been printed since the last `move`."""
+        """True if there is text since the last `move`."""
         _flush()
         return self._cut or os.fstat(self._fd).st_size > 0
 
     def move(self, path: Path, title: str) -> bool:
-        """Move what has been printed to a log; whether there was anything.
+        """Move the text to a log. True if there was text.
 
         Args:
             path: The log.
-            title: The line above it.
+            title: The line above the text.
         """
         with self._lock:
             return self._move(path, title)
@@ -144,14 +144,14 @@ class StageLog:
 
 
 class _Bounded(io.FileIO):
-    """Standard output or error, which drops what is beyond the limit: at each write, and not after the stage alone."""
+    """Standard output or error, which drops text beyond the limit at each write."""
 
     def __init__(self, fd: int, log: StageLog) -> None:
         super().__init__(fd, "w", closefd=False)
         self._log = log
 
     def write(self, data: Any, /) -> int:
-        """Write, or say that it is written."""
+        """Write the text, or drop it and report it as written."""
         text = memoryview(data).cast("B")
         room = self._log.room(len(text))
         if room == len(text):
@@ -162,7 +162,7 @@ class _Bounded(io.FileIO):
 
 
 def _whole(text: bytes) -> bytes:
-    """Without the piece of a character at its end."""
+    """The text without an incomplete character at its end."""
     end = len(text)
     while end and len(text) - end < 3 and text[end - 1] & 0xC0 == 0x80:  # the bytes of a character after its first
         end -= 1
@@ -173,7 +173,7 @@ def _whole(text: bytes) -> bytes:
 
 
 def _append(path: Path, text: bytes) -> None:
-    """Add to a log; of one that has grown too long, the older half is removed."""
+    """Add text to a log. If the log becomes too long, its older half is removed."""
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_size + len(text) > LOG_LIMIT:
             kept = path.read_bytes()[-LOG_LIMIT // 2 :].partition(b"\n")[2]
@@ -186,7 +186,7 @@ def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None,
     line: str | None = None,
 ) -> None:  # fmt: skip
-    """As `warnings.showwarning`; behind it the line of the user's file from which the library was called."""
+    """Like `warnings.showwarning`, but adds the line of the user's file that called the library."""
     text = warnings.formatwarning(message, category, filename, lineno, line)
     frame = sys._getframe(1)
     while frame.f_back is not None and not str(frame.f_globals.get("__name__", "")).startswith(PREFIX):
@@ -206,25 +206,25 @@ def _flush() -> None:
 
 
 def stage_log(folder: Path, call: str) -> StageLog | None:
-    """This process's own; None where it is no worker (``call`` is empty), so that its terminal is its own."""
+    """The log of this process. None if ``call`` is empty: the process is not a worker, and keeps its terminal."""
     if not call or threading.current_thread() is not threading.main_thread():
         return None
     if folder not in _mine:
         before = [_mine.pop(other) for other in list(_mine)]
         _mine[folder] = StageLog(folder)
-        for log in before:  # now that standard output is the new one's
+        for log in before:  # standard output goes to the new log now
             log.close()
     return _mine[folder]
 
 
 def trim() -> None:
-    """See `StageLog.trim`; nothing where this process has none."""
+    """See `StageLog.trim`. Does nothing if this process has no log."""
     for mine in _mine.values():
         mine.trim()
 
 
 def logs(folder: Path) -> dict[Path, tuple[int, int]]:
-    """The logs there are: size and time of change."""
+    """Size and time of change of each log."""
     found = {}
     for path in folder.glob("**/*.log"):
         with contextlib.suppress(OSError):
@@ -233,7 +233,7 @@ def logs(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def of_dead(folder: Path, worker: str) -> Path | None:
-    """Name what a dead worker has printed; None: nothing.
+    """Rename the file of a dead worker to its log. Returns the log; None if the worker printed nothing.
 
     Args:
         folder: ``logs/stages`` of the run directory.
@@ -248,11 +248,11 @@ def of_dead(folder: Path, worker: str) -> Path | None:
 
 
 def tidy(folder: Path, before: Mapping[Path, tuple[int, int]] | None = None) -> int:
-    """After the workers have ended: name what those that died have left, and remove the empty files.
+    """Called after the workers have ended: rename the files of dead workers to logs, and remove empty files.
 
     Args:
         folder: ``logs/stages`` of the run directory.
-        before: The `logs` at the run's start.
+        before: The `logs` at the start of the run.
 
     Returns:
         The number of logs that are new or have changed since.
@@ -265,10 +265,10 @@ def tidy(folder: Path, before: Mapping[Path, tuple[int, int]] | None = None) -> 
 
 @contextlib.contextmanager
 def silent(path: Path | None = None) -> Iterator[None]:
-    """In a child that only tries stages: what they print is printed by the run itself, into its logs.
+    """Keep the text of stages from the terminal, in a child that only tries them. The run will log the same text.
 
     Args:
-        path: Takes it, for the error of a stage that ends the child; None: it goes nowhere.
+        path: Takes the text, for the error of a stage that ends the child. None: the text is dropped.
     """
     _flush()
     kept = os.dup(1), os.dup(2)

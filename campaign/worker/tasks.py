@@ -1,4 +1,7 @@
-"""Runs batches of tasks on a worker. Errors are returned, not raised, so that they arrive whole."""
+"""Runs batches of tasks on a worker.
+
+Errors are returned, because a returned error reaches the driver with all its fields.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import resource
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,35 +17,36 @@ from campaign.errors import CampaignError, InputError, PartialError
 from campaign.planning.datasets import changed
 from campaign.planning.task import Batch, Task
 from campaign.report.timing import Timing
-from campaign.storage.frozen_values import Frozen
 from campaign.storage.packs import PackWriter
+from campaign.storage.receipts import Receipt
 from campaign.storage.rundir import RunDir
 from campaign.worker.deadline import Deadline
-from campaign.worker.job import JobTicket
+from campaign.worker.job import BatchInputs, JobTicket
 from campaign.worker.pipeline import Pipeline
-from campaign.worker.process import Worker, worker_of
-from campaign.worker.stage_errors import explain
+from campaign.worker.process import AnsweredRows, Worker, worker_of
+from campaign.worker.stage_errors import explain, own_errors
 from campaign.worker.stage_log import StageLog, log_of, stage_log
 
 
 @dataclass
 class Answer:
-    """What a batch sends back; small.
+    """The result of a batch. It is small: the driver receives one for each batch.
 
     Attributes:
-        lines: Receipts of the partials that its tasks left, as lines of the log.
-        lengths: Of these lines, bytes.
-        done: Places in the batch of the tasks that were done.
-        events: Entries that each of them read.
-        errors: Places of the others, and why.
-        parked: Rows of these that no server was there for, by place: they are lost unless the task is tried again.
-        rungs: Rows by how they were answered (`campaign.inference.client.RUNGS`).
-        rows: Rows by stage.
-        wall_s: How long it took.
-        spent: Where its seconds went.
-        answered: When its first prediction was there, seconds since the epoch; 0: none.
-        peak_mb: The most memory its worker has had until now.
-        refused: Servers that its worker did not believe.
+        lines: Receipts of the partials that the tasks wrote, as lines of the log.
+        lengths: Length of each of these lines in bytes.
+        done: Places in the batch of the tasks that are done.
+        events: Number of entries that each of these tasks read.
+        errors: Places of the other tasks, each with its error.
+        parked: Rows of these other tasks that no server was available for, by place. They are lost unless the task is
+            tried again.
+        rungs: Number of rows by answer (`campaign.inference.client.RUNGS`).
+        rows: Number of rows by stage.
+        wall_s: Seconds that the batch took.
+        spent: These seconds by stage and activity.
+        answered: Time of the first prediction, seconds since the epoch. 0: no prediction.
+        peak_mb: The most memory that the worker has used until now.
+        refused: Servers whose identity the worker did not accept, and the reasons.
     """
 
     lines: bytes = b""
@@ -60,97 +64,114 @@ class Answer:
     refused: set[str] = field(default_factory=set)
 
 
-def run_batch(
-    job: JobTicket, root: str, batch: Batch, frozen: Frozen, expected: Sequence[str], marks: Sequence[str] = (),
-    call: str = "",
-) -> Answer:  # fmt: skip
-    """Do the tasks of a batch, one after the other; its small partials go into one pack.
+def run_batch(job: JobTicket, root: str, batch: Batch, inputs: BatchInputs, call: str = "") -> Answer:
+    """Do the tasks of a batch one after the other. All their small partials go into one pack.
 
     Args:
         job: From `save_job`.
         root: The run directory.
         batch: The tasks.
-        frozen: Where the frozen values lie that their steps need.
-        expected: SHA-256 of the content of the artefact that each of them reads; empty: they read the events.
-        marks: Of each step, what tells the frozen values its partials are made with; empty: none has any.
-        call: What the driver calls this; empty: it is no driver, and this process is not to be ended.
+        inputs: Their inputs besides the files.
+        call: The name that the driver gives this call. Empty: this process is not a worker, and is not ended.
 
     Returns:
-        Receipts and errors; it does not raise. If the pack cannot be written, that is the error of each task.
+        Receipts and errors. It does not raise. If the pack cannot be written, each task has this error.
     """
     start = time.monotonic()
-    answer = Answer()
-    rundir = RunDir(Path(root))
-    worker: Worker | None = None
-    before: Counter[str] = Counter()
+    answer, rundir = Answer(), RunDir(Path(root))
+    rows = AnsweredRows(None)
     try:
-        worker = worker_of(job)
-        before = Counter(worker.servers.rows) if worker.servers else before
-        with Deadline(worker.job.deadline_s, rundir.workers, call) as deadline, PackWriter(rundir) as pack:
-            log = stage_log(rundir.stage_logs, call)
-            answer.lines = b"".join(_each(worker, rundir, batch, frozen, expected, marks, pack, deadline, log, answer))
-    except Exception as error:  # noqa: BLE001  process boundary: type, text and traceback are handed on
-        task = batch.task(0)
-        known = error if isinstance(error, CampaignError) else explain(error, task.steps[0].stage, "writing", root)
-        if isinstance(error, OSError):  # of the run directory's disk: no fault of any file
-            known = PartialError(f"cannot be written: {error.strerror or error}", where=root, remedy="is there room?")
-        answer = Answer(errors=[(i, known) for i in range(len(batch))])
-    if worker and worker._servers:
-        answer.rungs = Counter(worker._servers.rows) - before
-        del answer.rungs["parked"]
-        answer.refused = worker._servers.refused
+        with own_errors(lambda error: _not_written(error, batch.task(0), root)):
+            worker = worker_of(job)
+            rows = AnsweredRows(worker.servers)
+            with Deadline(worker.job.deadline_s, rundir.workers, call) as deadline, PackWriter(rundir) as pack:
+                log = stage_log(rundir.stage_logs, call)
+                run = _BatchRun(worker, rundir, inputs, pack, deadline, log, answer)
+                answer.lines = b"".join(run.lines(batch))
+    except CampaignError as error:
+        answer = Answer(errors=[(i, error) for i in range(len(batch))])
+    answer.rungs, answer.refused = rows.rungs, rows.refused
+    del answer.rungs["parked"]
     answer.wall_s = time.monotonic() - start
     answer.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return answer
 
 
-def _each(
-    worker: Worker, rundir: RunDir, batch: Batch, frozen: Frozen, expected: Sequence[str], marks: Sequence[str],
-    pack: PackWriter, deadline: Deadline, log: StageLog | None, answer: Answer,
-) -> Iterator[bytes]:  # fmt: skip
-    for i in range(len(batch)):
-        task, parked = batch.task(i), worker.parked
-        try:
-            chain = Pipeline(worker, rundir, task, frozen, expected[i] if expected else "", pack, marks)
-            deadline.start(i)
+def _not_written(error: Exception | SystemExit, task: Task, root: str) -> CampaignError:
+    """The error of a batch whose tasks ended, and whose pack or log could not be written."""
+    if isinstance(error, OSError):  # the disk of the run directory is at fault, not an input file
+        return PartialError(f"cannot be written: {error.strerror or error}", where=root, remedy="is there room?")
+    return explain(error, task.steps[0].stage, "writing", root)
+
+
+@dataclass(frozen=True)
+class _BatchRun:
+    """One batch under way: the objects that each of its tasks uses."""
+
+    worker: Worker
+    rundir: RunDir
+    inputs: BatchInputs
+    pack: PackWriter
+    deadline: Deadline
+    log: StageLog | None
+    answer: Answer
+
+    def lines(self, batch: Batch) -> Iterator[bytes]:
+        """Do each task, and write its outcome into the answer. Yields the receipts as lines of the log."""
+        for i in range(len(batch)):
+            task, parked = batch.task(i), self.worker.parked
             try:
-                _unchanged(task)
-                receipts = chain.run()
-                deadline.kept()
-                _unchanged(task)
-            finally:
-                deadline.stop()
-                answer.spent.update(chain.spent)
-                answer.answered = answer.answered or chain.answered
-        except Exception as error:  # noqa: BLE001  process boundary: type, text and traceback are handed on
-            told = _told(error, task)
-            printed = _keep_output(log, rundir, task)
-            if printed:
-                told.log = f"{told.log}\nprinted output: {printed}".strip("\n")
-            answer.errors.append((i, told))
-            answer.parked[i] = worker.parked - parked
-            continue
-        _keep_output(log, rundir, task)
-        answer.rows.update(chain.rows)
-        answer.done.append(i)
-        answer.events.append(max(r.events for r in receipts))
-        for receipt in receipts:
-            line = receipt.line()
-            answer.lengths.append(len(line))
-            yield line
+                with own_errors(lambda error, task=task: _not_read(error, task)):  # type: ignore[misc]
+                    pipeline, receipts = self._run(task, i)
+            except CampaignError as error:
+                self._failed(i, task, error)
+                self.answer.parked[i] = self.worker.parked - parked
+                continue
+            self._keep_output(task)
+            self.answer.rows.update(pipeline.rows)
+            self.answer.done.append(i)
+            self.answer.events.append(max(r.events for r in receipts))
+            for receipt in receipts:
+                line = receipt.line()
+                self.answer.lengths.append(len(line))
+                yield line
 
+    def _run(self, task: Task, i: int) -> tuple[Pipeline, list[Receipt]]:
+        pipeline = Pipeline(self.worker, self.rundir, task, self.inputs.pick([i]), self.pack)
+        self.deadline.start(i)
+        try:
+            _unchanged(task)
+            receipts = pipeline.run()
+            self.deadline.kept()
+            _unchanged(task)
+        finally:
+            self.deadline.stop()
+            self.answer.spent.update(pipeline.spent)
+            self.answer.answered = self.answer.answered or pipeline.answered
+        return pipeline, receipts
 
-def _keep_output(log: StageLog | None, rundir: RunDir, task: Task) -> Path | None:
-    """Move what the task's stages have printed to the log of its file; where that is, if they have printed anything."""
-    if log is None or not log.printed():
-        return None
-    source, stages = task.source, dict.fromkeys(f"{s.stage}/{s.variation}" for s in task.steps)
-    path = log_of(rundir.stage_logs, source.file.url, source.dataset)
-    return path if log.move(path, f"{source.file.url}: {', '.join(stages)}") else None
+    def _failed(self, i: int, task: Task, error: CampaignError) -> None:
+        error = _located(error, task)
+        printed = self._keep_output(task)
+        if printed:
+            error.log = f"{error.log}\nwhat was printed: {printed}".strip("\n")
+        self.answer.errors.append((i, error))
+
+    def _keep_output(self, task: Task) -> Path | None:
+        """Move the text that the task's stages printed to the log of its file. Returns the log; None: no text."""
+        if self.log is None or not self.log.printed():
+            return None
+        source, stages = task.source, dict.fromkeys(f"{s.stage}/{s.variation}" for s in task.steps)
+        path = log_of(self.rundir.stage_logs, source.file.url, source.dataset)
+        return path if self.log.move(path, f"{source.file.url}: {', '.join(stages)}") else None
 
 
 def _unchanged(task: Task, log: str = "") -> None:
-    """Refuse a file that is not the one the campaign was planned with, as far as is known."""
+    """Refuse a file that has changed since the campaign was planned.
+
+    Raises:
+        InputError: Its size or its time of change is different.
+    """
     how = changed(task.source.file) if task.artefact is None else ""
     if how:
         raise InputError(
@@ -159,12 +180,14 @@ def _unchanged(task: Task, log: str = "") -> None:
         )  # fmt: skip
 
 
-def _told(error: Exception, task: Task) -> CampaignError:
-    """What went wrong with a task, and where."""
-    if not isinstance(error, CampaignError):
-        error = explain(error, task.steps[0].stage, "reading", task.source.file.url)
+def _not_read(error: Exception | SystemExit, task: Task) -> CampaignError:
+    return explain(error, task.steps[0].stage, "reading", task.source.file.url)
+
+
+def _located(error: CampaignError, task: Task) -> CampaignError:
+    """The error of a task, with the file in its place."""
     try:
-        _unchanged(task, str(error))  # of a file that changes any error may come
+        _unchanged(task, str(error))  # if the file changes, any error can be a consequence
     except InputError as why:
         return why
     url = task.source.file.url

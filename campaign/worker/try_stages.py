@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from campaign.discovery.address import PoolAddress
-from campaign.errors import CampaignError, InputError
+from campaign.errors import CampaignError, InputError, StageError
 from campaign.inference.client import Servers, connect
 from campaign.inference.ragged import events
 from campaign.inference.stand_in import NotAsked, Signature, StandInServers
@@ -19,21 +19,21 @@ from campaign.planning.task import Step, Task
 from campaign.protocols import TwoStepStage
 from campaign.storage.rundir import RunDir
 from campaign.worker.job import JobTicket
-from campaign.worker.pipeline import Pipeline
+from campaign.worker.pipeline import Hooks, Pipeline
 from campaign.worker.process import worker_of
-from campaign.worker.stage_errors import MissingBranch
+from campaign.worker.stage_errors import MissingBranch, own_errors, reader_error
 
 
 @dataclass
 class Tried:
-    """What a try of one group of files has shown.
+    """The result of trying groups of files.
 
     Attributes:
-        error: What is certainly wrong, None if nothing is.
-        task: Where it showed.
-        notes: What could not be told, one sentence each.
+        error: An error that is certain. None: there is none.
+        task: The task with this error.
+        notes: One sentence for each stage that could not be tried.
         stages: Stages that ran to their end.
-        taken: What each model was given first, by input.
+        taken: The first input arrays that each model was given, by model and input.
     """
 
     error: CampaignError | None = None
@@ -44,13 +44,13 @@ class Tried:
 
 
 class NotingServers:
-    """A real pool that remembers what each model was given first.
+    """A real pool that keeps the first input arrays of each model.
 
     Args:
         servers: The pool.
 
     Attributes:
-        taken, calls: As of `StandInServers`.
+        taken, calls: As in `campaign.inference.stand_in.StandInServers`.
     """
 
     stand_in = False
@@ -90,16 +90,16 @@ def try_groups(
     pipe: Connection, begins: Callable[[Task, Step], None], job: JobTicket, groups: list[list[Task]], rows: int,
     signatures: Mapping[str, Signature], address: PoolAddress | None = None,
 ) -> None:  # fmt: skip
-    """Try each group on its first file that can be read and is not empty; sends a `Tried`. In a child process.
+    """Try each group on its first readable file with rows, and send a `Tried`. Called in a child process.
 
     Args:
-        pipe: Where to.
-        begins: Called before each stage.
+        pipe: The sending end of a pipe.
+        begins: Called with the task and the step before each stage.
         job: The job.
-        groups: Tasks.
-        rows: Of each file.
-        signatures: What each model takes and gives, for servers that answer zeros.
-        address: Real servers, in their place.
+        groups: The tasks of each group.
+        rows: Number of rows that are read of each file.
+        signatures: Inputs and outputs of each model, for stand-in servers that answer zeros.
+        address: The pool of real servers, which is used instead. None: stand-in servers.
     """
     made = Tried()
     real = connect(address) if address is not None else None
@@ -120,18 +120,20 @@ def try_groups(
 def _try_task(
     made: Tried, job: JobTicket, task: Task, rows: int, servers: AnyServers, begins: Callable[[Task, Step], None]
 ) -> bool:
-    """Whether the file could tell."""
+    """True if the file could be read and has rows."""
     try:
-        worker = worker_of(job)
-        chain = Pipeline(worker, RunDir(Path("/nonexistent")), task, {})
-        chain.begins = lambda step: begins(task, step)
-        source = worker.open(task)
+        with own_errors(reader_error):
+            worker = worker_of(job)
+            hooks = Hooks(stage_begins=lambda step: begins(task, step))
+            chain = Pipeline(worker, RunDir(Path("/nonexistent")), task, hooks=hooks)
+            source = worker.open(task)
     except InputError:
-        return False  # the look at the files has said so, or the run will
+        return False  # the preflight has reported it, or the run will report it
     try:
         if not source.entries:
             return False
-        batch = chain.weighted(source, source.read(0, min(rows, source.entries)))
+        with own_errors(reader_error):
+            batch = chain.weighted(source, source.read(0, min(rows, source.entries)))
         _try_steps(made, chain, batch, servers)
     except CampaignError as error:
         made.error, made.task = error, task
@@ -144,7 +146,7 @@ def _try_task(
 
 def _try_steps(made: Tried, chain: Pipeline, batch: Any, servers: AnyServers) -> None:
     values: dict[str, Any] = {}
-    guessed: set[str] = set()  # steps whose input holds stand-in answers
+    guessed: set[str] = set()  # keys of steps whose input depends on stand-in answers
     for step in chain.task.steps:
         if step.frozen:
             note = f"stage {step.stage} was not tried: it needs frozen values of {', '.join(a[0] for a in step.frozen)}"
@@ -162,7 +164,7 @@ def _try_steps(made: Tried, chain: Pipeline, batch: Any, servers: AnyServers) ->
             made.notes += [note] if note not in made.notes else []
             continue
         except CampaignError as error:
-            if step.key not in guessed or isinstance(error, MissingBranch) or _is_call(error):
+            if step.key not in guessed or isinstance(error, MissingBranch) or _is_certain(error):
                 error.stage = error.stage or step.stage
                 raise
             note = f"stage {step.stage} could not be tried on stand-in answers of zeros: {error.message}"
@@ -177,15 +179,13 @@ def _try_steps(made: Tried, chain: Pipeline, batch: Any, servers: AnyServers) ->
 def _call(chain: Pipeline, step: Step, batch: Any, values: dict[str, Any], servers: AnyServers) -> Any:
     stage = chain.worker.stage(step.stage)
     given = chain.weighing.shown(step, chain.given(step, batch, values))
-    ctx = replace(chain.context(step, None), servers=servers)
+    ctx = chain.context(step, servers)
     if isinstance(stage, TwoStepStage):
         pending = chain.guard(step, stage.start, given, ctx)
         return as_output(chain.guard(step, stage.finish, pending), step.stage)
     return as_output(chain.guard(step, stage, given, ctx), step.stage)
 
 
-def _is_call(error: CampaignError) -> bool:
-    """Whether no value that a stage was given can be to blame: it cannot be called, or its code has a wrong name."""
-    if error.message.startswith(("raised NameError", "raised ImportError", "raised ModuleNotFoundError")):
-        return True
-    return "raised TypeError" in error.message and "positional argument" in error.message
+def _is_certain(error: CampaignError) -> bool:
+    """True if the stage fails on every input, not only on the zeros of the stand-in servers."""
+    return isinstance(error, StageError) and error.independent_of_input

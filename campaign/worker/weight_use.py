@@ -1,7 +1,7 @@
 """Watches whether a stage reads the weight of a variation, and whether it passes the weight on.
 
-A stage that makes histograms without looking at ``ctx.weight`` makes nominal's in every variation of the weight. So the
-column is given to it as a virtual array, which tells when its numbers are asked for.
+A stage that fills histograms without reading ``ctx.weight`` fills the nominal histograms in every variation of the
+weight. So the stage gets the weight column as a virtual array, which notes that its numbers are read.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from campaign.outputs.kinds import Output
 from campaign.planning.task import Step
 from campaign.protocols import WEIGHT
 
-# Remarks in receipts, for the report to judge when all files are there: short, because there is one per partial.
+# Notes in receipts. The report evaluates them when all files are done. They are short: there is one per partial.
 WEIGHED = "weights not 1"
 UNUSED = "ctx.weight unused"
 ROUNDED = "ctx.weight rounded"
 
 
 class WeightUses:
-    """Of the steps of one task.
+    """The uses of the weight by the steps of one task.
 
     Args:
         steps: The steps.
-        code: Of the stages, by name (`campaign.planning.stage_code.StageCode`).
+        code: The code of the stages, by name (`campaign.planning.stage_code.StageCode`).
     """
 
     def __init__(self, steps: Iterable[Step], code: Mapping[str, Any]) -> None:
         self._of = {s.key: WeightUse(s, code[s.stage].where, code[s.stage].may_weigh) for s in steps if s.weighs}
 
     def shown(self, step: Step, batch: Any) -> Any:
-        """See `WeightUse.shown`; as they are to a stage that need not look."""
+        """See `WeightUse.shown`. A step whose variation has no weight gets the batch unchanged."""
         here = self._of.get(step.key)
         return batch if here is None else here.shown(batch, self._of.get(step.parent or ""))
 
@@ -59,15 +59,15 @@ class WeightUses:
 
 
 class WeightUse:
-    """What one step of a task has done with its weight until now.
+    """The uses of the weight by one step of a task until now.
 
     Args:
-        step: The step; its variation has a weight.
-        where: Its code, for messages.
-        may: Whether that may ask for the weight, perhaps of other events than those of this task.
+        step: The step. Its variation has a weight.
+        where: The place of its code, for messages.
+        may: True if the code contains a use of the weight, which this task's events may not reach.
 
     Attributes:
-        differs: Whether a weight other than 1 was among those of its rows.
+        differs: True if at least one row of the step has a weight other than 1.
     """
 
     def __init__(self, step: Step, where: str, may: bool) -> None:
@@ -77,13 +77,13 @@ class WeightUse:
         self.differs = self._used = self._filled = self._rounded = self._looking = False
 
     def shown(self, batch: Any, before: WeightUse | None) -> Any:
-        """The batch for the stage; until the stage has looked at the weight, with a column that tells.
+        """The batch for the stage. Until the stage has read the weight, the weight column is virtual.
 
         Args:
-            batch: What it takes.
-            before: Of the step that has made it, if that is of this task.
+            batch: The input of the stage.
+            before: The uses by the step that returned the input, if that step is in this task.
         """
-        if WEIGHT not in ak.fields(batch):  # a stage before has multiplied it into a column of its own
+        if WEIGHT not in ak.fields(batch):  # an earlier stage multiplied it into another column
             self.differs, self._used = before is None or before.differs, True
             return batch
         if (self._used and self.differs) or not batch.layout.is_record:
@@ -106,7 +106,7 @@ class WeightUse:
 
     @contextmanager
     def looking(self) -> Iterator[None]:
-        """While the stage runs: who asks for the weight later is not the stage."""
+        """Note reads of the weight only inside the block: a later read is not by the stage."""
         self._looking = True
         try:
             yield
@@ -114,10 +114,10 @@ class WeightUse:
             self._looking = False
 
     def returned(self, value: Output) -> None:
-        """Take note of what the stage has made of one batch.
+        """Note the value that the stage returned for one batch.
 
         Raises:
-            OutputError: Columns for other stages, without the weight.
+            OutputError: The columns go to other stages, and lack the weight.
         """
         if isinstance(value, Columns):
             self._carried(value)
@@ -130,7 +130,7 @@ class WeightUse:
         if self._used or not self.differs or not value.rows:
             return
         if column is not None and isinstance(column, ak.Array) and not column.layout.is_all_materialized:
-            self._used = True  # the rows it was given, handed on as they are
+            self._used = True  # the stage passes the given column on unchanged
         elif self._followed:
             how = "drops the column ctx.weight" if column is None else "makes up the column ctx.weight"
             raise self._error(
@@ -139,13 +139,13 @@ class WeightUse:
             )
 
     def notes(self, made: Any) -> tuple[str, ...]:
-        """Remarks for the receipt, once all of the file's rows were there.
+        """Notes for the receipt, after all rows of the file.
 
         Args:
-            made: What the stage has returned, or all of it together.
+            made: The value that the stage returned, or the sum of all its values.
 
         Raises:
-            OutputError: Histograms were filled by code that does not look at the weight.
+            OutputError: The stage filled histograms, and its code contains no use of the weight.
         """
         if not self.differs:
             return ()
@@ -166,7 +166,7 @@ class WeightUse:
 
 
 def _differs(column: Any) -> bool:
-    if column.layout.is_numpy:  # a tenth of the time
+    if column.layout.is_numpy:  # ten times faster
         return bool(np.any(column.layout.data != 1))
     return bool(ak.any(column != 1, axis=None))
 
@@ -179,7 +179,7 @@ def _with_column(batch: Any, column: Any) -> Any:
 
 
 def _is_short(column: Any) -> bool:
-    """Whether it holds fewer digits than the float64 it was made from."""
+    """True if the column has another type than float64, and so fewer digits."""
     dtype = column.dtype if isinstance(column, np.ndarray) else _dtype(column)
     return dtype is not None and dtype != np.float64
 
@@ -192,7 +192,7 @@ def _dtype(column: Any) -> np.dtype[Any] | None:
 
 
 def _holds(value: Any) -> bool:
-    """Whether anything was filled, or counted."""
+    """True if a histogram or count is not empty."""
     if isinstance(value, Histogram):
         return value.summary().holds
     if hasattr(value, "values"):

@@ -130,7 +130,7 @@ class Lots:
         """Now and then, alter a file that a call is about to read: each partial once at most."""
         if self.lots.random() < 0.5:
             return
-        if call.function is tasks.run_batch and call.args[4]:
+        if call.function is tasks.run_batch and call.args[3].expected:
             task = call.args[2].task(0)
             if _number(task.source.file.url) % 2 and self._first(task.artefact):
                 self._cut(task.artefact, "artefact")
@@ -187,7 +187,7 @@ class Moment(Lots):
         """See `Lots`."""
         del timeout, return_when
         every = list(asked)
-        readers = [call for call in every if call.function is tasks.run_batch and call.args[4]]
+        readers = [call for call in every if call.function is tasks.run_batch and call.args[3].expected]
         merges = [
             call for call in every if call.function is merging.run_whole and call.args[1].name == "keep/d/nominal"
         ]

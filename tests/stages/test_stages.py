@@ -12,7 +12,7 @@ from campaign.stages.read import RootSource, evaluate
 from campaign.stages.reweight import Reweight
 
 from campaign.cli import main
-from campaign.errors import InputError, OutputError
+from campaign.errors import InputError, OutputError, WeightError
 from campaign.protocols import Context
 
 N = 1000
@@ -244,7 +244,7 @@ def test_a_weight_is_what_numpy_gives_in_float64(source, tree, expression):
 def test_a_weight_is_arithmetic_of_branches_and_nothing_else(source, expression, said):
     """Calls, attributes and whatever else Python has are refused, and so is what is not one number per event."""
     opened = source("tree")
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(WeightError, match=said) as caught:
         opened.weight(expression, opened.read(0, N))
     assert caught.value.where.startswith(f"weight '{expression}' in ")
 

@@ -67,7 +67,7 @@ def test_the_next_range_is_read_while_the_one_before_is_worked_on(tmp_path):
     (only,) = checked.plan.todo()
     rundir = RunDir(tmp_path / "r")
     with PackWriter(rundir) as pack:
-        chain = Pipeline(Worker(job_of(checked.plan)), rundir, only.shape.tasks([0]).task(0), {}, "", pack)
+        chain = Pipeline(Worker(job_of(checked.plan)), rundir, only.shape.tasks([0]).task(0), pack=pack)
         read, names = chain._read_range, []
 
         def noted(source, span, *more):
