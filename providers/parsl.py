@@ -20,6 +20,7 @@ import parsl.config
 import parsl.launchers
 import parsl.providers
 from campaign.providers.arguments import WrongArgument, check_arguments, try_to_make
+from campaign.providers.batch_script import ASSIGNMENT
 from parsl.executors import HighThroughputExecutor
 from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 from parsl.providers.base import ExecutionProvider
@@ -27,7 +28,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from campaign.errors import ProviderError, SpecError
 from campaign.protocols import PilotHandle
-from campaign.spec.options import ASSIGNMENT
 from campaign.supervision import run_registry
 from campaign.supervision.identity import VARIABLE, mark, marked
 from campaign.util.messages import unknown
