@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from campaign.protocols import PilotHandle
+from campaign.protocols import PilotHandle, Provider
 from campaign.supervision.forkserver import child_setup, context, no_main, stop_fork_server, wake_fork_server
 from campaign.supervision.identity import environment
 
@@ -30,7 +30,7 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class LocalProvider:
+class LocalProvider(Provider):
     """See `campaign.protocols.Provider`."""
 
     Options = Options
@@ -70,6 +70,10 @@ class LocalProvider:
         pool.submit(os.getpid)  # the fork server and its imports start here and now
         self._pools.append(pool)
         return pool
+
+    def why_broken(self, executor: Executor) -> str:
+        """The signal or exit code of the worker that broke the executor."""
+        return executor.why_broken() if isinstance(executor, _Pool) else ""
 
     def carry(self, argv: Sequence[str], count: int, folder: Path) -> list[PilotHandle]:
         """Subprocesses that get SIGTERM when this process dies."""

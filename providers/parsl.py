@@ -27,7 +27,7 @@ from parsl.providers.base import ExecutionProvider
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from campaign.errors import ProviderError, SpecError
-from campaign.protocols import PilotHandle
+from campaign.protocols import PilotHandle, Provider
 from campaign.supervision import run_registry
 from campaign.supervision.identity import VARIABLE, mark, marked
 from campaign.util.messages import unknown
@@ -166,7 +166,7 @@ def _stays_here(given: Any) -> bool:
     return local and made.nodes_per_block == 1 and isinstance(made.launcher, near)
 
 
-class ParslProvider:
+class ParslProvider(Provider):
     """See `campaign.protocols.Provider`. No DataFlowKernel: a user's own stays untouched."""
 
     Options = Options

@@ -242,8 +242,9 @@ def _contents(checked: Checked, told: Mapping[str, Any], sample: float, made: Ve
 
 def _versions(checked: Checked, told: Mapping[str, Any], made: Verification) -> None:
     now = report.versions()
-    if hasattr(checked.kind, "versions"):
-        now["server"] = checked.kind.versions()
+    server = checked.kind.versions() if checked.kind is not None else None
+    if server is not None:
+        now["server"] = server
     if told["versions"].get("reproducible") == "False":
         made.notes.append("the run itself says that its outputs are not reproducible; its report says why")
     for name, was in told["versions"].items():

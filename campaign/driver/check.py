@@ -17,7 +17,7 @@ from campaign.planning.plan import PendingTasks, Plan
 from campaign.planning.planner import plan
 from campaign.planning.stage_code import StageCode
 from campaign.pool.server_kind import make_kind
-from campaign.protocols import Provider
+from campaign.protocols import Provider, ServerKind
 from campaign.spec.models import Campaign, ProviderSpec
 from campaign.spec.options import check_options
 from campaign.storage.receipts import Receipts
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from campaign.worker.try_stages import Tried
 
 
-def check_models(campaign: Campaign, code: Mapping[str, StageCode], kind: Any) -> None:
+def check_models(campaign: Campaign, code: Mapping[str, StageCode], kind: ServerKind | None) -> None:
     """Refuse stages that name a model, an input or an output that the pool does not have.
 
     Raises:
@@ -45,9 +45,10 @@ def check_models(campaign: Campaign, code: Mapping[str, StageCode], kind: Any) -
         if model not in campaign.servers.models:
             known = sorted(campaign.servers.models)
             raise SpecError(messages.unknown(model, known, "models under servers.models"), key=(*key, "model"))
-        if not hasattr(kind, "tensors"):
+        signature = kind.signature(model) if kind is not None else None
+        if signature is None:
             continue  # servers that already run are asked when they are used
-        inputs, outputs = kind.tensors(model)
+        inputs, outputs = ([tensor[0] for tensor in signature[side]] for side in ("inputs", "outputs"))
         for what in given:
             if what not in inputs:
                 raise SpecError(messages.unknown(what, inputs, f"inputs of {model}"), key=(*key, "inputs", what))
@@ -103,7 +104,7 @@ class Checked:
 
     campaign: Campaign
     plan: Plan
-    kind: Any
+    kind: ServerKind | None
     provider: type[Provider]
     options: Any
     models: Mapping[str, Mapping[str, Any]]
@@ -116,7 +117,7 @@ def check(campaign: Campaign) -> Checked:
         SpecError: With file, line and key where the campaign came from a file.
     """
     try:
-        cls = plugins.get(plugins.PROVIDERS, campaign.provider.kind, key=("provider",), base=campaign.base)
+        cls = plugins.get(plugins.PROVIDERS, campaign.provider.kind, key=("provider",), base=campaign.base, of=Provider)
         options = check_options(
             cls.Options, campaign.provider.given, ("provider",), ProviderSpec, _kind_remedy(campaign.provider)
         )
@@ -169,8 +170,8 @@ def try_out(checked: Checked, address: PoolAddress | None = None) -> Tried:
         SpecError: Something is wrong for certain; with the key.
     """
     servers, kind = checked.campaign.servers, checked.kind
-    known = hasattr(kind, "signature") and servers is not None
-    signatures = {name: kind.signature(name) for name in servers.models} if known and servers is not None else {}
+    models = servers.models if servers is not None and kind is not None else ()
+    signatures = {name: known for name in models if kind is not None and (known := kind.signature(name)) is not None}
     with tempfile.TemporaryDirectory(prefix="campaign-check-") as folder:
         ticket = save_job(job_of(checked.plan), Path(folder) / "job")
         return preflight_try(checked.plan, _untouched(checked), ticket, signatures, address)

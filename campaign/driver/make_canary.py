@@ -46,9 +46,11 @@ def make(campaign: Campaign, model: str, force: bool, say: Callable[[str], None]
         raise SpecError(unknown(model, known, "models of the campaign"), key=("servers", "models"))
     checked = check(_unproved(campaign, servers, model))
     kind, given = checked.kind, servers.models[model].canary
-    if not hasattr(kind, "new_canary"):
+    assert kind is not None
+    files, signature = kind.model_files(model), kind.signature(model)
+    if files is None or signature is None:
         raise SpecError("only servers started for the campaign are held to known answers", key=("servers", "kind"))
-    path: Path = campaign.path(given) if given else kind.new_canary(model)
+    path = campaign.path(given) if given else files.new_canary
     if path.exists() and not force:
         raise campaign.locate(SpecError(f"{path} is there already", key=key, remedy="give --force to replace it"))
     tried = try_out(checked)  # what is wrong with a stage shows before a server is started
@@ -63,9 +65,9 @@ def make(campaign: Campaign, model: str, force: bool, say: Callable[[str], None]
         if model not in tried.taken:
             why = "; ".join(tried.notes) or "before frozen values are needed"
             raise campaign.locate(SpecError(f"no stage sends rows to '{model}': {why}", key=key))
-        inputs, what = _first(tried.taken[model], int(kind.signature(model)["max_batch"]))
+        inputs, what = _first(tried.taken[model], int(signature["max_batch"]))
         record = next(r for r in pool.address.servers() if r["state"] == "ready")
-        _write(path, record, model, inputs, servers.request_deadline_s, kind.rows_assumed(model), say)
+        _write(path, record, model, inputs, servers.request_deadline_s, files.rows_assumed, say)
     return path, what
 
 

@@ -97,8 +97,9 @@ class Scheduler:
         self.tries: Counter[tuple[int, int]] = Counter()
         self.name, self.numbers = secrets.token_hex(4), count()  # of calls
         self.calls = WorkerCalls(
-            lambda: provider.tasks(workers), lambda: deaths(rundir.workers, rundir.stage_logs), workers * AHEAD
-        )
+            lambda: provider.tasks(workers), lambda: deaths(rundir.workers, rundir.stage_logs), workers * AHEAD,
+            provider.why_broken,
+        )  # fmt: skip
         self.merges = MergeScheduler(plan, state, rundir, receipts, self.calls, shown, self._anew)
         self.failures = FailurePolicy(plan, state, self.calls, job, self.root, self._id)
 

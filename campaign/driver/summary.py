@@ -11,6 +11,7 @@ from campaign.inference.local_model import NOTE
 from campaign.outputs.column_schemas import differences
 from campaign.planning.plan import Plan
 from campaign.pool.pool import ServerPool
+from campaign.protocols import ServerKind
 from campaign.report import report
 from campaign.report.profile import Profile, by_stage
 from campaign.report.report import Report
@@ -40,19 +41,19 @@ def failures(state: State) -> Iterator[str]:
         yield texts[0] + (f"\n  and {len(texts) - 1} more alike" if len(texts) > 1 else "")
 
 
-def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool: ServerPool | None, todo: int) -> None:
+def fill(
+    made: Report, plan: Plan, state: State, rundir: RunDir, kind: ServerKind | None, pool: ServerPool | None, todo: int
+) -> None:
     """Fill in everything but status, errors and time."""
     if pool is not None:
         made.servers = pool.report()
         made.models = {name: {"version": version} for name, version in sorted(pool.versions.items())}
         for server in made.servers:
             made.warnings += [w for w in server.get("warnings", ()) if w not in made.warnings]
-    dynamic = _dynamic(plan, kind)
-    if dynamic:
+    why = kind.why_not_reproducible() if kind is not None else ""
+    if why:
         made.reproducible = False
-        made.warnings.append(
-            f"the server batches requests of {', '.join(dynamic)} dynamically: predictions depend on their neighbours"
-        )
+        made.warnings.append(why)
     notes = [
         *(m.notes for m in state.merged.values()),
         *(state.index.frozen[at].notes for at in state.frozen if at in state.index.frozen),
@@ -80,8 +81,9 @@ def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool
     ]
     made.artefacts = _artefacts(plan, rundir)
     made.versions = report.versions()
-    if hasattr(kind, "versions"):
-        made.versions["server"] = kind.versions()
+    installed = kind.versions() if kind is not None else None
+    if installed is not None:
+        made.versions["server"] = installed
 
 
 MOST = 1000  # files that a report names
@@ -139,13 +141,6 @@ def profiled(profile: Profile, plan: Plan, state: State, pool: ServerPool | None
         profile.computing[str(record["name"])] = computing / max(end - ready, 1e-3)
     profile.timeline = dict(sorted(profile.timeline.items(), key=lambda item: item[1]))
     return profile
-
-
-def _dynamic(plan: Plan, kind: Any) -> list[str]:
-    servers = plan.campaign.servers
-    if servers is None or not hasattr(kind, "config"):
-        return []
-    return [name for name in servers.models if kind.config(name).HasField("dynamic_batching")]
 
 
 def _artefacts(plan: Plan, rundir: RunDir) -> dict[str, str]:

@@ -49,6 +49,7 @@ class WorkerCalls:
         new_executor: Gives an executor; asked again after one broke.
         deaths: What workers that have died say of it, each once.
         most: How many are wanted to be under way at most.
+        why_broken: How a worker of a broken executor ended; empty: not known.
     """
 
     def __init__(
@@ -56,8 +57,9 @@ class WorkerCalls:
         new_executor: Callable[[], Executor],
         deaths: Callable[[], Sequence[Death]] = lambda: (),
         most: int = sys.maxsize,
+        why_broken: Callable[[Executor], str] = lambda _: "",
     ) -> None:
-        self._give, self._ask, self._most = new_executor, deaths, most
+        self._give, self._ask, self._most, self._why_broken = new_executor, deaths, most, why_broken
         self._under_way: dict[Future[Any], Callable[[Future[Any]], None]] = {}
         self._quarantine: deque[WorkerCall] = deque()
         self._deaths: dict[str, Death] = {}
@@ -126,7 +128,7 @@ class WorkerCalls:
             self._quarantine.extendleft(reversed(call.halves()))
         else:
             call.losses += alone
-            self._again_alone(call, _why(executor) or f"{type(error).__name__}: {error}".splitlines()[0])
+            self._again_alone(call, self._why_broken(executor) or f"{type(error).__name__}: {error}".splitlines()[0])
 
     def _learn(self) -> None:
         for death in self._ask():
@@ -168,9 +170,3 @@ class WorkerCalls:
         if self._broken > EXECUTORS:
             raise ProviderError(f"workers were lost together {EXECUTORS} times", remedy="is there enough memory?")
         return self._give()
-
-
-def _why(executor: Executor) -> str:
-    """How the executor's worker ended, where it knows."""
-    tell: Callable[[], str] | None = getattr(executor, "why_broken", None)
-    return tell() if tell is not None else ""

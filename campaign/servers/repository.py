@@ -10,9 +10,10 @@ from typing import Any
 from google.protobuf import text_format
 
 from campaign.errors import SpecError
+from campaign.protocols import ModelFiles
 from campaign.servers import environment, onnx_backend, settings
 from campaign.servers.layout import beside, tree
-from campaign.servers.modelconfig import ENVIRONMENT, datatype, environment_named, messages, render
+from campaign.servers.modelconfig import ENVIRONMENT, datatype, environment_named, messages, render, reshaped
 from campaign.servers.onnx_file import NotOnnx, complete
 from campaign.servers.onnx_file import read as read_onnx
 from campaign.spec.models import ModelSpec, ServerSpec
@@ -327,10 +328,13 @@ class Repository:
             "max_batch": most, "optional": [t.name for t in config.input if t.optional],
         }  # fmt: skip
 
-    def tensors(self, model: str) -> tuple[list[str], list[str]]:
-        """Names of a model's inputs and outputs."""
-        config = self.config(model)
-        return [t.name for t in config.input], [t.name for t in config.output]
+    def model_files(self, model: str) -> ModelFiles:
+        """The version folder, the ONNX file and the known answer of a model."""
+        folder = self.folder(model) / str(self.version(model))
+        return ModelFiles(
+            folder, self.onnx(model) or folder / "model.onnx", self.canary(model), self.new_canary(model),
+            self.rows_assumed(model), reshaped(self.config(model)),
+        )  # fmt: skip
 
     def identity(self, model: str) -> Mapping[str, Any]:
         """Hashes of what is served, its configuration, the server's build and requirements.

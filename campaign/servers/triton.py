@@ -12,7 +12,7 @@ from google.protobuf import text_format
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from campaign.errors import SpecError
-from campaign.protocols import Launch
+from campaign.protocols import Launch, ServerKind
 from campaign.servers import environment
 from campaign.servers.layout import hold, lay_out, unpack
 from campaign.servers.listen import on_port, on_socket
@@ -56,7 +56,7 @@ class Options(BaseModel):
     private_shm: Literal["auto"] | bool = "auto"
 
 
-class Triton(Repository):
+class Triton(Repository, ServerKind):
     """See `campaign.protocols.ServerKind`."""
 
     Options = Options
@@ -68,9 +68,6 @@ class Triton(Repository):
     def through_tls(self, one_node: bool) -> bool:
         """As ``listen`` says."""
         return not one_node if self.options.listen == "auto" else self.options.listen == "tls"
-
-    def secret(self) -> None:
-        """None beside what the pool makes itself."""
 
     def check(self) -> None:
         """Refuse what cannot be served."""
@@ -115,9 +112,11 @@ class Triton(Repository):
         path = environment.environment(self.options.requirements, self.options.python).path / "versions.txt"
         return ", ".join(path.read_text().split()) if path.is_file() else ""
 
-    def addresses(self) -> list[Mapping[str, Any]]:
-        """None: its servers are started."""
-        return []
+    def why_not_reproducible(self) -> str:
+        """Dynamic batching: Triton joins requests, and a model may give a row another value in another batch."""
+        dynamic = ", ".join(name for name in self.spec.models if self.config(name).HasField("dynamic_batching"))
+        why = f"the server batches requests of {dynamic} dynamically: predictions depend on their neighbours"
+        return why if dynamic else ""
 
     @staticmethod
     def launch(recipe: Mapping[str, Any], place: Path, name: str) -> Launch:
