@@ -14,11 +14,15 @@ import numpy as np
 from campaign.audit.integrity import CHANGED, MISSING, Finding, IntegrityReport, integrity
 from campaign.driver import manifest
 from campaign.driver.check import Checked, check, override
+from campaign.driver.execution import Execution
 from campaign.driver.explain import differing
-from campaign.driver.run import Run
+from campaign.driver.failed_files import FailedFiles
+from campaign.driver.partial_index import PartialIndex
 from campaign.driver.signals import signals
+from campaign.driver.state import State
+from campaign.driver.summary import failures
+from campaign.driver.work import Work
 from campaign.errors import CampaignError, Interrupted, RunDirBusy, SpecError
-from campaign.outputs.merge import Merged
 from campaign.planning.datasets import is_url
 from campaign.planning.plan import InputGroup, PendingTasks
 from campaign.planning.plan_file import PlanFile, file_lists
@@ -32,7 +36,7 @@ from campaign.supervision import driver_watchdog
 from campaign.supervision.forkserver import stop_fork_server
 from campaign.supervision.identity import mark, own
 from campaign.util.hashing import file_digest
-from campaign.util.os_errors import in_words
+from campaign.util.os_errors import in_words, no_room
 
 
 @dataclass
@@ -260,24 +264,6 @@ def _versions(checked: Checked, told: Mapping[str, Any], made: Verification) -> 
 # What it gives --------------------------------------------------------------------------------------------------------
 
 
-class _Again(Run):
-    """Some files' tasks once more, in a directory of their own; nothing is merged or reduced."""
-
-    frozen: Mapping[tuple[str, str], tuple[str, str]]
-    passes: list[PendingTasks]
-
-    def _remember(self) -> None:
-        self.state.frozen = dict(self.frozen)
-        self.state.merged = {o.name: Merged(o.name, "", self.rundir.root, "") for o in self.plan.outputs}
-        self.todo = self.passes
-
-    def _hash_inputs(self) -> None:
-        """Nobody asks."""
-
-    def _sign(self) -> None:
-        """Nothing to sign."""
-
-
 def _recompute(
     rundir: RunDir, checked: Checked, told: Mapping[str, Any], looked: IntegrityReport, sample: float, shown: Progress,
     made: Verification,
@@ -336,20 +322,29 @@ def _run(
     checked: Checked, again: RunDir, frozen: Mapping[tuple[str, str], tuple[str, str]], passes: list[PendingTasks],
     shown: Progress, made: Verification,
 ) -> None:  # fmt: skip
+    """Do the tasks in a directory of their own. Their results are neither merged nor reduced."""
+    errors: list[str] = []
     try:
-        with again.owned(), signals() as stop:
-            run = _Again(checked, again, shown, stop)
-            run.frozen, run.passes = frozen, passes
-            done = run.run()
-    except (CampaignError, OSError) as error:
-        said = in_words(error, again.root) if isinstance(error, OSError) else error
-        made.findings.append(Finding("recomputed", "the sample", f"cannot be: {said}"))
-        return
+        with again.owned(), signals() as stop, Receipts(again.receipts) as receipts:
+            plan = checked.plan.without_outputs()
+            state = State(PartialIndex(plan, receipts), FailedFiles(plan), frozen=dict(frozen))
+            execution = Execution(checked, Work(plan, passes, state), again, shown, stop)
+            try:
+                with execution:
+                    execution.try_first()
+                    execution.run()
+                errors += failures(state)
+            except CampaignError as error:
+                if stop.is_set() or isinstance(error, Interrupted):
+                    raise Interrupted("stopped as asked; nothing was changed", where=made.run_dir) from error
+                errors += [*failures(state), str(error)]
+    except OSError as error:
+        errors.append(str(in_words(error, again.root)))
     finally:
         stop_fork_server()
-    if done.status == report.INTERRUPTED:
-        raise Interrupted("stopped as asked; nothing was changed", where=made.run_dir)
-    made.findings += [Finding("recomputed", "the sample", f"cannot be: {error}") for error in done.errors]
+        shown.close()
+    errors += no_room(errors, again.root)
+    made.findings += [Finding("recomputed", "the sample", f"cannot be: {error}") for error in errors]
 
 
 def _file_digest(path: Path) -> str:

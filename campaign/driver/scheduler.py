@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -15,20 +15,21 @@ import numpy as np
 from campaign.driver.failure_policy import FailurePolicy
 from campaign.driver.merge_scheduler import MergeScheduler
 from campaign.driver.partial_index import Places
-from campaign.driver.state import State
+from campaign.driver.run_servers import RunServers
 from campaign.driver.task_queue import TaskQueue
+from campaign.driver.work import Work
 from campaign.driver.worker_calls import WorkerCall, WorkerCalls
 from campaign.errors import ArtefactError, CampaignError, FrozenChanged, ServerError, SpecError
 from campaign.inference.local_model import NOTE
-from campaign.planning.plan import InputGroup, Layer, PendingTasks, Plan, Reduce, TaskTemplate, shapes
+from campaign.planning.plan import InputGroup, Layer, PendingTasks, Reduce, TaskTemplate, shapes
 from campaign.protocols import Provider
 from campaign.report.progress import Progress
-from campaign.storage.receipts import FROZEN, UNFINISHED, Receipt, Receipts, parse
+from campaign.spec.models import campaign_workers
+from campaign.storage.receipts import FROZEN, UNFINISHED, Receipt, parse
 from campaign.storage.rundir import RunDir
 from campaign.util.hashing import canonical_json
 from campaign.util.lazy import LazyModule
 from campaign.worker.deadline import deaths
-from campaign.worker.job import JobTicket
 
 if TYPE_CHECKING:
     from campaign.storage.frozen_values import Frozen
@@ -66,42 +67,32 @@ class TaskInputs:
 
 
 class Scheduler:
-    """Brings a plan to its end.
+    """Submits the tasks, merges and reduce calls of a run, and takes their answers.
 
     Args:
-        plan: The plan.
-        todo: What of it is to be done.
-        state: What is done already; grows.
+        work: The plan, the tasks to do, and what is done already.
         rundir: The run directory.
-        receipts: Its log.
-        provider: Who gives the executor.
-        workers: How many worker processes.
-        retries: How often a task is tried again after an error that can heal.
-        job: From `campaign.worker.job.save_job`.
+        provider: Gives the executor.
+        servers: The servers of the run: the ticket for workers, and why no server can be used.
         shown: Progress.
-        pool_failure: Why the pool is of no use any more, or None.
-        with_servers: Starts a pool if there is none, and returns the job that knows it.
     """
 
-    def __init__(
-        self, plan: Plan, todo: Iterable[PendingTasks], state: State, rundir: RunDir, receipts: Receipts,
-        provider: Provider, workers: int, retries: int, job: JobTicket, shown: Progress,
-        pool_failure: Callable[[], CampaignError | None], with_servers: Callable[[], JobTicket],
-    ) -> None:  # fmt: skip
-        self.plan, self.state, self.rundir, self.receipts = plan, state, rundir, receipts
-        self.workers, self.retries = workers, retries
-        self.job, self.shown, self.pool_failure, self.with_servers = job, shown, pool_failure, with_servers
+    def __init__(self, work: Work, rundir: RunDir, provider: Provider, servers: RunServers, shown: Progress) -> None:
+        plan, state = work.plan, work.state
+        self.plan, self.state, self.rundir, self.receipts = plan, state, rundir, state.index.receipts
+        self.servers, self.shown, self.job = servers, shown, servers.ticket
         self.root = str(rundir.root)
-        self.queue = TaskQueue(todo, state.index, workers)
-        self.unreduced = [r for r in plan.reduces if (r.stage, r.variation) not in state.frozen]
+        workers = campaign_workers(plan.campaign)
+        self.queue = TaskQueue(work.todo, state.index, workers)
+        self.unreduced = work.reduces
         self.tries: Counter[tuple[int, int]] = Counter()
         self.name, self.numbers = secrets.token_hex(4), count()  # of calls
         self.calls = WorkerCalls(
             lambda: provider.tasks(workers), lambda: deaths(rundir.workers, rundir.stage_logs), workers * AHEAD,
             provider.why_broken,
         )  # fmt: skip
-        self.merges = MergeScheduler(plan, state, rundir, receipts, self.calls, shown, self._anew)
-        self.failures = FailurePolicy(plan, state, self.calls, job, self.root, self._id)
+        self.merges = MergeScheduler(plan, state, rundir, self.receipts, self.calls, shown, self._anew)
+        self.failures = FailurePolicy(plan, state, self.calls, self.job, self.root, self._id)
 
     def run(self, look_around: Callable[[], None]) -> None:
         """Until nothing more can be done. What fails is noted, what does not depend on it goes on.
@@ -206,7 +197,7 @@ class Scheduler:
         """Note it; True if the task is to be tried again. ``read``: where the receipt of its artefact lies."""
         if isinstance(error, FrozenChanged):
             raise error
-        failure = self.pool_failure() if isinstance(error, ServerError) else None
+        failure = self.servers.failure() if isinstance(error, ServerError) else None
         if failure is not None:
             raise failure  # one error of the pool, not one of each file
         spoilt = shape.artefact if isinstance(error, ArtefactError) else None
@@ -214,7 +205,7 @@ class Scheduler:
             return True
         at = (shape.emits[0].number, place)
         self.tries[at] += 1
-        if not error.permanent and self.tries[at] <= self.retries:
+        if not error.permanent and self.tries[at] <= self.plan.campaign.retries:
             return True
         self._locate(error)
         self.state.note(error)
@@ -238,7 +229,7 @@ class Scheduler:
         others = frozenset(self.state.index.emits) - lines
         for shape in shapes([x for x in self.plan.lines if x.events is events], others):
             if any(self.plan.infers(line.stage) for line in shape.lines):
-                self.job = self.with_servers()  # nothing else may have needed one
+                self.job = self.servers.start_late()  # nothing else may have needed one
             self.queue.add(PendingTasks(shape, places))
             self.state.counts["again"] += len(places)
 

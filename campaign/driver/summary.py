@@ -7,6 +7,7 @@ from typing import Any
 
 from campaign.driver.state import State
 from campaign.driver.unmoved_outputs import notes_of, unmoved
+from campaign.driver.work import Work
 from campaign.inference.local_model import NOTE
 from campaign.outputs.column_schemas import differences
 from campaign.planning.plan import Plan
@@ -20,8 +21,9 @@ from campaign.storage.rundir import RunDir
 from campaign.util.messages import counted, listed
 
 
-def judge(made: Report, plan: Plan, state: State) -> None:
-    """Say whether everything is there, and what is not."""
+def judge(made: Report, work: Work) -> None:
+    """Set the status of the report, and name missing outputs and frozen values."""
+    plan, state = work.plan, work.state
     missing = [o.name for o in plan.outputs if o.name not in state.merged]
     missing += [f"{r.stage}/{r.variation}" for r in plan.reduces if (r.stage, r.variation) not in state.frozen]
     without = [o for o in plan.outputs if o.name in state.merged and state.incomplete(o)]
@@ -41,10 +43,9 @@ def failures(state: State) -> Iterator[str]:
         yield texts[0] + (f"\n  and {len(texts) - 1} more alike" if len(texts) > 1 else "")
 
 
-def fill(
-    made: Report, plan: Plan, state: State, rundir: RunDir, kind: ServerKind | None, pool: ServerPool | None, todo: int
-) -> None:
+def fill(made: Report, work: Work, rundir: RunDir, kind: ServerKind | None, pool: ServerPool | None) -> None:
     """Fill in everything but status, errors and time."""
+    plan, state = work.plan, work.state
     if pool is not None:
         made.servers = pool.report()
         made.models = {name: {"version": version} for name, version in sorted(pool.versions.items())}
@@ -64,7 +65,7 @@ def fill(
     made.tasks = {
         "total": plan.total,
         "done": state.counts["done"],
-        "reused": max(0, plan.total - todo - state.counts["again"]),
+        "reused": max(0, plan.total - work.tasks - state.counts["again"]),
         "failed": state.counts["failed"],
     }
     made.rows.update(state.rungs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, overload
 
@@ -231,6 +231,10 @@ class Plan:
                 found += [PendingTasks(shape, places) for shape in shapes(lines, have)]
         place = {events: i for i, events in enumerate(self.events)}
         return sorted(found, key=lambda p: (p.shape.lines[0].level, place[p.shape.events]))  # stable
+
+    def without_outputs(self) -> Plan:
+        """A plan of the same tasks, whose results are neither merged nor reduced."""
+        return replace(self, outputs=[], reduces=[])
 
     def infers(self, stage: str) -> bool:
         """Whether a stage asks servers."""
