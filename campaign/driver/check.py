@@ -159,6 +159,20 @@ def look(checked: Checked) -> PreflightReport:
         return preflight(checked.plan, _untouched(checked), save_job(job_of(checked.plan), Path(folder) / "job"))
 
 
+def refuse_unreadable(checked: Checked, looked: PreflightReport) -> None:
+    """Refuse a dataset of which no file that was tried can be read, unless the campaign lets files fail.
+
+    Raises:
+        SpecError: Says why the first such dataset cannot be read.
+    """
+    if checked.campaign.errors.max_failed_files:
+        return
+    for dataset, why in looked.broken.items():
+        key = ("datasets", dataset, "files")
+        remedy = "check or replace it; or let files fail: errors: {max_failed_files: N}"
+        raise checked.campaign.locate(SpecError(why, key=key, remedy=remedy))
+
+
 def try_out(checked: Checked, address: PoolAddress | None = None) -> Tried:
     """Run the stages on 100 rows of one file of each dataset, with servers that answer zeros.
 
