@@ -7,12 +7,8 @@ import copy
 import inspect
 import math
 import shlex
-import shutil
-import sys
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +17,16 @@ import parsl.launchers
 import parsl.providers
 from campaign.providers.arguments import WrongArgument, check_arguments, try_to_make
 from campaign.providers.batch_script import ASSIGNMENT
+from campaign.providers.parsl_executor import HtexExecutor, interchange_command, remember_job, worker_command
 from parsl.executors import HighThroughputExecutor
-from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 from parsl.providers.base import ExecutionProvider
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from campaign.errors import ProviderError, SpecError
 from campaign.protocols import PilotHandle, Provider
-from campaign.supervision import run_registry
 from campaign.supervision.identity import VARIABLE, mark, marked
 from campaign.util.messages import unknown
 
-WATCH_S = 1.0
 DIRECTIVES = {
     "SlurmProvider": "#SBATCH", "PBSProProvider": "#PBS", "TorqueProvider": "#PBS", "GridEngineProvider": "#$",
     "LSFProvider": "#BSUB", "CondorProvider": ASSIGNMENT,
@@ -186,7 +180,7 @@ class ParslProvider(Provider):
             first = options.config.executors[0]
             given, self.address = first.provider, first.address or options.address
         self._given = given
-        self._tasks: list[_Htex] = []
+        self._tasks: list[HtexExecutor] = []
         self._carried: list[_Job] = []
 
     @property
@@ -236,17 +230,18 @@ class ParslProvider(Provider):
             "cores_per_worker": 1e-6,  # the number of workers is ours to say
             "heartbeat_period": o.heartbeat_period_s,
             "heartbeat_threshold": o.heartbeat_threshold_s,
-            "interchange_launch_cmd": _interchange(),
-            "launch_cmd": _worker_command(),
+            "interchange_launch_cmd": interchange_command(),
+            "launch_cmd": worker_command(),
             "encrypted": True,  # tasks carry the pool's certificates; and nobody else may hand out or take tasks
             **o.executor,
         }
         htex = HighThroughputExecutor(**arguments)
         htex.run_dir = str(self.folder / "parsl")
-        made = _Htex(htex, o.blocks)
+        made = HtexExecutor(htex, o.blocks)
         self._tasks.append(made)
         made.start()
-        return made
+        executor: Executor = made
+        return executor
 
     def carry(self, argv: Sequence[str], count: int, folder: Path) -> list[PilotHandle]:
         """One job for all pilots, as Parsl's launcher spreads it over the nodes of a block."""
@@ -258,7 +253,7 @@ class ParslProvider(Provider):
         # environment on.
         command = "exec " + shlex.join(["env", f"{VARIABLE}={mark()}", *argv])
         name = f"campaign-{mark().campaign}-servers"
-        _remember(provider, "", name)
+        remember_job(provider, "", name)
         try:
             with marked():
                 job = provider.submit(command, per_node, job_name=name)
@@ -270,7 +265,7 @@ class ParslProvider(Provider):
             )
         with (folder / "job").open("a") as stream:  # one more for each pilot that is sent in place of a lost one
             stream.write(f"{type(provider).__name__} {job}\n")
-        _remember(provider, job, name)
+        remember_job(provider, job, name)
         carried = _Job(provider, job)
         self._carried.append(carried)
         return [carried]
@@ -279,33 +274,6 @@ class ParslProvider(Provider):
 # A scheduler's SIGTERM ends the job's shell, and with it, by SIGKILL, whatever else is in the job: nobody would be left
 # to sweep. Pilots that the shell has put into the background are told, and waited for.
 _HAND_ON = "trap 'kill -TERM $(jobs -p) 2>/dev/null; wait' TERM"
-
-
-def _remember(provider: Any, job: Any, name: str) -> None:
-    # Without a number before it is submitted: a driver that is killed then has a job all the same.
-    if not isinstance(provider, parsl.providers.LocalProvider):  # those are processes of this machine
-        run_registry.remember(job=(type(provider).__name__, str(job), name))
-
-
-def _beside_python(program: str) -> str:
-    """The program of this very environment, which need not be on PATH."""
-    own = Path(sys.executable).parent / program
-    return str(own) if own.exists() else program
-
-
-def _worker_command() -> str:
-    program, _, arguments = DEFAULT_LAUNCH_CMD.partition(" ")
-    return f"{shlex.join([sys.executable, '-m', 'campaign.providers.block', _beside_python(program)])} {arguments}"
-
-
-def _interchange() -> list[str]:
-    # Its process title would be written over its environment, where its mark is looked for.
-    command = ["env", f"{VARIABLE}={mark()}", "SPT_NOENV=1", _beside_python("interchange.py")]
-    # Parsl's interchange has no eye on its parent: it and its workers would live on after the driver was killed.
-    if shutil.which("setpriv"):
-        command = ["setpriv", "--pdeathsig", "TERM", *command]
-    # A session of its own: Ctrl-C in the terminal is for the driver, which then ends things in order.
-    return ["setsid", *command] if shutil.which("setsid") else command
 
 
 class _Job:
@@ -327,82 +295,3 @@ class _Job:
             self._over = True
             if self.poll() is None:
                 self._provider.cancel([self._job])
-
-
-class _Htex(Executor):
-    """A HighThroughputExecutor behind the interface of ``concurrent.futures``, which watches its blocks."""
-
-    def __init__(self, htex: Any, blocks: int) -> None:
-        self._htex, self._blocks = htex, blocks
-        self._over = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, name="campaign-htex", daemon=True)
-
-    def start(self) -> None:
-        """Start the interchange and ask for the blocks.
-
-        Raises:
-            ProviderError: The provider refused a block.
-        """
-        _remember(self._htex.provider, "", self._htex.label)
-        self._htex.start()
-        if self._htex.cert_dir:
-            run_registry.remember(secret=Path(self._htex.cert_dir))
-        with marked():
-            started = self._htex.scale_out_facade(self._blocks)
-        for job in self._htex.blocks_to_job_id.values():
-            _remember(self._htex.provider, job, self._htex.label)
-        if not started:
-            said = "; ".join(str(s.message) for s in self._htex.status_facade.values())
-            self.end()
-            raise ProviderError(f"no block of workers was given: {said}", where=type(self._htex.provider).__name__)
-        self._watcher.start()
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Submit a call.
-
-        Raises:
-            BrokenExecutor: All blocks are lost.
-        """
-        if self._htex.bad_state_is_set:
-            raise BrokenExecutor(str(self._htex.executor_exception))
-        future: Future[Any] = self._htex.submit(fn, {}, *args, **kwargs)
-        return future
-
-    def _watch(self) -> None:
-        """Parsl itself waits for ever when a block is gone before or after its workers registered."""
-        while not self._over.wait(WATCH_S):
-            jobs = list(self._htex.blocks_to_job_id.values())
-            statuses = self._htex.provider.status(jobs) if jobs else []
-            if statuses and all(s.terminal for s in statuses) and not self._over.is_set():
-                time.sleep(0.2)
-                said = "; ".join(filter(None, (str(s.message or "") for s in statuses)))
-                text = f"all blocks of workers have ended {said}{_stderr(statuses)}"
-                self._htex.set_bad_state_and_fail_all(BrokenExecutor(text))
-                return
-
-    def end(self) -> None:
-        """Give the blocks back and end the interchange."""
-        self._over.set()
-        if self._watcher.is_alive():
-            self._watcher.join()
-        with contextlib.suppress(Exception):
-            self._htex.scale_in_facade(len(self._htex.blocks_to_job_id))
-        self._htex.shutdown()
-        if self._htex.cert_dir:  # they open nothing any more, and are keys all the same
-            shutil.rmtree(self._htex.cert_dir, ignore_errors=True)
-        process = self._htex.interchange_proc
-        if process is not None:
-            process.wait(5)
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """See ``concurrent.futures.Executor``."""
-        del wait, cancel_futures
-        self.end()
-
-
-def _stderr(statuses: Sequence[Any]) -> str:
-    for status in statuses:
-        text = str(getattr(status, "stderr_summary", "") or "").strip()
-        if text:
-            return ": " + text[-800:]
-    return ""

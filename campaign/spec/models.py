@@ -10,69 +10,20 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from campaign.errors import SpecError
-from campaign.util.messages import unknown
+from campaign.spec.fields import Datasets, Files, FrozenModel, Name, Names, OpenModel, Seconds
+from campaign.spec.references import check_known, check_stages, refuse_circles
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from campaign.report.report import Report
 
 NOMINAL = "nominal"
 Key = tuple[str, ...]
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
-def _name(value: str) -> str:
-    # Names become file and folder names of the run directory: no separators, no leading dot, no line breaks.
-    if not _NAME.fullmatch(value):
-        raise ValueError("a name is made of letters, digits, '_', '-' and '.', and starts with a letter or digit")
-    return value
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Name = Annotated[str, AfterValidator(_name)]
-Names = Annotated[tuple[Name, ...], BeforeValidator(_as_list)]
-Datasets = Annotated[tuple[Name, ...], BeforeValidator(_as_list), Field(min_length=1)]
-Files = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
-Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-
-class _Open(BaseModel):
-    """Keys that are not its own are options of what ``kind`` or ``use`` names, and are checked by that."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
-
-    options: dict[str, Any] = Field(default_factory=dict, description="options of the implementation that is named")
-
-    @model_validator(mode="after")
-    def _once(self) -> Self:
-        twice = sorted(set(self.options) & set(self.inline))
-        if twice:
-            raise ValueError(f"'{twice[0]}' stands twice, beside 'options' and in it")
-        return self
-
-    @property
-    def inline(self) -> dict[str, Any]:
-        """The keys beside its own."""
-        return dict(self.model_extra or {})
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """All options, whether under ``options`` or inline."""
-        return {**self.options, **self.inline}
-
-
-class Dataset(_Frozen):
+class Dataset(FrozenModel):
     """Files that are read alike.
 
     Args:
@@ -93,7 +44,7 @@ class Dataset(_Frozen):
     reader: str | Callable[..., Any] = "read"
 
 
-class TwinSpec(_Frozen):
+class TwinSpec(FrozenModel):
     """The same model in the task's own process, asked when no server is left to ask.
 
     Args:
@@ -115,7 +66,7 @@ def _twin(value: Any) -> Any:
     return {"use": value} if isinstance(value, str) else value
 
 
-class ModelSpec(_Frozen):
+class ModelSpec(FrozenModel):
     """How one model of the repository is used.
 
     Args:
@@ -158,7 +109,7 @@ def _models(value: Any) -> Any:
     return {k: {} if v is None else v for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
-class ServerSpec(_Open):
+class ServerSpec(OpenModel):
     """The pool of model servers. Keys beside these are options of the server kind (``campaign check`` lists them).
 
     Args:
@@ -191,7 +142,7 @@ class ServerSpec(_Open):
         return max(3.0, min(10.0, self.request_deadline_s))
 
 
-class ProviderSpec(_Open):
+class ProviderSpec(OpenModel):
     """Who lends machines: a registered provider's name and its options."""
 
     kind: str = "local"
@@ -201,7 +152,7 @@ def _provider(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
-class StageSpec(_Open):
+class StageSpec(OpenModel):
     """One step. Keys beside these are options of a stage class; a plain function's stand under ``options``.
 
     Args:
@@ -225,7 +176,7 @@ class StageSpec(_Open):
     weighted: bool = True
 
 
-class Variation(_Frozen):
+class Variation(FrozenModel):
     """What a systematic variation changes in the datasets it names (None: in all).
 
     Args:
@@ -261,7 +212,7 @@ def _tolerance(value: Any) -> Any:
     raise ValueError("is a number of files, or a percentage of them such as '0.5 %'")
 
 
-class ErrorSpec(_Frozen):
+class ErrorSpec(FrozenModel):
     """What a campaign puts up with.
 
     Args:
@@ -306,7 +257,7 @@ class Origin:
         return f"{self.file}:{self.lines.get(known, 1)}: {dotted}"
 
 
-class Campaign(_Frozen):
+class Campaign(FrozenModel):
     """One description: datasets, servers, stages, variations, and who lends the machines.
 
     Paths are relative to the campaign file; for a campaign made in Python, to the current folder or to what
@@ -389,63 +340,19 @@ def check_references(c: Campaign) -> None:
     """Refuse a campaign whose parts do not fit together.
 
     Raises:
-        SpecError: with the key at fault.
+        SpecError: Holds the wrong key.
     """
-    per_file = [n for n, s in c.stages.items() if s.reduce is None]
-    reducers = [n for n, s in c.stages.items() if s.reduce is not None]
-    for name, stage in c.stages.items():
-        at = ("stages", name)
-        if stage.reduce is not None:
-            _known(stage.reduce, per_file, (*at, "reduce"), "per-file stages")
-            unweighted = not stage.weighted
-            for key, given in (
-                ("from", stage.from_), ("keep", stage.keep), ("datasets", stage.datasets), ("weighted", unweighted),
-            ):  # fmt: skip
-                if given:
-                    raise SpecError(f"a reduce stage takes no '{key}'", key=(*at, key), remedy="take it out")
-        elif stage.from_ is not None:
-            _known(stage.from_, [n for n in per_file if n != name], (*at, "from"), "per-file stages")
-        for other in stage.with_:
-            _known(other, [n for n in reducers if n != name], (*at, "with"), "reduce stages")
-        for dataset in stage.datasets or ():
-            _known(dataset, list(c.datasets), (*at, "datasets"), "datasets")
+    check_stages(c)
     for name, variation in c.variations.items():
         if name == NOMINAL:
             raise SpecError("'nominal' is the campaign without variations", key=("variations", name), remedy="rename")
         for dataset in variation.datasets or ():
-            _known(dataset, list(c.datasets), ("variations", name, "datasets"), "datasets")
+            check_known(dataset, list(c.datasets), ("variations", name, "datasets"), "datasets")
         if variation == Variation(datasets=variation.datasets):
             raise SpecError(
                 "changes nothing", key=("variations", name), remedy="name a tree, branches, weight or files"
             )
-    _refuse_circles(c)
-
-
-def _known(name: str, known: list[str], key: tuple[str, ...], what: str) -> None:
-    if name not in known:
-        raise SpecError(unknown(name, known, what), key=key)
-
-
-def _refuse_circles(c: Campaign) -> None:
-    def needs(name: str) -> list[str]:
-        s = c.stages[name]
-        return [n for n in (s.from_, s.reduce, *s.with_) if n is not None]
-
-    done: set[str] = set()
-    for start in c.stages:
-        trail: list[tuple[str, list[str]]] = [(start, needs(start))]
-        while trail:
-            name, left = trail[-1]
-            if name in done or not left:
-                done.add(name)
-                trail.pop()
-                continue
-            step = left.pop()
-            if step in [n for n, _ in trail]:
-                raise SpecError(
-                    f"stages wait for each other: {' -> '.join([n for n, _ in trail] + [step])}", key=("stages", start)
-                )
-            trail.append((step, needs(step)))
+    refuse_circles(c)
 
 
 def campaign_workers(campaign: Campaign) -> int:
