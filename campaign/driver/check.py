@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 
 def check_models(campaign: Campaign, code: Mapping[str, StageCode], kind: ServerKind | None) -> None:
-    """Refuse stages that name a model, an input or an output that the pool does not have.
+    """Refuse a stage that names a model, an input or an output that the pool does not have.
 
     Raises:
-        SpecError: With the key at fault.
+        SpecError: Holds the wrong key.
     """
     for name, stage in code.items():
         model = stage.options.get("model")
@@ -58,7 +58,7 @@ def check_models(campaign: Campaign, code: Mapping[str, StageCode], kind: Server
 
 
 def default_run_dir(campaign: Campaign) -> Path:
-    """``./runs/<campaign>/``; of a quick try ``./runs/<campaign>-limit-N/``."""
+    """``./runs/<campaign>/``; with a limit ``./runs/<campaign>-limit-N/``."""
     return Path.cwd() / "runs" / (campaign.campaign + (f"-limit-{campaign.limit}" if campaign.limit else ""))
 
 
@@ -73,7 +73,7 @@ def override(
     """The campaign with another number of workers or servers, another provider, or only some rows of each file.
 
     Raises:
-        SpecError: A number is none, or below one.
+        SpecError: A number is not a whole number of at least 1.
     """
     for name, number in (("workers", workers), ("servers", servers), ("limit", limit)):
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
@@ -93,14 +93,23 @@ def override(
 
 
 def job_of(plan: Plan) -> Job:
-    """What workers need to know of a plan, but for the servers."""
+    """The job of a plan for its workers, without servers."""
     c = plan.campaign
     return Job(plan.code, plan.readers, None, c.read_rows, c.task_deadline_s, c.limit)
 
 
 @dataclass
 class Checked:
-    """A campaign that was found right: its plan, who does it, and what its models' answers depend on."""
+    """A campaign that was checked.
+
+    Attributes:
+        campaign: The campaign.
+        plan: Its plan.
+        kind: Its server kind; None: it has no servers.
+        provider: The class of its provider.
+        options: The options of the provider.
+        models: For each model, everything that its answers depend on.
+    """
 
     campaign: Campaign
     plan: Plan
@@ -111,10 +120,10 @@ class Checked:
 
 
 def check(campaign: Campaign) -> Checked:
-    """Everything that can be known without starting anything.
+    """Check everything that can be checked without starting anything.
 
     Raises:
-        SpecError: With file, line and key where the campaign came from a file.
+        SpecError: Holds file, line and key if the campaign came from a file.
     """
     try:
         cls = plugins.get(plugins.PROVIDERS, campaign.provider.kind, key=("provider",), base=campaign.base, of=Provider)
@@ -142,18 +151,18 @@ def _kind_remedy(spec: ProviderSpec) -> str:
 
 
 def _untouched(checked: Checked) -> list[PendingTasks]:
-    """All tasks, as if nothing had been done yet."""
+    """All tasks, as if none were done."""
     return checked.plan.todo(PartialIndex(checked.plan, Receipts(Path("/nonexistent/receipts"))).missing())
 
 
 def look(checked: Checked) -> PreflightReport:
-    """Look at one file of each dataset, as a run does before it starts servers.
+    """Read one file of each dataset, as a run does before it starts servers.
 
     Returns:
-        What was looked at, and what could not be.
+        The files that were read, and the files that could not be read.
 
     Raises:
-        SpecError: A tree, a branch, a weight or a column is missing; with the file and the key.
+        SpecError: A tree, a branch, a weight or a column is missing. Holds the file and the key.
     """
     with tempfile.TemporaryDirectory(prefix="campaign-check-") as folder:
         return preflight(checked.plan, _untouched(checked), save_job(job_of(checked.plan), Path(folder) / "job"))
@@ -174,14 +183,14 @@ def refuse_unreadable(checked: Checked, looked: PreflightReport) -> None:
 
 
 def try_out(checked: Checked, address: PoolAddress | None = None) -> Tried:
-    """Run the stages on 100 rows of one file of each dataset, with servers that answer zeros.
+    """Run the stages on 100 rows of one file of each dataset.
 
     Args:
         checked: The campaign.
-        address: Real servers, in their place.
+        address: Real servers. None: servers that answer zeros.
 
     Raises:
-        SpecError: Something is wrong for certain; with the key.
+        SpecError: A stage cannot work. Holds the key.
     """
     servers, kind = checked.campaign.servers, checked.kind
     models = servers.models if servers is not None and kind is not None else ()

@@ -43,11 +43,12 @@ AHEAD = 3  # calls waiting per worker: enough that none idles, few enough that t
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """What the tasks of a call are given besides their files.
+    """The inputs of the tasks of one call, besides their files.
 
     Attributes:
         frozen, marks, expected: See `campaign.worker.tasks.run_batch`.
-        reads: Of the artefacts they read, the places of their receipts in the log, shape (n,); empty: they read events.
+        reads: Places in the log of the receipts of the artefacts that the tasks read, shape (n,). Empty: they read
+            events.
     """
 
     frozen: Frozen
@@ -56,13 +57,13 @@ class TaskInputs:
     reads: Places
 
     def pick(self, some: Places) -> TaskInputs:
-        """That of some of the tasks."""
+        """The inputs of some of the tasks."""
         if not len(self.reads):
             return self
         return replace(self, expected=tuple(self.expected[i] for i in some), reads=self.reads[some])
 
     def read(self, i: int) -> int:
-        """Where the receipt of a task's artefact lies; -1: it reads events."""
+        """Place in the log of the receipt of a task's artefact. -1: the task reads events."""
         return int(self.reads[i]) if len(self.reads) else -1
 
 
@@ -95,13 +96,13 @@ class Scheduler:
         self.failures = FailurePolicy(plan, state, self.calls, self.job, self.root, self._id)
 
     def run(self, look_around: Callable[[], None]) -> None:
-        """Until nothing more can be done. What fails is noted, what does not depend on it goes on.
+        """Work until nothing more can be done. A failure is noted; everything that does not depend on it goes on.
 
         Args:
-            look_around: Called several times a second; raises when it is time to stop.
+            look_around: Called several times a second. It raises when the run is to stop.
 
         Raises:
-            FrozenChanged: A frozen value was altered: everything after it would be wrong.
+            FrozenChanged: A frozen value was altered, so that everything after it would be wrong.
             ServerError: No server is left to call.
         """
         while True:
@@ -138,7 +139,7 @@ class Scheduler:
         return f"{self.name}-{next(self.numbers)}"
 
     def _batch(self, shape: TaskTemplate, places: Places) -> WorkerCall:
-        """The call for some tasks of one shape, with the frozen values and the artefacts of now."""
+        """The call for some tasks of one shape, with the frozen values and artefacts as they are now."""
         marks = tuple(map(self.state.made_with, shape.lines)) if shape.frozen else ()
         reads = NOWHERE if shape.artefact is None else self.state.index.at(shape.artefact, places)
         receipts = [parse(line) for line in self.receipts.lines(reads.tolist())]
@@ -148,7 +149,7 @@ class Scheduler:
         )
 
     def _call(self, shape: TaskTemplate, places: Places, given: TaskInputs) -> WorkerCall:
-        """The call for tasks that are given just this; so are the parts that it may be divided into."""
+        """The call for tasks with these inputs. If it is divided, its parts get the same inputs."""
         batch, half, name = shape.tasks(places.tolist()), len(places) // 2, self._id()
         every = np.arange(len(places))
 
@@ -194,7 +195,14 @@ class Scheduler:
             self.queue.add(PendingTasks(shape, np.array(again)))
 
     def _task_failed(self, shape: TaskTemplate, place: int, error: CampaignError, read: int = -1) -> bool:
-        """Note it; True if the task is to be tried again. ``read``: where the receipt of its artefact lies."""
+        """Note the error of a task. Returns True if the task is to be tried again.
+
+        Args:
+            shape: The task's template.
+            place: Its file.
+            error: What went wrong.
+            read: Place in the log of the receipt of the artefact that the task read. -1: none.
+        """
         if isinstance(error, FrozenChanged):
             raise error
         failure = self.servers.failure() if isinstance(error, ServerError) else None
@@ -215,7 +223,7 @@ class Scheduler:
         return False
 
     def _locate(self, error: CampaignError) -> None:
-        """Name the line of the stage whose description is at fault: a worker does not know it."""
+        """Add the line of the stage in the campaign file, which a worker does not know."""
         place = self.plan.campaign.locate(SpecError("", key=("stages", error.stage))).where if error.stage else ""
         if place and place not in error.where:
             error.where = f"{place}: {error.where}"
@@ -225,7 +233,7 @@ class Scheduler:
             self.queue.add(PendingTasks(shape, np.array([place])))
 
     def _anew(self, events: InputGroup, lines: frozenset[Layer], places: Places) -> None:
-        """Make partials of some files again."""
+        """Have the partials of some files made again."""
         others = frozenset(self.state.index.emits) - lines
         for shape in shapes([x for x in self.plan.lines if x.events is events], others):
             if any(self.plan.infers(line.stage) for line in shape.lines):
@@ -235,7 +243,7 @@ class Scheduler:
 
     # Reduce stages.
     def _reduce(self, reduce: Reduce) -> bool:
-        """Submit a reduce stage if its time has come; True if it is off the list."""
+        """Submit a reduce stage if its inputs are complete. Returns True if it needs no further look."""
         if self.state.cannot(reduce):
             self._reduce_failed(reduce)
             return True
@@ -267,7 +275,7 @@ class Scheduler:
         self.state.index.frozen[reduce.stage, reduce.variation] = receipt
 
     def _in_force(self, reduce: Reduce) -> None:
-        """A frozen value is there; partials that were made with another one are not."""
+        """Let a new frozen value count, and have the partials made again that were made with another one."""
         gaps = any(self.state.incomplete(o) for o in reduce.inputs.values())
         if gaps or self.state.shaky.intersection(reduce.frozen):
             self.state.shaky.add((reduce.stage, reduce.variation))

@@ -1,4 +1,4 @@
-"""Puts what a run has done into its report."""
+"""Fills the report of a run from its state."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def judge(made: Report, work: Work) -> None:
 
 
 def failures(state: State) -> Iterator[str]:
-    """What went wrong, alike ones together."""
+    """The errors of a run. Errors that are alike are counted together."""
     for texts in state.errors.values():
         yield texts[0] + (f"\n  and {len(texts) - 1} more alike" if len(texts) > 1 else "")
 
@@ -115,7 +115,7 @@ def _outputs(made: Report, plan: Plan, state: State) -> None:
 
 
 def _uneven(plan: Plan, state: State) -> Iterator[str]:
-    """Outputs that lack other files than the nominal one beside them."""
+    """One sentence for each output that lacks other files than the nominal output."""
     there = {o.name: o for o in plan.outputs if o.name in state.merged}
     for output in there.values():
         nominal = there.get(f"{output.stage}/{output.dataset}/{NOMINAL}")
@@ -127,7 +127,7 @@ def _uneven(plan: Plan, state: State) -> Iterator[str]:
 
 
 def profiled(profile: Profile, plan: Plan, state: State, pool: ServerPool | None) -> Profile:
-    """Add what the workers and the servers say of their time."""
+    """Add the times that workers and servers have reported."""
     profile.stages = by_stage(state.spent, list(plan.campaign.stages))
     profile.tasks_s, profile.worker_peak_mb = state.tasks_s, state.peak_mb
     if state.answered:
