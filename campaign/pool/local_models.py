@@ -64,10 +64,10 @@ def _tensors(given: Iterable[tuple[str, str, Iterable[int]]]) -> Tensors:
 
 # Before anything is started.
 def agree(twins: Iterable[LocalModel]) -> CampaignError | None:
-    """Hold twins to the known answers of their models.
+    """Compare local models with the known answers of their models.
 
     Returns:
-        What is wrong with the first that does not give it.
+        The error of the first local model that does not give the known answer. None: all give it.
     """
     from campaign.inference.canary import known_answer
 
@@ -85,5 +85,5 @@ def agree(twins: Iterable[LocalModel]) -> CampaignError | None:
 
 
 def agree_and_tell(pipe: Connection, twins: tuple[LocalModel, ...]) -> None:
-    """`agree`, in a process of its own: a model's runtime does not belong into the driver."""
+    """Call `agree` in a process of its own, so that the driver does not load a model's runtime."""
     pipe.send(agree(twins))

@@ -10,7 +10,7 @@ from campaign.util import plugins
 
 
 def make_kind(spec: ServerSpec, base: Path) -> ServerKind:
-    """The server kind a spec names, with its options checked.
+    """The server kind that a spec names, with checked options.
 
     Raises:
         SpecError: There is no such kind, it is no `ServerKind`, or one of its options is wrong.

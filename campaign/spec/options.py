@@ -20,17 +20,17 @@ def option_models(what: str) -> dict[str, type[BaseModel]]:
 def check_options(
     options: type[BaseModel], given: Mapping[str, Any], key: tuple[str, ...], owner: type[BaseModel], remedy: str = ""
 ) -> BaseModel:
-    """Validate options. What was given for a field with ``repr=False`` is a secret, and is not shown.
+    """Validate options. The value of a field with ``repr=False`` is a secret and is not shown.
 
     Args:
-        options: The model they are held against.
+        options: The model of the options.
         given: The options.
-        key: Where they stand in the campaign.
-        owner: The model of the campaign whose own keys stand beside them.
-        remedy: What to do about a key that is none of them.
+        key: Their place in the campaign.
+        owner: The model of the campaign whose own keys stand beside the options.
+        remedy: Remedy for an unknown key.
 
     Raises:
-        SpecError: With the key at fault, what was found and what is allowed.
+        SpecError: Holds the wrong key, the value that was found and the values that are allowed.
     """
     try:
         return options.model_validate(dict(given))

@@ -66,7 +66,7 @@ def _registered(group: str, name: str, key: tuple[str, ...]) -> Any:
 
 
 def _hint(group: str, name: str) -> str:
-    """What one of the classes says of a name that is none of theirs; see `campaign.protocols.Provider`."""
+    """The suggestion of one of the classes for an unknown name; see `campaign.protocols.Provider.hint`."""
     for entry in _found(group).values():
         with suppress(ImportError, AttributeError):  # what it needs is not installed, or it says nothing
             if said := entry.load().hint(name):
