@@ -1,4 +1,4 @@
-"""Provider ``parsl``: pilots carried by a Parsl execution provider, tasks by a HighThroughputExecutor of its own."""
+"""Provider ``parsl``: a Parsl execution provider runs the pilots, a HighThroughputExecutor of its own the tasks."""
 
 from __future__ import annotations
 
@@ -103,10 +103,10 @@ def _class(given: Mapping[str, Any], module: Any) -> type:
 
 
 def _described(given: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
-    """The provider's class and its arguments, with the launcher made.
+    """The class of the provider and its arguments. The launcher is made.
 
     Raises:
-        WrongArgument: One is wrong, at its key.
+        WrongArgument: An argument is wrong. Holds its key.
     """
     cls = _class(given, parsl.providers)
     arguments = {k: v for k, v in given.items() if k != "class"}
@@ -132,7 +132,7 @@ def _launcher(given: Any) -> Any:
 
 
 def build(given: Any) -> ExecutionProvider:
-    """A Parsl provider from its description; an object is copied, so that its own jobs stay its own.
+    """A Parsl provider from its description. An object is copied, so that the user's jobs stay apart from ours.
 
     Raises:
         SpecError: Parsl refuses the arguments.
@@ -167,7 +167,7 @@ class ParslProvider(Provider):
 
     @staticmethod
     def hint(name: str) -> str:
-        """What to write where a provider is called by the name of a batch system or a class of Parsl; or nothing."""
+        """What to write if the name is a batch system or a class of Parsl. Otherwise empty."""
         called = name.lower()
         meant = [n for n in _classes(parsl.providers) if len(called) > 2 and n.lower().startswith(called)]
         return f"write provider: {{kind: parsl, provider: {{class: {meant[0]}}}}}" if meant else ""
@@ -185,13 +185,13 @@ class ParslProvider(Provider):
 
     @property
     def one_node(self) -> bool:
-        """Whether all of it runs here: only Parsl's LocalProvider is known to, if its launcher leads nowhere else."""
+        """True if tasks and pilots run on this node: with Parsl's LocalProvider and a launcher that stays here."""
         theirs = self.options.server_provider
         return _stays_here(self._given) and (theirs is None or _stays_here(theirs))
 
     @property
     def walltime_s(self) -> float | None:
-        """Of the pilots' jobs, where their provider has one."""
+        """The walltime of the pilots' jobs. None: their provider has none."""
         given = self.options.server_provider if self.options.server_provider is not None else self._given
         told = given.get("walltime") if isinstance(given, Mapping) else getattr(given, "walltime", None)
         parts = str(told or "").replace("-", ":").split(":")
@@ -217,7 +217,7 @@ class ParslProvider(Provider):
         return provider
 
     def tasks(self, workers: int) -> Executor:
-        """A HighThroughputExecutor with its blocks asked for."""
+        """A HighThroughputExecutor whose blocks were requested."""
         o = self.options
         provider = self._provider(self._given, f"workers-{len(self._tasks)}")
         nodes = o.blocks * int(getattr(provider, "nodes_per_block", 1))
@@ -244,7 +244,7 @@ class ParslProvider(Provider):
         return executor
 
     def carry(self, argv: Sequence[str], count: int, folder: Path) -> list[PilotHandle]:
-        """One job for all pilots, as Parsl's launcher spreads it over the nodes of a block."""
+        """One job for all pilots. Parsl's launcher spreads it over the nodes of a block."""
         given = self.options.server_provider if self.options.server_provider is not None else self._given
         provider = self._provider(given, "servers")
         per_node = math.ceil(count / int(getattr(provider, "nodes_per_block", 1)))
@@ -283,14 +283,14 @@ class _Job:
         self._provider, self._job, self._over = provider, job, False
 
     def poll(self) -> int | None:
-        """Known only for LocalProvider: batch systems' status is late and at times wrong; the pilots' records count."""
+        """Exit code with LocalProvider only. A batch system's status is late and at times wrong: the records count."""
         if not isinstance(self._provider, parsl.providers.LocalProvider):
             return None
         status = self._provider.status([self._job])[0]
         return (status.exit_code if status.exit_code is not None else -1) if status.terminal else None
 
     def cancel(self) -> None:
-        """Give the job back."""
+        """Cancel the job."""
         if not self._over:
             self._over = True
             if self.poll() is None:

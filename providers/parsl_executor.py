@@ -25,13 +25,13 @@ WATCH_S = 1.0
 
 def remember_job(provider: Any, job: Any, name: str) -> None:
     """Note a batch job of this run, so that ``campaign reap`` finds it after the driver was killed."""
-    # Without a number before it is submitted: a driver that is killed then has a job all the same.
-    if not isinstance(provider, parsl.providers.LocalProvider):  # those are processes of this machine
+    # Called with an empty number before the job is submitted, so that a driver that is killed then has noted the name.
+    if not isinstance(provider, parsl.providers.LocalProvider):  # its jobs are processes of this machine
         run_registry.remember(job=(type(provider).__name__, str(job), name))
 
 
 def _beside_python(program: str) -> str:
-    """The program of this very environment, which need not be on PATH."""
+    """The path of a program of this environment, which may not be on PATH."""
     own = Path(sys.executable).parent / program
     return str(own) if own.exists() else program
 
@@ -44,17 +44,17 @@ def worker_command() -> str:
 
 def interchange_command() -> list[str]:
     """The command that starts Parsl's interchange. The interchange ends with this process."""
-    # Its process title would be written over its environment, where its mark is looked for.
+    # SPT_NOENV: without it the process title overwrites the environment, which holds the mark of this run.
     command = ["env", f"{VARIABLE}={mark()}", "SPT_NOENV=1", _beside_python("interchange.py")]
-    # Parsl's interchange has no eye on its parent: it and its workers would live on after the driver was killed.
+    # Parsl's interchange does not watch its parent: it and its workers would run on after the driver was killed.
     if shutil.which("setpriv"):
         command = ["setpriv", "--pdeathsig", "TERM", *command]
-    # A session of its own: Ctrl-C in the terminal is for the driver, which then ends things in order.
+    # A session of its own: Ctrl-C in the terminal reaches only the driver, which then ends everything in order.
     return ["setsid", *command] if shutil.which("setsid") else command
 
 
 class HtexExecutor(Executor):
-    """A HighThroughputExecutor behind the interface of ``concurrent.futures``, which watches its blocks."""
+    """A HighThroughputExecutor with the interface of ``concurrent.futures``. It breaks when all its blocks are lost."""
 
     def __init__(self, htex: Any, blocks: int) -> None:
         self._htex, self._blocks = htex, blocks
@@ -62,7 +62,7 @@ class HtexExecutor(Executor):
         self._watcher = threading.Thread(target=self._watch, name="campaign-htex", daemon=True)
 
     def start(self) -> None:
-        """Start the interchange and ask for the blocks.
+        """Start the interchange and request the blocks.
 
         Raises:
             ProviderError: The provider refused a block.
@@ -93,7 +93,7 @@ class HtexExecutor(Executor):
         return future
 
     def _watch(self) -> None:
-        """Parsl itself waits for ever when a block is gone before or after its workers registered."""
+        """Break the executor when all blocks have ended. Parsl itself would wait for ever."""
         while not self._over.wait(WATCH_S):
             jobs = list(self._htex.blocks_to_job_id.values())
             statuses = self._htex.provider.status(jobs) if jobs else []
@@ -112,7 +112,7 @@ class HtexExecutor(Executor):
         with contextlib.suppress(Exception):
             self._htex.scale_in_facade(len(self._htex.blocks_to_job_id))
         self._htex.shutdown()
-        if self._htex.cert_dir:  # they open nothing any more, and are keys all the same
+        if self._htex.cert_dir:  # keys that nobody needs any more
             shutil.rmtree(self._htex.cert_dir, ignore_errors=True)
         process = self._htex.interchange_proc
         if process is not None:

@@ -43,13 +43,13 @@ NEAR_BATCH, NEAR_WINDOW = 0.95, 0.97  # a smaller batch or window is taken if it
 
 @dataclass
 class Measured:
-    """What a sample told.
+    """The measurements of a sample.
 
     Attributes:
-        files, events: What was read.
+        files, events: Number of files and events that were read.
         rows: Rows sent, by model.
-        worker_s: Seconds a worker had work of its own with them: reading, stages, writing.
-        waited_s: Seconds it waited for servers.
+        worker_s: Seconds that a worker spent reading, in stages, and writing.
+        waited_s: Seconds that it waited for servers.
         rates: ``{model: {(batch, window): rows/s}}`` of one server.
     """
 
@@ -63,7 +63,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Settings for one model, and what they were measured to give."""
+    """Settings for one model, and the rates that were measured with them."""
 
     model: str
     batch: int
@@ -76,7 +76,7 @@ def tune(checked: Checked, say: Callable[[str], None]) -> tuple[Measured, list[P
     """Run a sample of a campaign's files against one server and try batches and windows.
 
     Args:
-        checked: From `engine.check`.
+        checked: From `campaign.driver.check.check`.
         say: Called with progress lines.
 
     Raises:
@@ -105,7 +105,7 @@ def tune(checked: Checked, say: Callable[[str], None]) -> tuple[Measured, list[P
 
 
 def sample(plan: Plan) -> list[Task]:
-    """Per dataset a file of middle size among the larger half: with its nominal steps before any barrier."""
+    """For each dataset a task: a file of middle size of the larger half, with its nominal steps of the first pass."""
     chosen: dict[str, Task] = {}
     for some in plan.todo():
         if some.shape.artefact is None and any(line.variation == NOMINAL for line in some.shape.lines):
@@ -148,7 +148,7 @@ def _measure_and_tell(pipe: Connection, job: JobTicket, tasks: list[Task], root:
 
 
 class _Keeping:
-    """The pool, remembering what is sent."""
+    """The pool, which keeps the inputs that are sent."""
 
     def __init__(self, servers: Servers) -> None:
         self._servers = servers

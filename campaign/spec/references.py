@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def check_stages(c: Campaign) -> None:
-    """Refuse a stage that names a stage or a dataset that is not there, and stages that wait for each other.
+    """Refuse a stage that names a stage or a dataset that does not exist.
 
     Raises:
         SpecError: Holds the wrong key.
@@ -41,10 +41,10 @@ def _check_reduce(c: Campaign, name: str) -> None:
 
 
 def check_known(name: str, known: list[str], key: tuple[str, ...], what: str) -> None:
-    """Refuse a name that is none of the known ones.
+    """Refuse an unknown name.
 
     Raises:
-        SpecError: Names the known ones, and the one that was probably meant.
+        SpecError: Lists the known names, and the name that was probably meant.
     """
     if name not in known:
         raise SpecError(unknown(name, known, what), key=key)
@@ -54,7 +54,7 @@ def refuse_circles(c: Campaign) -> None:
     """Refuse stages that wait for each other.
 
     Raises:
-        SpecError: Names them in their order.
+        SpecError: Lists the stages of the circle in order.
     """
 
     def needs(name: str) -> list[str]:
