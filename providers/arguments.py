@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import typeguard
+from campaign.providers.batch_script import check_script
 
-from campaign.spec.options import check_script
 from campaign.util.messages import unknown
 
 _WALLTIME = re.compile(r"[0-9]+:[0-5][0-9]:[0-5][0-9]")
@@ -46,7 +46,7 @@ def check_arguments(
     Args:
         cls: A class of Parsl.
         given: Its arguments.
-        directive: See `campaign.spec.options.check_script`.
+        directive: See `campaign.providers.batch_script.check_script`.
         made: Arguments that describe objects yet to be made, and are looked at elsewhere.
 
     Returns:

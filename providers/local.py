@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from campaign.protocols import PilotHandle
+from campaign.protocols import PilotHandle, Provider
 from campaign.supervision.forkserver import child_setup, context, no_main, stop_fork_server, wake_fork_server
 from campaign.supervision.identity import environment
 
@@ -30,7 +30,7 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class LocalProvider:
+class LocalProvider(Provider):
     """See `campaign.protocols.Provider`."""
 
     Options = Options
@@ -59,17 +59,21 @@ class LocalProvider:
                 each.callback(_end, pool)
 
     def _wait(self) -> None:
-        """Until all pilots that were told have ended, which `poll` sees to."""
+        """Wait until all cancelled pilots have ended. `poll` kills a pilot that takes too long."""
         end = time.monotonic() + CANCEL_S + 1
         while any(carried.poll() is None for carried in self._carried) and time.monotonic() < end:
             time.sleep(0.02)
 
     def tasks(self, workers: int) -> Executor:
-        """A process pool whose workers come from a fork server that never had a channel open."""
+        """A process pool. Its workers come from a fork server that never had an open gRPC channel."""
         pool = _Pool(workers, mp_context=context(), initializer=child_setup)
         pool.submit(os.getpid)  # the fork server and its imports start here and now
         self._pools.append(pool)
         return pool
+
+    def why_broken(self, executor: Executor) -> str:
+        """The signal or exit code of the worker that broke the executor."""
+        return executor.why_broken() if isinstance(executor, _Pool) else ""
 
     def carry(self, argv: Sequence[str], count: int, folder: Path) -> list[PilotHandle]:
         """Subprocesses that get SIGTERM when this process dies."""
@@ -79,14 +83,14 @@ class LocalProvider:
 
 
 class _Pool(ProcessPoolExecutor):
-    """Its workers never see the user's ``__main__``; the pool starts them one by one, as they are needed."""
+    """A process pool whose workers never import the user's ``__main__``. They are started when they are needed."""
 
     def _spawn_process(self) -> None:
         with no_main():
             super()._spawn_process()  # type: ignore[misc]  # private, unchanged from Python 3.9 to 3.14
 
     def why_broken(self) -> str:
-        """How the worker ended that broke it; the others were then ended by SIGTERM."""
+        """How the worker ended that broke the pool. The other workers were then ended by SIGTERM."""
         codes = [p.exitcode for p in (self._processes or {}).values()]
         first = next((c for c in codes if c not in (None, 0, -signal.SIGTERM)), None)
         if first is None:
@@ -95,7 +99,7 @@ class _Pool(ProcessPoolExecutor):
 
 
 def _end(pool: ProcessPoolExecutor) -> None:
-    """End workers at once: whatever they still do is not wanted any more."""
+    """End workers at once. The results of their tasks are not needed any more."""
     processes = list((pool._processes or {}).values())
     pool.shutdown(wait=False, cancel_futures=True)
     wake_fork_server()
@@ -114,14 +118,14 @@ class _Process:
         self._until = math.inf
 
     def poll(self) -> int | None:
-        """Its exit code, None while it runs; cancelled a while ago, it gets SIGKILL, and its server watchdog sweeps."""
+        """Exit code; None: it runs. A pilot that ignores `cancel` gets SIGKILL; its server watchdog then cleans up."""
         if self._process.poll() is None and time.monotonic() > self._until:
             self._process.kill()
             self._process.wait()
         return self._process.poll()
 
     def cancel(self) -> None:
-        """SIGTERM; all are told before one is waited for."""
+        """Send SIGTERM, without waiting."""
         if self._process.poll() is None and self._until == math.inf:
             self._until = time.monotonic() + CANCEL_S
             self._process.terminate()
@@ -130,7 +134,7 @@ class _Process:
 class _Spawner:
     """One thread that starts all pilots and lives as long as the provider.
 
-    A parent-death signal is sent when the *thread* that started the child ends.
+    The kernel sends the parent-death signal when the *thread* that started the child ends.
     """
 
     def __init__(self) -> None:
@@ -142,7 +146,7 @@ class _Spawner:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; its children must have ended before."""
+        """End the thread. Its children must have ended before."""
         self._orders.put(None)
         if self._thread.is_alive():
             self._thread.join()

@@ -1,4 +1,4 @@
-"""Provider ``parsl``: pilots carried by a Parsl execution provider, tasks by a HighThroughputExecutor of its own."""
+"""Provider ``parsl``: a Parsl execution provider runs the pilots, a HighThroughputExecutor of its own the tasks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ import copy
 import inspect
 import math
 import shlex
-import shutil
-import sys
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +16,17 @@ import parsl.config
 import parsl.launchers
 import parsl.providers
 from campaign.providers.arguments import WrongArgument, check_arguments, try_to_make
+from campaign.providers.batch_script import ASSIGNMENT
+from campaign.providers.parsl_executor import HtexExecutor, interchange_command, remember_job, worker_command
 from parsl.executors import HighThroughputExecutor
-from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 from parsl.providers.base import ExecutionProvider
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from campaign.errors import ProviderError, SpecError
-from campaign.protocols import PilotHandle
-from campaign.spec.options import ASSIGNMENT
-from campaign.supervision import run_registry
+from campaign.protocols import PilotHandle, Provider
 from campaign.supervision.identity import VARIABLE, mark, marked
 from campaign.util.messages import unknown
 
-WATCH_S = 1.0
 DIRECTIVES = {
     "SlurmProvider": "#SBATCH", "PBSProProvider": "#PBS", "TorqueProvider": "#PBS", "GridEngineProvider": "#$",
     "LSFProvider": "#BSUB", "CondorProvider": ASSIGNMENT,
@@ -109,10 +103,10 @@ def _class(given: Mapping[str, Any], module: Any) -> type:
 
 
 def _described(given: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
-    """The provider's class and its arguments, with the launcher made.
+    """The class of the provider and its arguments. The launcher is made.
 
     Raises:
-        WrongArgument: One is wrong, at its key.
+        WrongArgument: An argument is wrong. Holds its key.
     """
     cls = _class(given, parsl.providers)
     arguments = {k: v for k, v in given.items() if k != "class"}
@@ -138,7 +132,7 @@ def _launcher(given: Any) -> Any:
 
 
 def build(given: Any) -> ExecutionProvider:
-    """A Parsl provider from its description; an object is copied, so that its own jobs stay its own.
+    """A Parsl provider from its description. An object is copied, so that the user's jobs stay apart from ours.
 
     Raises:
         SpecError: Parsl refuses the arguments.
@@ -166,14 +160,14 @@ def _stays_here(given: Any) -> bool:
     return local and made.nodes_per_block == 1 and isinstance(made.launcher, near)
 
 
-class ParslProvider:
+class ParslProvider(Provider):
     """See `campaign.protocols.Provider`. No DataFlowKernel: a user's own stays untouched."""
 
     Options = Options
 
     @staticmethod
     def hint(name: str) -> str:
-        """What to write where a provider is called by the name of a batch system or a class of Parsl; or nothing."""
+        """What to write if the name is a batch system or a class of Parsl. Otherwise empty."""
         called = name.lower()
         meant = [n for n in _classes(parsl.providers) if len(called) > 2 and n.lower().startswith(called)]
         return f"write provider: {{kind: parsl, provider: {{class: {meant[0]}}}}}" if meant else ""
@@ -186,18 +180,18 @@ class ParslProvider:
             first = options.config.executors[0]
             given, self.address = first.provider, first.address or options.address
         self._given = given
-        self._tasks: list[_Htex] = []
+        self._tasks: list[HtexExecutor] = []
         self._carried: list[_Job] = []
 
     @property
     def one_node(self) -> bool:
-        """Whether all of it runs here: only Parsl's LocalProvider is known to, if its launcher leads nowhere else."""
+        """True if tasks and pilots run on this node: with Parsl's LocalProvider and a launcher that stays here."""
         theirs = self.options.server_provider
         return _stays_here(self._given) and (theirs is None or _stays_here(theirs))
 
     @property
     def walltime_s(self) -> float | None:
-        """Of the pilots' jobs, where their provider has one."""
+        """The walltime of the pilots' jobs. None: their provider has none."""
         given = self.options.server_provider if self.options.server_provider is not None else self._given
         told = given.get("walltime") if isinstance(given, Mapping) else getattr(given, "walltime", None)
         parts = str(told or "").replace("-", ":").split(":")
@@ -223,7 +217,7 @@ class ParslProvider:
         return provider
 
     def tasks(self, workers: int) -> Executor:
-        """A HighThroughputExecutor with its blocks asked for."""
+        """A HighThroughputExecutor whose blocks were requested."""
         o = self.options
         provider = self._provider(self._given, f"workers-{len(self._tasks)}")
         nodes = o.blocks * int(getattr(provider, "nodes_per_block", 1))
@@ -236,20 +230,21 @@ class ParslProvider:
             "cores_per_worker": 1e-6,  # the number of workers is ours to say
             "heartbeat_period": o.heartbeat_period_s,
             "heartbeat_threshold": o.heartbeat_threshold_s,
-            "interchange_launch_cmd": _interchange(),
-            "launch_cmd": _worker_command(),
+            "interchange_launch_cmd": interchange_command(),
+            "launch_cmd": worker_command(),
             "encrypted": True,  # tasks carry the pool's certificates; and nobody else may hand out or take tasks
             **o.executor,
         }
         htex = HighThroughputExecutor(**arguments)
         htex.run_dir = str(self.folder / "parsl")
-        made = _Htex(htex, o.blocks)
+        made = HtexExecutor(htex, o.blocks)
         self._tasks.append(made)
         made.start()
-        return made
+        executor: Executor = made
+        return executor
 
     def carry(self, argv: Sequence[str], count: int, folder: Path) -> list[PilotHandle]:
-        """One job for all pilots, as Parsl's launcher spreads it over the nodes of a block."""
+        """One job for all pilots. Parsl's launcher spreads it over the nodes of a block."""
         given = self.options.server_provider if self.options.server_provider is not None else self._given
         provider = self._provider(given, "servers")
         per_node = math.ceil(count / int(getattr(provider, "nodes_per_block", 1)))
@@ -258,7 +253,7 @@ class ParslProvider:
         # environment on.
         command = "exec " + shlex.join(["env", f"{VARIABLE}={mark()}", *argv])
         name = f"campaign-{mark().campaign}-servers"
-        _remember(provider, "", name)
+        remember_job(provider, "", name)
         try:
             with marked():
                 job = provider.submit(command, per_node, job_name=name)
@@ -270,7 +265,7 @@ class ParslProvider:
             )
         with (folder / "job").open("a") as stream:  # one more for each pilot that is sent in place of a lost one
             stream.write(f"{type(provider).__name__} {job}\n")
-        _remember(provider, job, name)
+        remember_job(provider, job, name)
         carried = _Job(provider, job)
         self._carried.append(carried)
         return [carried]
@@ -281,33 +276,6 @@ class ParslProvider:
 _HAND_ON = "trap 'kill -TERM $(jobs -p) 2>/dev/null; wait' TERM"
 
 
-def _remember(provider: Any, job: Any, name: str) -> None:
-    # Without a number before it is submitted: a driver that is killed then has a job all the same.
-    if not isinstance(provider, parsl.providers.LocalProvider):  # those are processes of this machine
-        run_registry.remember(job=(type(provider).__name__, str(job), name))
-
-
-def _beside_python(program: str) -> str:
-    """The program of this very environment, which need not be on PATH."""
-    own = Path(sys.executable).parent / program
-    return str(own) if own.exists() else program
-
-
-def _worker_command() -> str:
-    program, _, arguments = DEFAULT_LAUNCH_CMD.partition(" ")
-    return f"{shlex.join([sys.executable, '-m', 'campaign.providers.block', _beside_python(program)])} {arguments}"
-
-
-def _interchange() -> list[str]:
-    # Its process title would be written over its environment, where its mark is looked for.
-    command = ["env", f"{VARIABLE}={mark()}", "SPT_NOENV=1", _beside_python("interchange.py")]
-    # Parsl's interchange has no eye on its parent: it and its workers would live on after the driver was killed.
-    if shutil.which("setpriv"):
-        command = ["setpriv", "--pdeathsig", "TERM", *command]
-    # A session of its own: Ctrl-C in the terminal is for the driver, which then ends things in order.
-    return ["setsid", *command] if shutil.which("setsid") else command
-
-
 class _Job:
     """The pilots' job."""
 
@@ -315,94 +283,15 @@ class _Job:
         self._provider, self._job, self._over = provider, job, False
 
     def poll(self) -> int | None:
-        """Known only for LocalProvider: batch systems' status is late and at times wrong; the pilots' records count."""
+        """Exit code with LocalProvider only. A batch system's status is late and at times wrong: the records count."""
         if not isinstance(self._provider, parsl.providers.LocalProvider):
             return None
         status = self._provider.status([self._job])[0]
         return (status.exit_code if status.exit_code is not None else -1) if status.terminal else None
 
     def cancel(self) -> None:
-        """Give the job back."""
+        """Cancel the job."""
         if not self._over:
             self._over = True
             if self.poll() is None:
                 self._provider.cancel([self._job])
-
-
-class _Htex(Executor):
-    """A HighThroughputExecutor behind the interface of ``concurrent.futures``, which watches its blocks."""
-
-    def __init__(self, htex: Any, blocks: int) -> None:
-        self._htex, self._blocks = htex, blocks
-        self._over = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, name="campaign-htex", daemon=True)
-
-    def start(self) -> None:
-        """Start the interchange and ask for the blocks.
-
-        Raises:
-            ProviderError: The provider refused a block.
-        """
-        _remember(self._htex.provider, "", self._htex.label)
-        self._htex.start()
-        if self._htex.cert_dir:
-            run_registry.remember(secret=Path(self._htex.cert_dir))
-        with marked():
-            started = self._htex.scale_out_facade(self._blocks)
-        for job in self._htex.blocks_to_job_id.values():
-            _remember(self._htex.provider, job, self._htex.label)
-        if not started:
-            said = "; ".join(str(s.message) for s in self._htex.status_facade.values())
-            self.end()
-            raise ProviderError(f"no block of workers was given: {said}", where=type(self._htex.provider).__name__)
-        self._watcher.start()
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Submit a call.
-
-        Raises:
-            BrokenExecutor: All blocks are lost.
-        """
-        if self._htex.bad_state_is_set:
-            raise BrokenExecutor(str(self._htex.executor_exception))
-        future: Future[Any] = self._htex.submit(fn, {}, *args, **kwargs)
-        return future
-
-    def _watch(self) -> None:
-        """Parsl itself waits for ever when a block is gone before or after its workers registered."""
-        while not self._over.wait(WATCH_S):
-            jobs = list(self._htex.blocks_to_job_id.values())
-            statuses = self._htex.provider.status(jobs) if jobs else []
-            if statuses and all(s.terminal for s in statuses) and not self._over.is_set():
-                time.sleep(0.2)
-                said = "; ".join(filter(None, (str(s.message or "") for s in statuses)))
-                text = f"all blocks of workers have ended {said}{_stderr(statuses)}"
-                self._htex.set_bad_state_and_fail_all(BrokenExecutor(text))
-                return
-
-    def end(self) -> None:
-        """Give the blocks back and end the interchange."""
-        self._over.set()
-        if self._watcher.is_alive():
-            self._watcher.join()
-        with contextlib.suppress(Exception):
-            self._htex.scale_in_facade(len(self._htex.blocks_to_job_id))
-        self._htex.shutdown()
-        if self._htex.cert_dir:  # they open nothing any more, and are keys all the same
-            shutil.rmtree(self._htex.cert_dir, ignore_errors=True)
-        process = self._htex.interchange_proc
-        if process is not None:
-            process.wait(5)
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """See ``concurrent.futures.Executor``."""
-        del wait, cancel_futures
-        self.end()
-
-
-def _stderr(statuses: Sequence[Any]) -> str:
-    for status in statuses:
-        text = str(getattr(status, "stderr_summary", "") or "").strip()
-        if text:
-            return ": " + text[-800:]
-    return ""

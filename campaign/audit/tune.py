@@ -50,9 +50,9 @@ class Measured:
 
     Attributes:
         files, events: Number of files and events that were read.
-        rows: Rows sent, by model. Only models that batch.
-        worker_s: Seconds that the worker worked: reading, stages, writing.
-        waited_s: Seconds that the worker waited for servers.
+        rows: Rows sent, by model.
+        worker_s: Seconds that a worker spent reading, in stages, and writing.
+        waited_s: Seconds that it waited for servers.
         rates: ``{model: {(batch, window): rows/s}}`` of one server.
     """
 
@@ -66,7 +66,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Proposed settings for one model, and the rate that was measured with them."""
+    """Settings for one model, and the rates that were measured with them."""
 
     model: str
     batch: int
@@ -108,7 +108,7 @@ def tune(checked: Checked, say: Callable[[str], None]) -> tuple[Measured, list[P
 
 
 def sample(plan: Plan) -> list[Task]:
-    """One task per dataset: the nominal steps that take no frozen value, on the middle file of the larger half."""
+    """For each dataset a task: a file of middle size of the larger half, with its nominal steps of the first pass."""
     chosen: dict[str, Task] = {}
     for some in plan.todo():
         if some.shape.artefact is None and any(line.variation == NOMINAL for line in some.shape.lines):
@@ -151,8 +151,8 @@ def _measure_and_tell(pipe: Connection, job: JobTicket, tasks: list[Task], root:
         pipe.send(error)
 
 
-class _SentRows:
-    """Keeps the first rows that stages send to each model, and counts all of them."""
+class _Keeping:
+    """The pool, which keeps the inputs that are sent."""
 
     def __init__(self) -> None:
         self.inputs: dict[str, list[Mapping[str, Any]]] = {}

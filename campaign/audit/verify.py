@@ -14,11 +14,15 @@ import numpy as np
 from campaign.audit.integrity import CHANGED, MISSING, Finding, IntegrityReport, integrity
 from campaign.driver import manifest
 from campaign.driver.check import Checked, check, override
+from campaign.driver.execution import Execution
 from campaign.driver.explain import differing
-from campaign.driver.run import Run
+from campaign.driver.failed_files import FailedFiles
+from campaign.driver.partial_index import PartialIndex
 from campaign.driver.signals import signals
+from campaign.driver.state import State
+from campaign.driver.summary import failures
+from campaign.driver.work import Work
 from campaign.errors import CampaignError, Interrupted, RunDirBusy, SpecError
-from campaign.outputs.merge import Merged
 from campaign.planning.datasets import is_url
 from campaign.planning.plan import InputGroup, PendingTasks
 from campaign.planning.plan_file import PlanFile, file_lists
@@ -32,17 +36,17 @@ from campaign.supervision import driver_watchdog
 from campaign.supervision.forkserver import stop_fork_server
 from campaign.supervision.identity import mark, own
 from campaign.util.hashing import file_digest
-from campaign.util.os_errors import in_words
+from campaign.util.os_errors import in_words, no_room
 
 
 @dataclass
 class Verification:
-    """What was verified, and what differs.
+    """The result of ``campaign verify``.
 
     Attributes:
         run_dir: The run directory.
-        findings: All differences.
-        notes: What a reader should know: what was not verified, versions that differ.
+        findings: Everything that differs from the manifest.
+        notes: Sentences for the reader: parts that were not verified, versions that differ.
         checked: Counts: files by kind, ``bytes``, ``inputs`` by content, ``tasks`` and ``recomputed`` partials.
     """
 
@@ -53,7 +57,7 @@ class Verification:
 
     @property
     def exit_code(self) -> int:
-        """0: all as it was; 1: something differs."""
+        """0: nothing differs. 1: something differs."""
         return 1 if self.findings else 0
 
     def to_json(self) -> dict[str, Any]:
@@ -73,17 +77,17 @@ def verify(
     campaign: Campaign | None, run_dir: Path | str, *, sample: float = 1.0, workers: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:  # fmt: skip
-    """Hold a complete run against its manifest. Nothing in the run directory is changed.
+    """Compare a complete run with its manifest. Nothing in the run directory is changed.
 
     Args:
-        campaign: The campaign, where the manifest could not hold it (stages that are Python objects); else None.
+        campaign: The campaign, if the manifest does not hold it (its stages are Python objects). Otherwise None.
         run_dir: The run directory.
-        sample: Percentage of each list of files whose tasks are recomputed (one file at least); 0: none.
-        workers: Worker processes, and threads that hash; None: as the campaign says.
+        sample: Percentage of each list of files whose tasks are repeated (one file at least). 0: none.
+        workers: Number of worker processes, and of threads that hash. None: as the campaign says.
         progress: Where progress is shown.
 
     Raises:
-        CampaignError: With exit code 2 if there is nothing to hold the run against: no manifest, or not complete.
+        CampaignError: There is no manifest, or the run is not complete. Exit code 2.
         RunDirBusy: A campaign runs in the directory.
     """
     rundir = RunDir(Path(run_dir).resolve())
@@ -122,13 +126,13 @@ def _verify(
             _recompute(rundir, checked, told, looked, sample, shown, made)
 
 
-# What it was made from ------------------------------------------------------------------------------------------------
+# Campaign, models, stages and inputs ----------------------------------------------------------------------------------
 
 
 def _made_again(
     campaign: Campaign | None, told: Mapping[str, Any], made: Verification, workers: int | None
 ) -> Checked | None:
-    """The campaign as it can be made now, None if it cannot: its sources are looked at before they are imported."""
+    """The campaign as it is now. None: it cannot be made. Its source files are compared before they are imported."""
     for what, part in (("stage", "stages"), ("reader", "readers")):
         for path, names in _sources(told[part]).items():
             now = _file_digest(Path(path))
@@ -152,7 +156,7 @@ def _made_again(
 
 
 def _strict(campaign: Campaign) -> Campaign:
-    """The campaign as it is done again: no file may fail unsaid, and no twin may answer for a server."""
+    """The campaign as its tasks are repeated: no file may fail, and no local model may answer for a server."""
     servers = campaign.servers
     if servers is not None:
         models = {name: model.model_copy(update={"local_twin": None}) for name, model in servers.models.items()}
@@ -161,7 +165,7 @@ def _strict(campaign: Campaign) -> Campaign:
 
 
 def _sources(codes: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
-    """Source files, with the digests they had and who uses them."""
+    """For each source file the digests that it had, and the stages or readers that use it."""
     found: dict[str, dict[str, list[str]]] = {}
     for name, code in codes.items():
         for path, sha256 in code["sources"].items():
@@ -186,7 +190,7 @@ def _identity(rundir: RunDir, checked: Checked, told: Mapping[str, Any], sample:
 
 
 def _differs(rundir: RunDir, checked: Checked, told: Mapping[str, Any], made: Verification) -> None:
-    """Why the plan has changed: size, date and metadata of every file, or what nothing here has a name for."""
+    """Find why the plan differs. Compares size, date and metadata of every input file."""
     plan_file = PlanFile.read(rundir)
     if plan_file is None:
         made.findings.append(Finding("plan", "plan.json", "cannot be read: the changed inputs cannot be listed"))
@@ -202,7 +206,7 @@ _OURS = "inference-campaign"
 
 
 def _inputs(plan_file: PlanFile, events: InputGroup, told: Mapping[str, Any], made: Verification) -> None:
-    """Size, date and metadata of every file."""
+    """Compare size, date and metadata of every file."""
     old = plan_file.files(f"{events.dataset}/{events.variation}")
     named = {f.name for f in made.findings}
     for file in events.files:
@@ -223,7 +227,7 @@ def _inputs(plan_file: PlanFile, events: InputGroup, told: Mapping[str, Any], ma
 
 
 def _contents(checked: Checked, told: Mapping[str, Any], sample: float, made: Verification) -> None:
-    """The content of the sample's files, as far as it was hashed."""
+    """Compare the content of the sample's files, if the run has hashed it."""
     named, without = {f.name for f in made.findings}, 0
     made.checked["inputs by content"] = 0
     for files in file_lists(checked.plan).values():
@@ -242,8 +246,9 @@ def _contents(checked: Checked, told: Mapping[str, Any], sample: float, made: Ve
 
 def _versions(checked: Checked, told: Mapping[str, Any], made: Verification) -> None:
     now = report.versions()
-    if hasattr(checked.kind, "versions"):
-        now["server"] = checked.kind.versions()
+    server = checked.kind.versions() if checked.kind is not None else None
+    if server is not None:
+        now["server"] = server
     if told["versions"].get("reproducible") == "False":
         made.notes.append("the run itself says that its outputs are not reproducible; its report says why")
     for name, was in told["versions"].items():
@@ -256,32 +261,14 @@ def _versions(checked: Checked, told: Mapping[str, Any], made: Verification) -> 
         made.notes.append("the models of servers that already run cannot be looked at; only their answers are")
 
 
-# What it gives --------------------------------------------------------------------------------------------------------
-
-
-class _Again(Run):
-    """Some files' tasks once more, in a directory of their own; nothing is merged or reduced."""
-
-    frozen: Mapping[tuple[str, str], tuple[str, str]]
-    passes: list[PendingTasks]
-
-    def _remember(self) -> None:
-        self.state.frozen = dict(self.frozen)
-        self.state.merged = {o.name: Merged(o.name, "", self.rundir.root, "") for o in self.plan.outputs}
-        self.todo = self.passes
-
-    def _hash_inputs(self) -> None:
-        """Nobody asks."""
-
-    def _sign(self) -> None:
-        """Nothing to sign."""
+# Results --------------------------------------------------------------------------------------------------------------
 
 
 def _recompute(
     rundir: RunDir, checked: Checked, told: Mapping[str, Any], looked: IntegrityReport, sample: float, shown: Progress,
     made: Verification,
 ) -> None:  # fmt: skip
-    """Do the sample's tasks again and hold every partial against its receipt."""
+    """Repeat the sample's tasks and compare every partial with its receipt."""
     changed = any(f.what in ("model", "stage", "reader") for f in made.findings)
     if changed and checked.plan.digest != told["plan"]:
         made.notes.append("nothing is recomputed: the inputs have changed")
@@ -319,7 +306,7 @@ def _at(receipt: Receipt) -> tuple[str, str, str, str]:
 
 
 def _passes(checked: Checked, told: Mapping[str, Any], looked: IntegrityReport, sample: float) -> list[PendingTasks]:
-    """The sample's tasks; those that need a frozen value which is not what it was are left out."""
+    """The sample's tasks, without those that need a frozen value that has changed."""
     places = {
         id(files): np.sort(np.array(manifest.sample(told["plan"], list(files.urls()), sample), np.int64))
         for files in file_lists(checked.plan).values()
@@ -335,20 +322,29 @@ def _run(
     checked: Checked, again: RunDir, frozen: Mapping[tuple[str, str], tuple[str, str]], passes: list[PendingTasks],
     shown: Progress, made: Verification,
 ) -> None:  # fmt: skip
+    """Repeat tasks in a directory of their own. Their results are neither merged nor reduced."""
+    errors: list[str] = []
     try:
-        with again.owned(), signals() as stop:
-            run = _Again(checked, again, shown, stop)
-            run.frozen, run.passes = frozen, passes
-            done = run.run()
-    except (CampaignError, OSError) as error:
-        said = in_words(error, again.root) if isinstance(error, OSError) else error
-        made.findings.append(Finding("recomputed", "the sample", f"cannot be: {said}"))
-        return
+        with again.owned(), signals() as stop, Receipts(again.receipts) as receipts:
+            plan = checked.plan.without_outputs()
+            state = State(PartialIndex(plan, receipts), FailedFiles(plan), frozen=dict(frozen))
+            execution = Execution(checked, Work(plan, passes, state), again, shown, stop)
+            try:
+                with execution:
+                    execution.try_first()
+                    execution.run()
+                errors += failures(state)
+            except CampaignError as error:
+                if stop.is_set() or isinstance(error, Interrupted):
+                    raise Interrupted("stopped as asked; nothing was changed", where=made.run_dir) from error
+                errors += [*failures(state), str(error)]
+    except OSError as error:
+        errors.append(str(in_words(error, again.root)))
     finally:
         stop_fork_server()
-    if done.status == report.INTERRUPTED:
-        raise Interrupted("stopped as asked; nothing was changed", where=made.run_dir)
-    made.findings += [Finding("recomputed", "the sample", f"cannot be: {error}") for error in done.errors]
+        shown.close()
+    errors += no_room(errors, again.root)
+    made.findings += [Finding("recomputed", "the sample", f"cannot be: {error}") for error in errors]
 
 
 def _file_digest(path: Path) -> str:

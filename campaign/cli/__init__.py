@@ -3,6 +3,6 @@
 `main` returns the exit code; `command` is the entry point of the installed command.
 """
 
-from campaign.cli.commands import command, main
+from campaign.cli.main import command, main
 
 __all__ = ["command", "main"]

@@ -17,7 +17,7 @@ from campaign.planning.plan import PendingTasks, Plan
 from campaign.planning.planner import plan
 from campaign.planning.stage_code import StageCode
 from campaign.pool.server_kind import make_kind
-from campaign.protocols import Provider
+from campaign.protocols import Provider, ServerKind
 from campaign.spec.models import Campaign, ProviderSpec
 from campaign.spec.options import check_options
 from campaign.storage.receipts import Receipts
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from campaign.worker.try_stages import Tried
 
 
-def check_models(campaign: Campaign, code: Mapping[str, StageCode], kind: Any) -> None:
-    """Refuse stages that name a model, an input or an output that the pool does not have.
+def check_models(campaign: Campaign, code: Mapping[str, StageCode], kind: ServerKind | None) -> None:
+    """Refuse a stage that names a model, an input or an output that the pool does not have.
 
     Raises:
-        SpecError: With the key at fault.
+        SpecError: Holds the wrong key.
     """
     for name, stage in code.items():
         model = stage.options.get("model")
@@ -45,9 +45,10 @@ def check_models(campaign: Campaign, code: Mapping[str, StageCode], kind: Any) -
         if model not in campaign.servers.models:
             known = sorted(campaign.servers.models)
             raise SpecError(messages.unknown(model, known, "models under servers.models"), key=(*key, "model"))
-        if not hasattr(kind, "tensors"):
+        signature = kind.signature(model) if kind is not None else None
+        if signature is None:
             continue  # servers that already run are asked when they are used
-        inputs, outputs = kind.tensors(model)
+        inputs, outputs = ([tensor[0] for tensor in signature[side]] for side in ("inputs", "outputs"))
         for what in given:
             if what not in inputs:
                 raise SpecError(messages.unknown(what, inputs, f"inputs of {model}"), key=(*key, "inputs", what))
@@ -57,7 +58,7 @@ def check_models(campaign: Campaign, code: Mapping[str, StageCode], kind: Any) -
 
 
 def default_run_dir(campaign: Campaign) -> Path:
-    """``./runs/<campaign>/``; of a quick try ``./runs/<campaign>-limit-N/``."""
+    """``./runs/<campaign>/``; with a limit ``./runs/<campaign>-limit-N/``."""
     return Path.cwd() / "runs" / (campaign.campaign + (f"-limit-{campaign.limit}" if campaign.limit else ""))
 
 
@@ -72,7 +73,7 @@ def override(
     """The campaign with another number of workers or servers, another provider, or only some rows of each file.
 
     Raises:
-        SpecError: A number is none, or below one.
+        SpecError: A number is not a whole number of at least 1.
     """
     for name, number in (("workers", workers), ("servers", servers), ("limit", limit)):
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
@@ -92,31 +93,40 @@ def override(
 
 
 def job_of(plan: Plan) -> Job:
-    """What workers need to know of a plan, but for the servers."""
+    """The job of a plan for its workers, without servers."""
     c = plan.campaign
     return Job(plan.code, plan.readers, None, c.read_rows, c.task_deadline_s, c.limit)
 
 
 @dataclass
 class Checked:
-    """A campaign that was found right: its plan, who does it, and what its models' answers depend on."""
+    """A campaign that was checked.
+
+    Attributes:
+        campaign: The campaign.
+        plan: Its plan.
+        kind: Its server kind; None: it has no servers.
+        provider: The class of its provider.
+        options: The options of the provider.
+        models: For each model, everything that its answers depend on.
+    """
 
     campaign: Campaign
     plan: Plan
-    kind: Any
+    kind: ServerKind | None
     provider: type[Provider]
     options: Any
     models: Mapping[str, Mapping[str, Any]]
 
 
 def check(campaign: Campaign) -> Checked:
-    """Everything that can be known without starting anything.
+    """Check everything that can be checked without starting anything.
 
     Raises:
-        SpecError: With file, line and key where the campaign came from a file.
+        SpecError: Holds file, line and key if the campaign came from a file.
     """
     try:
-        cls = plugins.get(plugins.PROVIDERS, campaign.provider.kind, key=("provider",), base=campaign.base)
+        cls = plugins.get(plugins.PROVIDERS, campaign.provider.kind, key=("provider",), base=campaign.base, of=Provider)
         options = check_options(
             cls.Options, campaign.provider.given, ("provider",), ProviderSpec, _kind_remedy(campaign.provider)
         )
@@ -141,36 +151,50 @@ def _kind_remedy(spec: ProviderSpec) -> str:
 
 
 def _untouched(checked: Checked) -> list[PendingTasks]:
-    """All tasks, as if nothing had been done yet."""
+    """All tasks, as if none were done."""
     return checked.plan.todo(PartialIndex(checked.plan, Receipts(Path("/nonexistent/receipts"))).missing())
 
 
 def look(checked: Checked) -> PreflightReport:
-    """Look at one file of each dataset, as a run does before it starts servers.
+    """Read one file of each dataset, as a run does before it starts servers.
 
     Returns:
-        What was looked at, and what could not be.
+        The files that were read, and the files that could not be read.
 
     Raises:
-        SpecError: A tree, a branch, a weight or a column is missing; with the file and the key.
+        SpecError: A tree, a branch, a weight or a column is missing. Holds the file and the key.
     """
     with tempfile.TemporaryDirectory(prefix="campaign-check-") as folder:
         return preflight(checked.plan, _untouched(checked), save_job(job_of(checked.plan), Path(folder) / "job"))
 
 
+def refuse_unreadable(checked: Checked, looked: PreflightReport) -> None:
+    """Refuse a dataset of which no file that was tried can be read, unless the campaign lets files fail.
+
+    Raises:
+        SpecError: Says why the first such dataset cannot be read.
+    """
+    if checked.campaign.errors.max_failed_files:
+        return
+    for dataset, why in looked.broken.items():
+        key = ("datasets", dataset, "files")
+        remedy = "check or replace it; or let files fail: errors: {max_failed_files: N}"
+        raise checked.campaign.locate(SpecError(why, key=key, remedy=remedy))
+
+
 def try_out(checked: Checked, address: PoolAddress | None = None) -> Tried:
-    """Run the stages on 100 rows of one file of each dataset, with servers that answer zeros.
+    """Run the stages on 100 rows of one file of each dataset.
 
     Args:
         checked: The campaign.
-        address: Real servers, in their place.
+        address: Real servers. None: servers that answer zeros.
 
     Raises:
-        SpecError: Something is wrong for certain; with the key.
+        SpecError: A stage cannot work. Holds the key.
     """
     servers, kind = checked.campaign.servers, checked.kind
-    known = hasattr(kind, "signature") and servers is not None
-    signatures = {name: kind.signature(name) for name in servers.models} if known and servers is not None else {}
+    models = servers.models if servers is not None and kind is not None else ()
+    signatures = {name: known for name in models if kind is not None and (known := kind.signature(name)) is not None}
     with tempfile.TemporaryDirectory(prefix="campaign-check-") as folder:
         ticket = save_job(job_of(checked.plan), Path(folder) / "job")
         return preflight_try(checked.plan, _untouched(checked), ticket, signatures, address)

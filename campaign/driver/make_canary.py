@@ -23,22 +23,22 @@ ROWS = 32
 
 
 def make(campaign: Campaign, model: str, force: bool, say: Callable[[str], None]) -> tuple[Path, str]:
-    """Ask a server for its answer to the first rows that the campaign would send, and write it down.
+    """Ask a server for its answer to the first rows that the campaign would send, and save it.
 
-    The stages before the model run on 100 rows of a file of each dataset; other models answer them as in a run.
+    The stages before the model run on 100 rows of a file of each dataset. Other models answer as in a run.
 
     Args:
         campaign: The campaign.
         model: One of its models.
-        force: Replace a known answer that is there.
+        force: Replace an existing known answer.
         say: Called with progress lines.
 
     Returns:
-        The file, and what it holds (``32 rows``, ``1 event``).
+        The file, and a description of its content (``32 rows``, ``1 event``).
 
     Raises:
-        SpecError: There is no such model, no stage sends it rows, or the file is there already.
-        ModelError: The model answers the same rows in two ways.
+        SpecError: There is no such model, no stage sends it rows, or the file exists already.
+        ModelError: The model answers the same rows in two different ways.
     """
     servers, key = campaign.servers, ("servers", "models", model)
     if servers is None or model not in servers.models:
@@ -46,9 +46,11 @@ def make(campaign: Campaign, model: str, force: bool, say: Callable[[str], None]
         raise SpecError(unknown(model, known, "models of the campaign"), key=("servers", "models"))
     checked = check(_unproved(campaign, servers, model))
     kind, given = checked.kind, servers.models[model].canary
-    if not hasattr(kind, "new_canary"):
+    assert kind is not None
+    files, signature = kind.model_files(model), kind.signature(model)
+    if files is None or signature is None:
         raise SpecError("only servers started for the campaign are held to known answers", key=("servers", "kind"))
-    path: Path = campaign.path(given) if given else kind.new_canary(model)
+    path = campaign.path(given) if given else files.new_canary
     if path.exists() and not force:
         raise campaign.locate(SpecError(f"{path} is there already", key=key, remedy="give --force to replace it"))
     tried = try_out(checked)  # what is wrong with a stage shows before a server is started
@@ -63,14 +65,14 @@ def make(campaign: Campaign, model: str, force: bool, say: Callable[[str], None]
         if model not in tried.taken:
             why = "; ".join(tried.notes) or "before frozen values are needed"
             raise campaign.locate(SpecError(f"no stage sends rows to '{model}': {why}", key=key))
-        inputs, what = _first(tried.taken[model], int(kind.signature(model)["max_batch"]))
+        inputs, what = _first(tried.taken[model], int(signature["max_batch"]))
         record = next(r for r in pool.address.servers() if r["state"] == "ready")
-        _write(path, record, model, inputs, servers.request_deadline_s, kind.rows_assumed(model), say)
+        _write(path, record, model, inputs, servers.request_deadline_s, files.rows_assumed, say)
     return path, what
 
 
 def _unproved(campaign: Campaign, servers: ServerSpec, model: str) -> Campaign:
-    """The campaign without the model's known answer, and without twins, which would be held to it."""
+    """The campaign without the model's known answer, and without local models, which would be compared with it."""
     models = {name: spec.model_copy(update={"local_twin": None}) for name, spec in servers.models.items()}
     models[model] = models[model].model_copy(update={"canary": None})
     return campaign.model_copy(update={"servers": servers.model_copy(update={"models": models})})
@@ -80,7 +82,7 @@ def _write(
     path: Path, record: Mapping[str, Any], model: str, inputs: dict[str, Any], deadline_s: float, assumed: bool,
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """The answer to these inputs, once it has been given twice; nothing is there where anything fails."""
+    """Save the answer to these inputs if the server gives it twice. If anything fails, no file is left."""
     answer = ask(record, model, inputs, deadline_s)
     arrays = {f"input.{name}": _plain(array) for name, array in inputs.items()}
     arrays |= {f"output.{name}": _plain(array) for name, array in answer.items()}
@@ -103,7 +105,7 @@ def _write(
 def _hold(
     path: Path, record: Mapping[str, Any], model: str, deadline_s: float, assumed: bool, say: Callable[[str], None]
 ) -> None:
-    """What a server will be held to must hold for the one that gave it."""
+    """Check that the server that gave the answer gives it again, and that rows do not depend on their neighbours."""
     known = known_answer(path)
     try:
         known.hold(model, ask(record, model, known.inputs, deadline_s))
@@ -123,7 +125,7 @@ def _hold(
 
 
 def _first(given: dict[str, Any], most: int) -> tuple[dict[str, Any], str]:
-    """The first rows, or the first event that has something in it."""
+    """The first rows, or the first event that is not empty."""
     ragged = [array for array in given.values() if isinstance(array, Ragged)]
     if ragged:
         filled = (i for i in range(len(ragged[0])) if all(len(array[i]) for array in ragged))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,20 +15,21 @@ import numpy as np
 from campaign.driver.failure_policy import FailurePolicy
 from campaign.driver.merge_scheduler import MergeScheduler
 from campaign.driver.partial_index import Places
-from campaign.driver.state import State
+from campaign.driver.run_servers import RunServers
 from campaign.driver.task_queue import TaskQueue
+from campaign.driver.work import Work
 from campaign.driver.worker_calls import WorkerCall, WorkerCalls
 from campaign.errors import ArtefactError, CampaignError, FrozenChanged, ServerError, SpecError
 from campaign.inference.local_model import NOTE
-from campaign.planning.plan import InputGroup, Layer, PendingTasks, Plan, Reduce, TaskTemplate, shapes
+from campaign.planning.plan import InputGroup, Layer, PendingTasks, Reduce, TaskTemplate, shapes
 from campaign.protocols import Provider
 from campaign.report.progress import Progress
-from campaign.storage.receipts import FROZEN, UNFINISHED, Receipt, Receipts, parse
+from campaign.spec.models import campaign_workers
+from campaign.storage.receipts import FROZEN, UNFINISHED, Receipt, parse
 from campaign.storage.rundir import RunDir
 from campaign.util.hashing import canonical_json
 from campaign.util.lazy import LazyModule
 from campaign.worker.deadline import deaths
-from campaign.worker.job import BatchInputs, JobTicket
 
 if TYPE_CHECKING:
     from campaign.worker import reducing, tasks
@@ -41,12 +42,12 @@ AHEAD = 3  # calls waiting per worker: enough that none idles, few enough that t
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """The inputs of the tasks of a call besides their files.
+    """The inputs of the tasks of one call, besides their files.
 
     Attributes:
-        sent: The part that travels to the worker.
-        reads: Places in the log of the receipts of the artefacts that the tasks read, shape (n,). Empty: the tasks
-            read events.
+        frozen, marks, expected: See `campaign.worker.tasks.run_batch`.
+        reads: Places in the log of the receipts of the artefacts that the tasks read, shape (n,). Empty: they read
+            events.
     """
 
     sent: BatchInputs
@@ -59,55 +60,46 @@ class TaskInputs:
         return TaskInputs(self.sent.pick(some), self.reads[some])
 
     def read(self, i: int) -> int:
-        """Where the receipt of a task's artefact lies; -1: it reads events."""
+        """Place in the log of the receipt of a task's artefact. -1: the task reads events."""
         return int(self.reads[i]) if len(self.reads) else -1
 
 
 class Scheduler:
-    """Brings a plan to its end.
+    """Submits the tasks, merges and reduce calls of a run, and takes their answers.
 
     Args:
-        plan: The plan.
-        todo: What of it is to be done.
-        state: What is done already; grows.
+        work: The plan, the tasks to do, and what is done already.
         rundir: The run directory.
-        receipts: Its log.
-        provider: Who gives the executor.
-        workers: How many worker processes.
-        retries: How often a task is tried again after an error that can heal.
-        job: From `campaign.worker.job.save_job`.
+        provider: Gives the executor.
+        servers: The servers of the run: the ticket for workers, and why no server can be used.
         shown: Progress.
-        pool_failure: Why the pool is of no use any more, or None.
-        with_servers: Starts a pool if there is none, and returns the job that knows it.
     """
 
-    def __init__(
-        self, plan: Plan, todo: Iterable[PendingTasks], state: State, rundir: RunDir, receipts: Receipts,
-        provider: Provider, workers: int, retries: int, job: JobTicket, shown: Progress,
-        pool_failure: Callable[[], CampaignError | None], with_servers: Callable[[], JobTicket],
-    ) -> None:  # fmt: skip
-        self.plan, self.state, self.rundir, self.receipts = plan, state, rundir, receipts
-        self.workers, self.retries = workers, retries
-        self.job, self.shown, self.pool_failure, self.with_servers = job, shown, pool_failure, with_servers
+    def __init__(self, work: Work, rundir: RunDir, provider: Provider, servers: RunServers, shown: Progress) -> None:
+        plan, state = work.plan, work.state
+        self.plan, self.state, self.rundir, self.receipts = plan, state, rundir, state.index.receipts
+        self.servers, self.shown, self.job = servers, shown, servers.ticket
         self.root = str(rundir.root)
-        self.queue = TaskQueue(todo, state.index, workers)
-        self.unreduced = [r for r in plan.reduces if (r.stage, r.variation) not in state.frozen]
+        workers = campaign_workers(plan.campaign)
+        self.queue = TaskQueue(work.todo, state.index, workers)
+        self.unreduced = work.reduces
         self.tries: Counter[tuple[int, int]] = Counter()
         self.name, self.numbers = secrets.token_hex(4), count()  # of calls
         self.calls = WorkerCalls(
-            lambda: provider.tasks(workers), lambda: deaths(rundir.workers, rundir.stage_logs), workers * AHEAD
-        )
-        self.merges = MergeScheduler(plan, state, rundir, receipts, self.calls, shown, self._anew)
-        self.failures = FailurePolicy(plan, state, self.calls, job, self.root, self._id)
+            lambda: provider.tasks(workers), lambda: deaths(rundir.workers, rundir.stage_logs), workers * AHEAD,
+            provider.why_broken,
+        )  # fmt: skip
+        self.merges = MergeScheduler(plan, state, rundir, self.receipts, self.calls, shown, self._anew)
+        self.failures = FailurePolicy(plan, state, self.calls, self.job, self.root, self._id)
 
     def run(self, look_around: Callable[[], None]) -> None:
-        """Until nothing more can be done. What fails is noted, what does not depend on it goes on.
+        """Work until nothing more can be done. A failure is noted; everything that does not depend on it goes on.
 
         Args:
-            look_around: Called several times a second; raises when it is time to stop.
+            look_around: Called several times a second. It raises when the run is to stop.
 
         Raises:
-            FrozenChanged: A frozen value was altered: everything after it would be wrong.
+            FrozenChanged: A frozen value was altered, so that everything after it would be wrong.
             ServerError: No server is left to call.
         """
         while True:
@@ -144,7 +136,7 @@ class Scheduler:
         return f"{self.name}-{next(self.numbers)}"
 
     def _batch(self, shape: TaskTemplate, places: Places) -> WorkerCall:
-        """The call for some tasks of one shape, with the frozen values and the artefacts of now."""
+        """The call for some tasks of one shape, with the frozen values and artefacts as they are now."""
         marks = tuple(map(self.state.made_with, shape.lines)) if shape.frozen else ()
         reads = NOWHERE if shape.artefact is None else self.state.index.at(shape.artefact, places)
         receipts = [parse(line) for line in self.receipts.lines(reads.tolist())]
@@ -153,7 +145,7 @@ class Scheduler:
         return self._call(shape, places, TaskInputs(sent, reads))
 
     def _call(self, shape: TaskTemplate, places: Places, given: TaskInputs) -> WorkerCall:
-        """The call for tasks that are given just this; so are the parts that it may be divided into."""
+        """The call for tasks with these inputs. If it is divided, its parts get the same inputs."""
         batch, half, name = shape.tasks(places.tolist()), len(places) // 2, self._id()
         every = np.arange(len(places))
 
@@ -199,10 +191,17 @@ class Scheduler:
             self.queue.add(PendingTasks(shape, np.array(again)))
 
     def _task_failed(self, shape: TaskTemplate, place: int, error: CampaignError, read: int = -1) -> bool:
-        """Note it; True if the task is to be tried again. ``read``: where the receipt of its artefact lies."""
+        """Note the error of a task. Returns True if the task is to be tried again.
+
+        Args:
+            shape: The task's template.
+            place: Its file.
+            error: What went wrong.
+            read: Place in the log of the receipt of the artefact that the task read. -1: none.
+        """
         if isinstance(error, FrozenChanged):
             raise error
-        failure = self.pool_failure() if isinstance(error, ServerError) else None
+        failure = self.servers.failure() if isinstance(error, ServerError) else None
         if failure is not None:
             raise failure  # one error of the pool, not one of each file
         spoilt = shape.artefact if isinstance(error, ArtefactError) else None
@@ -210,7 +209,7 @@ class Scheduler:
             return True
         at = (shape.emits[0].number, place)
         self.tries[at] += 1
-        if not error.permanent and self.tries[at] <= self.retries:
+        if not error.permanent and self.tries[at] <= self.plan.campaign.retries:
             return True
         self._locate(error)
         if self.state.note(error):
@@ -221,7 +220,7 @@ class Scheduler:
         return False
 
     def _locate(self, error: CampaignError) -> None:
-        """Name the line of the stage whose description is at fault: a worker does not know it."""
+        """Add the line of the stage in the campaign file, which a worker does not know."""
         place = self.plan.campaign.locate(SpecError("", key=("stages", error.stage))).where if error.stage else ""
         if place and place not in error.where:
             error.where = f"{place}: {error.where}"
@@ -231,17 +230,17 @@ class Scheduler:
             self.queue.add(PendingTasks(shape, np.array([place])))
 
     def _anew(self, events: InputGroup, lines: frozenset[Layer], places: Places) -> None:
-        """Make partials of some files again."""
+        """Have the partials of some files made again."""
         others = frozenset(self.state.index.emits) - lines
         for shape in shapes([x for x in self.plan.lines if x.events is events], others):
             if any(self.plan.infers(line.stage) for line in shape.lines):
-                self.job = self.with_servers()  # nothing else may have needed one
+                self.job = self.servers.start_late()  # nothing else may have needed one
             self.queue.add(PendingTasks(shape, places))
             self.state.counts["again"] += len(places)
 
     # Reduce stages.
     def _reduce(self, reduce: Reduce) -> bool:
-        """Submit a reduce stage if its time has come; True if it is off the list."""
+        """Submit a reduce stage if its inputs are complete. Returns True if it needs no further look."""
         if self.state.cannot(reduce):
             self._reduce_failed(reduce)
             return True
@@ -274,7 +273,7 @@ class Scheduler:
         self.state.index.frozen[reduce.stage, reduce.variation] = receipt
 
     def _in_force(self, reduce: Reduce) -> None:
-        """A frozen value is there; partials that were made with another one are not."""
+        """Let a new frozen value count, and have the partials made again that were made with another one."""
         gaps = any(self.state.incomplete(o) for o in reduce.inputs.values())
         if gaps or self.state.shaky.intersection(reduce.frozen):
             self.state.shaky.add((reduce.stage, reduce.variation))

@@ -1,4 +1,4 @@
-"""Puts what a run has done into its report."""
+"""Fills the report of a run from its state."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 
 from campaign.driver.state import State
 from campaign.driver.unmoved_outputs import notes_of, unmoved
+from campaign.driver.work import Work
 from campaign.inference.local_model import NOTE
 from campaign.outputs.column_schemas import differences
 from campaign.planning.plan import Plan
 from campaign.pool.pool import ServerPool
+from campaign.protocols import ServerKind
 from campaign.report import report
 from campaign.report.profile import Profile, by_stage
 from campaign.report.report import Report
@@ -19,8 +21,9 @@ from campaign.storage.rundir import RunDir
 from campaign.util.messages import counted, listed
 
 
-def judge(made: Report, plan: Plan, state: State) -> None:
-    """Say whether everything is there, and what is not."""
+def judge(made: Report, work: Work) -> None:
+    """Set the status of the report, and name missing outputs and frozen values."""
+    plan, state = work.plan, work.state
     missing = [o.name for o in plan.outputs if o.name not in state.merged]
     missing += [f"{r.stage}/{r.variation}" for r in plan.reduces if (r.stage, r.variation) not in state.frozen]
     without = [o for o in plan.outputs if o.name in state.merged and state.incomplete(o)]
@@ -35,24 +38,23 @@ def judge(made: Report, plan: Plan, state: State) -> None:
 
 
 def failures(state: State) -> Iterator[str]:
-    """What went wrong, alike ones together."""
+    """The errors of a run. Errors that are alike are counted together."""
     for texts in state.errors.values():
         yield texts[0] + (f"\n  and {len(texts) - 1} more alike" if len(texts) > 1 else "")
 
 
-def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool: ServerPool | None, todo: int) -> None:
+def fill(made: Report, work: Work, rundir: RunDir, kind: ServerKind | None, pool: ServerPool | None) -> None:
     """Fill in everything but status, errors and time."""
+    plan, state = work.plan, work.state
     if pool is not None:
         made.servers = pool.report()
         made.models = {name: {"version": version} for name, version in sorted(pool.versions.items())}
         for server in made.servers:
             made.warnings += [w for w in server.get("warnings", ()) if w not in made.warnings]
-    dynamic = _dynamic(plan, kind)
-    if dynamic:
+    why = kind.why_not_reproducible() if kind is not None else ""
+    if why:
         made.reproducible = False
-        made.warnings.append(
-            f"the server batches requests of {', '.join(dynamic)} dynamically: predictions depend on their neighbours"
-        )
+        made.warnings.append(why)
     notes = [
         *(m.notes for m in state.merged.values()),
         *(state.index.frozen[at].notes for at in state.frozen if at in state.index.frozen),
@@ -63,7 +65,7 @@ def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool
     made.tasks = {
         "total": plan.total,
         "done": state.counts["done"],
-        "reused": max(0, plan.total - todo - state.counts["again"]),
+        "reused": max(0, plan.total - work.tasks - state.counts["again"]),
         "failed": state.counts["failed"],
     }
     made.rows.update(state.rungs)
@@ -80,8 +82,9 @@ def fill(made: Report, plan: Plan, state: State, rundir: RunDir, kind: Any, pool
     ]
     made.artefacts = _artefacts(plan, rundir)
     made.versions = report.versions()
-    if hasattr(kind, "versions"):
-        made.versions["server"] = kind.versions()
+    installed = kind.versions() if kind is not None else None
+    if installed is not None:
+        made.versions["server"] = installed
 
 
 MOST = 1000  # files that a report names
@@ -112,7 +115,7 @@ def _outputs(made: Report, plan: Plan, state: State) -> None:
 
 
 def _uneven(plan: Plan, state: State) -> Iterator[str]:
-    """Outputs that lack other files than the nominal one beside them."""
+    """One sentence for each output that lacks other files than the nominal output."""
     there = {o.name: o for o in plan.outputs if o.name in state.merged}
     for output in there.values():
         nominal = there.get(f"{output.stage}/{output.dataset}/{NOMINAL}")
@@ -124,7 +127,7 @@ def _uneven(plan: Plan, state: State) -> Iterator[str]:
 
 
 def profiled(profile: Profile, plan: Plan, state: State, pool: ServerPool | None) -> Profile:
-    """Add what the workers and the servers say of their time."""
+    """Add the times that workers and servers have reported."""
     profile.stages = by_stage(state.spent, list(plan.campaign.stages))
     profile.tasks_s, profile.worker_peak_mb = state.tasks_s, state.peak_mb
     if state.answered:
@@ -139,13 +142,6 @@ def profiled(profile: Profile, plan: Plan, state: State, pool: ServerPool | None
         profile.computing[str(record["name"])] = computing / max(end - ready, 1e-3)
     profile.timeline = dict(sorted(profile.timeline.items(), key=lambda item: item[1]))
     return profile
-
-
-def _dynamic(plan: Plan, kind: Any) -> list[str]:
-    servers = plan.campaign.servers
-    if servers is None or not hasattr(kind, "config"):
-        return []
-    return [name for name in servers.models if kind.config(name).HasField("dynamic_batching")]
 
 
 def _artefacts(plan: Plan, rundir: RunDir) -> dict[str, str]:

@@ -18,17 +18,17 @@ EXECUTORS = 6  # executors that may break, with no call answered in between, bef
 
 @dataclass(eq=False)
 class WorkerCall:
-    """Something a worker is to do.
+    """A call of a function in a worker.
 
     Attributes:
-        what: The file, output or reduce stage it is about.
-        then: Takes its answer.
-        lost: Takes the error if it is held to have killed its workers.
+        what: The file, output or reduce stage that the call is about.
+        then: Takes the answer.
+        lost: Takes the error if the call is found to kill its workers.
         function, args: The call.
-        halves: Makes two calls of one, each of half the tasks; None: it cannot be divided.
-        losses: Workers that died while they did it and nothing else.
-        id: What its worker calls it (`campaign.worker.deadline`); empty: its worker says nothing of it.
-        part: Makes two calls of one, of the task at a place and of the others; None: there are no others.
+        halves: Makes two calls of one, each of half the tasks. None: the call cannot be divided.
+        losses: Number of workers that died while they did nothing but this call.
+        id: Name that the worker notes while it works on the call (`campaign.worker.deadline`). Empty: it notes none.
+        part: Makes two calls of one: one task, and all others. None: there are no others.
     """
 
     what: str
@@ -43,12 +43,13 @@ class WorkerCall:
 
 
 class WorkerCalls:
-    """Calls under way.
+    """The calls that workers are doing now.
 
     Args:
-        new_executor: Gives an executor; asked again after one broke.
-        deaths: What workers that have died say of it, each once.
-        most: How many are wanted to be under way at most.
+        new_executor: Gives an executor. Called again after an executor broke.
+        deaths: Gives the notes of workers that died, each note once.
+        most: Number of calls at a time. A call that was divided may exceed it.
+        why_broken: Says how a worker of a broken executor ended. Empty: not known.
     """
 
     def __init__(
@@ -56,8 +57,9 @@ class WorkerCalls:
         new_executor: Callable[[], Executor],
         deaths: Callable[[], Sequence[Death]] = lambda: (),
         most: int = sys.maxsize,
+        why_broken: Callable[[Executor], str] = lambda _: "",
     ) -> None:
-        self._give, self._ask, self._most = new_executor, deaths, most
+        self._give, self._ask, self._most, self._why_broken = new_executor, deaths, most, why_broken
         self._under_way: dict[Future[Any], Callable[[Future[Any]], None]] = {}
         self._quarantine: deque[WorkerCall] = deque()
         self._deaths: dict[str, Death] = {}
@@ -72,11 +74,11 @@ class WorkerCalls:
 
     @property
     def room(self) -> int:
-        """How many more are wanted; below 0: what was lost was divided, and sent again."""
+        """How many more calls may be submitted. Below 0: lost calls were divided and submitted again."""
         return self._most - len(self)
 
     def submit(self, call: WorkerCall, *, alone: bool = False) -> None:
-        """Send it to a worker."""
+        """Send a call to a worker. ``alone``: no other call runs meanwhile."""
         try:
             future: Future[Any] = self._executor.submit(call.function, *call.args)
         except BrokenExecutor:
@@ -88,12 +90,12 @@ class WorkerCalls:
         self._under_way[future] = lambda f: self._answered(call, f, executor, alone)
 
     def try_suspect(self) -> None:
-        """If nothing is under way, do one of the calls that were lost, and nothing beside it."""
+        """If no call is under way, repeat one of the lost calls, with no other call beside it."""
         if self._quarantine and not self._under_way:
             self.submit(self._quarantine.popleft(), alone=True)
 
     def wait(self, timeout_s: float) -> list[Callable[[], None]]:
-        """Wait for answers; what is to be done with those that have come."""
+        """Wait for answers. Returns one function for each answer that has come; it passes the answer on."""
         arrived, _ = wait(self._under_way, timeout=timeout_s, return_when=FIRST_COMPLETED)
         return [self._taker(future) for future in arrived]
 
@@ -101,12 +103,12 @@ class WorkerCalls:
         return lambda: self._under_way.pop(future)(future)
 
     def _answered(self, call: WorkerCall, future: Future[Any], executor: Executor, alone: bool) -> None:
-        """Pass an answer on, or do the call again: a lost worker is not the fault of what it did, until it is.
+        """Pass an answer on, or repeat the call if its worker was lost.
 
-        When a worker dies, everything under way with it may be lost too. Where the worker has left word which task it
-        was in, that one is the suspect, and everything else is done again as if nothing had been. Otherwise all of it
-        is done again one call at a time and with nothing beside it; a batch that dies alone is halved, and so on, so
-        that the task that kills its worker, and only that one, is found and named.
+        When a worker dies, the other calls of its executor may be lost too. If the worker has noted which task it was
+        in, that task is the suspect, and all other tasks are repeated normally. Otherwise the lost calls are repeated
+        one at a time, with no other call beside them. A call that dies alone is halved, again and again, until the one
+        task that kills its worker is found and named.
         """
         error = future.exception()
         if error is None:
@@ -126,7 +128,7 @@ class WorkerCalls:
             self._quarantine.extendleft(reversed(call.halves()))
         else:
             call.losses += alone
-            self._again_alone(call, _why(executor) or f"{type(error).__name__}: {error}".splitlines()[0])
+            self._again_alone(call, self._why_broken(executor) or f"{type(error).__name__}: {error}".splitlines()[0])
 
     def _learn(self) -> None:
         for death in self._ask():
@@ -135,7 +137,7 @@ class WorkerCalls:
                 self._explained.add(self._at[death.call])
 
     def _suspect(self, call: WorkerCall, death: Death) -> None:
-        """A worker said which task it was in when it died."""
+        """Repeat the task that a worker was in when it died alone, and the other tasks normally."""
         self._broken -= 1  # something was learned
         suspect = call
         if call.part is not None:
@@ -168,9 +170,3 @@ class WorkerCalls:
         if self._broken > EXECUTORS:
             raise ProviderError(f"workers were lost together {EXECUTORS} times", remedy="is there enough memory?")
         return self._give()
-
-
-def _why(executor: Executor) -> str:
-    """How the executor's worker ended, where it knows."""
-    tell: Callable[[], str] | None = getattr(executor, "why_broken", None)
-    return tell() if tell is not None else ""

@@ -126,13 +126,6 @@ class Onnx:
         return {name: array[:rows] for name, array in found.items()} if missing > 0 else found
 
 
-def reshaped(config: Any) -> tuple[tuple[str, tuple[int, ...]], ...] | None:
-    """The shapes inside the model of tensors that Triton reshapes, by name; None: the configuration reshapes none."""
-    if not any(t.HasField("reshape") for t in (*config.input, *config.output)):
-        return None
-    return tuple((t.name, tuple(t.reshape.shape)) for t in config.input if t.HasField("reshape"))
-
-
 def _array(tensor: Tensor, content: bytes, shape: tuple[int, ...]) -> Any:
     if tensor.datatype != "BYTES":
         return np.frombuffer(content, tensor.dtype).reshape(shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, overload
 
@@ -19,10 +19,10 @@ from campaign.util.hashing import digest
 
 @dataclass(frozen=True, eq=False)
 class InputGroup:
-    """The files of a dataset as one group of variations reads them.
+    """The files of a dataset, as one group of variations reads them.
 
     Attributes:
-        dataset, variation: Whose; ``nominal`` for all variations that read the same.
+        dataset, variation: Dataset and variation. ``nominal`` stands for all variations that read the same.
         files: The files.
         tree, branches, is_mc: See `campaign.planning.task.SourceSpec`.
     """
@@ -41,9 +41,9 @@ class Layer:
 
     Attributes:
         number: Its place in the plan.
-        events: What it is made from, through its parents.
-        parent: The line whose results it takes; None: the events themselves.
-        keys: Of its steps, one per file.
+        events: The input files.
+        parent: The layer whose results it takes. None: it takes the events.
+        keys: Keys of its steps, one per file.
         stage, variation, weight, frozen, emit, level, weighs, followed: See `campaign.planning.task.Step`.
     """
 
@@ -67,16 +67,16 @@ class Layer:
 
     @cached_property
     def depth(self) -> int:
-        """Lines before it."""
+        """Number of layers before it."""
         return 0 if self.parent is None else 1 + self.parent.depth
 
     @cached_property
     def needs(self) -> frozenset[tuple[str, str]]:
-        """Frozen values that it, or a line before it, depends on."""
+        """Frozen values that it, or a layer before it, depends on."""
         return frozenset(self.frozen) | (self.parent.needs if self.parent else frozenset())
 
     def common(self, lines: Sequence[Layer]) -> StepTemplate:
-        """What its steps have in common, as one of ``lines``."""
+        """The common part of its steps, in a task of these layers."""
         here = [i for i, other in enumerate(lines) if other is self.parent]
         parent = None if self.parent is None else here[0] if here else -1
         return StepTemplate(
@@ -90,8 +90,8 @@ class TaskTemplate:
     """The common part of tasks on many files.
 
     Attributes:
-        lines: Of their steps, a parent before its children.
-        artefact: The line whose artefacts they read; None: they read the events.
+        lines: The layers of their steps, a parent before its children.
+        artefact: The layer whose artefacts they read. None: they read the events.
     """
 
     lines: tuple[Layer, ...]
@@ -99,26 +99,26 @@ class TaskTemplate:
 
     @property
     def events(self) -> InputGroup:
-        """The input group of the files."""
+        """The input files of the tasks."""
         return self.lines[0].events
 
     @cached_property
     def emits(self) -> tuple[Layer, ...]:
-        """Those that leave partials."""
+        """The layers that leave partials."""
         return tuple(line for line in self.lines if line.emit)
 
     @cached_property
     def nominal(self) -> bool:
-        """True if some of them belong to no variation."""
+        """True if a layer belongs to no variation."""
         return any(line.variation == NOMINAL for line in self.lines)
 
     @cached_property
     def frozen(self) -> frozenset[tuple[str, str]]:
-        """Frozen values that they, or what they read, depend on."""
+        """Frozen values that the tasks, or the artefacts they read, depend on."""
         return frozenset(at for line in self.lines for at in line.needs)
 
     def tasks(self, places: Iterable[int]) -> Batch:
-        """Its tasks on some files."""
+        """The tasks on some files."""
         at, events = list(places), self.events
         return Batch(
             tuple(line.common(self.lines) for line in self.lines), events.dataset, events.tree, events.branches,
@@ -146,7 +146,7 @@ class Output:
 
 
 class Urls(Sequence[str]):
-    """Names of files, made when they are asked for."""
+    """Names of files. A name is made when it is asked for."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
@@ -180,7 +180,7 @@ class PendingTasks:
     """Tasks of one shape that are to be done.
 
     Attributes:
-        shape: What they have in common.
+        shape: Their template.
         places: Their files, ascending, shape (n,), int64.
     """
 
@@ -190,14 +190,14 @@ class PendingTasks:
 
 @dataclass
 class Plan:
-    """Everything a campaign will do, in canonical order; a function of the campaign and its inputs alone.
+    """Everything that a campaign will do, in canonical order. It depends on the campaign and its inputs alone.
 
     Attributes:
         campaign: The campaign.
-        code, readers: Its stages and what opens its files.
-        ingredients: By stage, ``code`` (a digest), ``options`` and ``models`` that its results depend on.
-        lines, outputs, reduces: What is done.
-        files: Of the datasets.
+        code, readers: Code of its stages, and of the readers of its datasets.
+        ingredients: By stage, the ``code`` (a digest), ``options`` and ``models`` that its results depend on.
+        lines, outputs, reduces: Layers of steps, merged outputs, and calls of reduce stages.
+        files: Files of the datasets.
     """
 
     campaign: Campaign
@@ -211,16 +211,16 @@ class Plan:
 
     @cached_property
     def events(self) -> list[InputGroup]:
-        """The input groups, each once."""
+        """Every group of input files, each once."""
         return list(dict.fromkeys(line.events for line in self.lines))
 
     def todo(
         self, missing: Mapping[InputGroup, Mapping[frozenset[Layer], NDArray[np.int64]]] | None = None
     ) -> list[PendingTasks]:
-        """The pending tasks, in canonical order.
+        """The tasks that are to be done, in canonical order.
 
         Args:
-            missing: For each events, the files by the lines they have partials of; None: nothing is there.
+            missing: For each group of files, the files by the layers that they have partials of. None: there are none.
         """
         nothing: frozenset[Layer] = frozenset()
         found: list[PendingTasks] = []
@@ -232,14 +232,18 @@ class Plan:
         place = {events: i for i, events in enumerate(self.events)}
         return sorted(found, key=lambda p: (p.shape.lines[0].level, place[p.shape.events]))  # stable
 
+    def without_outputs(self) -> Plan:
+        """A plan of the same tasks, whose results are neither merged nor reduced."""
+        return replace(self, outputs=[], reduces=[])
+
     def infers(self, stage: str) -> bool:
-        """True if a stage calls servers."""
+        """True if a stage calls a model."""
         code = self.code[stage]
         return code.uses_servers or isinstance(code.options.get("model"), str)
 
     @property
     def tasks(self) -> list[Task]:
-        """Every task there is, in canonical order: for people and tests; a run makes them batch by batch."""
+        """All tasks in canonical order, for users and tests. A run makes them batch by batch."""
         return [t for p in self.todo() for t in tasks_of(p)]
 
     @property
@@ -255,17 +259,17 @@ class Plan:
 
 
 def tasks_of(some: PendingTasks) -> Iterator[Task]:
-    """The tasks of a pass, made one by one."""
+    """The pending tasks, made one by one."""
     for i in some.places.tolist():
         yield some.shape.tasks((i,)).task(0)
 
 
 def shapes(lines: Iterable[Layer], have: frozenset[Layer]) -> list[TaskTemplate]:
-    """Join layers that read the same input into one task; leave out layers that have their partials.
+    """Put layers that read the same input into one task. Leave out layers whose partial exists.
 
     Args:
-        lines: All lines of one events.
-        have: Those whose partial is there.
+        lines: All layers of one group of files.
+        have: Layers whose partial exists.
     """
     wanted: dict[tuple[int, int], dict[Layer, None]] = {}
     artefacts: dict[tuple[int, int], Layer | None] = {}
@@ -293,5 +297,5 @@ def shapes(lines: Iterable[Layer], have: frozenset[Layer]) -> list[TaskTemplate]
 
 
 def longest_first(places: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The order of submission of files, by size, then canonical; results do not depend on it."""
+    """Files in the order of submission: by size, then canonical. Results do not depend on the order."""
     return places[np.argsort(-sizes[places], kind="stable")]

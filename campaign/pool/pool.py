@@ -146,7 +146,7 @@ class ServerPool:
         cls = type(self.kind)
         count = self.spec.count
         provider = self._provider()
-        if self.kind.through_tls(getattr(provider, "one_node", False)):
+        if self.kind.through_tls(provider.one_node):
             recipe["tls"] = self._open_gate(provider)
         write_json(
             self.folder / "pilot.json",
@@ -218,7 +218,7 @@ class ServerPool:
     def _open_gate(self, provider: Provider) -> dict[str, str]:
         from campaign.pool.certificates import CertificateIssuer
 
-        walltime = getattr(provider, "walltime_s", None) or WEEK_S
+        walltime = provider.walltime_s or WEEK_S
         # Clients as long as the last server may live that fills a slot; a batch job may queue for as long as it runs.
         issuer = CertificateIssuer(self.folder, WEEK_S + (1 + self.spec.restarts) * walltime, walltime)
         self._stack.callback(issuer.stop)
@@ -228,13 +228,12 @@ class ServerPool:
 
     def _provider(self) -> Provider:
         given = self._provider_given
-        if isinstance(given, str) or not hasattr(given, "carry"):
-            name = given if isinstance(given, str) else "parsl"
-            cls = plugins.get(plugins.PROVIDERS, name, key=("provider",))
-            options = cls.Options() if isinstance(given, str) else cls.Options(provider=given)
-            return self._stack.enter_context(cls(options, self.folder))  # type: ignore[no-any-return]
-        provider: Provider = given
-        return provider
+        if isinstance(given, Provider):
+            return given
+        name = given if isinstance(given, str) else "parsl"
+        cls = plugins.get(plugins.PROVIDERS, name, key=("provider",), of=Provider)
+        options = cls.Options() if isinstance(given, str) else cls.Options(provider=given)
+        return self._stack.enter_context(cls(options, self.folder))  # type: ignore[no-any-return]
 
     def _hold(self) -> None:
         count = 0

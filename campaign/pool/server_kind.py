@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from campaign.protocols import ServerKind
 from campaign.spec.models import ServerSpec
 from campaign.util import plugins
 
-if TYPE_CHECKING:
-    pass
-
 
 def make_kind(spec: ServerSpec, base: Path) -> ServerKind:
-    """The server kind a spec names, with its options checked.
+    """The server kind that a spec names, with checked options.
 
     Raises:
-        SpecError: No such kind, or an option of it is wrong.
+        SpecError: There is no such kind, it is no `ServerKind`, or one of its options is wrong.
     """
     from campaign.spec.options import check_options
 
-    cls = plugins.get(plugins.SERVERS, spec.kind, key=("servers", "kind"), base=base)
+    cls = plugins.get(plugins.SERVERS, spec.kind, key=("servers", "kind"), base=base, of=ServerKind)
     check_options(cls.Options, spec.given, ("servers",), ServerSpec)
     kind: ServerKind = cls(spec, base)
     return kind

@@ -12,12 +12,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from campaign.discovery.credentials import Credentials
 from campaign.errors import SpecError
-from campaign.protocols import Launch
+from campaign.protocols import ServerKind
 from campaign.spec.models import ServerSpec
 
 
 class Tls(BaseModel):
-    """PEM files: of the authority that signed the server, and, for mutual TLS, of this client."""
+    """PEM files of the authority that signed the servers' certificates and, for mutual TLS, of this client."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,9 +35,9 @@ class Options(BaseModel):
 
     Args:
         urls: gRPC addresses, ``host:port`` or ``unix:/path``.
-        headers: Sent with every request, ``{name: value}``; a value ``$NAME`` is taken from the environment, and then
-            stands in no file at all.
-        tls: PEM files; None: no TLS.
+        headers: Sent with every request, ``{name: value}``. A value ``$NAME`` is read from the environment, so that the
+            secret is in no file.
+        tls: PEM files. None: no TLS.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,18 +59,18 @@ _STARTED = ("parameters", "files", "onnx", "canary", "instances")  # keys of a m
 _BREAK = re.compile(r"[\r\n\0]")
 
 
-class Attach:
+class Attach(ServerKind):
     """See `campaign.protocols.ServerKind`. It starts nothing and stops nothing."""
 
     Options = Options
     managed = False
 
     def __init__(self, spec: ServerSpec, base: Path) -> None:
-        self.spec, self.base = spec, base
+        super().__init__(spec, base)
         self.options = Options.model_validate(spec.given)
 
     def check(self) -> None:
-        """The TLS files must be there, and so must the headers' environment variables."""
+        """Refuse missing TLS files and environment variables that are not set."""
         for name, value in self.options.headers.items():
             given, key = os.environ.get(value[1:], "") if value.startswith("$") else value, ("servers", "headers", name)
             if not given and value.startswith("$"):
@@ -89,17 +89,13 @@ class Attach:
                     )  # fmt: skip
 
     def identity(self, model: str) -> Mapping[str, Any]:
-        """What is known without asking: where it is served. A changed model there cannot be seen."""
+        """The URLs that serve the model. A model that changes there is not noticed."""
         spec = self.spec.models[model]
         urls = sorted(self.options.urls)
         return {"model": model, "batch": spec.batch, "tails": sorted(spec.tails), "urls": urls, "version": spec.version}
 
-    def version(self, model: str) -> int | None:
-        """The campaign's; None: the newest that the servers have, which the pool asks for."""
-        return self.spec.models[model].version
-
     def prepare(self, say: Callable[[str], None]) -> Mapping[str, Any]:
-        """Nothing to make."""
+        """Tell the user which servers are used. There is nothing to prepare."""
         say(f"servers: using {', '.join(self.options.urls)}")
         return {}
 
@@ -112,7 +108,7 @@ class Attach:
         return {name: str(self.base / path) for name, path in given.items() if path}
 
     def secret(self) -> Credentials | None:
-        """The headers, and what stands in the PEM files."""
+        """The headers, and the content of the PEM files."""
         given = self.options.headers.items()
         headers = tuple((k, os.environ.get(v[1:], "") if v.startswith("$") else v) for k, v in given)
         pem = {name: Path(path).read_bytes() for name, path in self._files().items()}
@@ -123,12 +119,6 @@ class Attach:
         )
 
     def through_tls(self, one_node: bool) -> bool:
-        """Whether they do is theirs to say."""
+        """True if the campaign names PEM files."""
         del one_node
         return self.options.tls is not None
-
-    @staticmethod
-    def launch(recipe: Mapping[str, Any], place: Path, name: str) -> Launch:
-        """Never called: no pilot is started for servers that already run."""
-        del recipe, place, name
-        raise SpecError("servers of kind 'attach' are not started", key=("servers", "kind"))

@@ -42,6 +42,13 @@ def datatype(tensor: Any) -> str:
     return "BYTES" if kind == "TYPE_STRING" else str(kind).removeprefix("TYPE_")
 
 
+def reshaped(config: Any) -> tuple[tuple[str, tuple[int, ...]], ...] | None:
+    """Shapes inside the model of inputs that Triton reshapes, by name. None: the configuration reshapes no tensor."""
+    if not any(t.HasField("reshape") for t in (*config.input, *config.output)):
+        return None
+    return tuple((t.name, tuple(t.reshape.shape)) for t in config.input if t.HasField("reshape"))
+
+
 def environment_named(config: Any) -> str:
     """The archive of a Python environment that a configuration names; empty: none."""
     # Looking at a key of a protobuf map would make it.

@@ -10,9 +10,10 @@ from typing import Any
 from google.protobuf import text_format
 
 from campaign.errors import SpecError
+from campaign.protocols import ModelFiles
 from campaign.servers import environment, onnx_backend, settings
 from campaign.servers.layout import beside, tree
-from campaign.servers.modelconfig import ENVIRONMENT, datatype, environment_named, messages, render
+from campaign.servers.modelconfig import ENVIRONMENT, datatype, environment_named, messages, render, reshaped
 from campaign.servers.onnx_file import NotOnnx, complete
 from campaign.servers.onnx_file import read as read_onnx
 from campaign.spec.models import ModelSpec, ServerSpec
@@ -25,7 +26,7 @@ CONFIG = "embedded"  # name of the configuration for this server, beside the one
 
 
 class Repository:
-    """The models of a campaign, each checked, and named by what its answers depend on.
+    """The models of a campaign: finds and checks their files, and hashes everything that their answers depend on.
 
     Args:
         spec: The campaign's ``servers``.
@@ -33,7 +34,7 @@ class Repository:
         options: `campaign.servers.triton.Options`: folders of models and backends, and requirements.
 
     Attributes:
-        unproved: Models whose servers are held to no known answer: one is being made.
+        unproved: Models without a known answer, because it is being made.
     """
 
     unproved: frozenset[str] = frozenset()
@@ -43,7 +44,7 @@ class Repository:
         self._known: dict[Path, str] = {}
 
     def _digest(self, path: Path) -> str:
-        """SHA-256 of a file as it was when it was first looked at: what is planned is what is served."""
+        """SHA-256 of a file when it was first read, so that the planned file is the served file."""
         if path not in self._known:
             self._known[path] = file_digest(path)
         return self._known[path]
@@ -63,7 +64,7 @@ class Repository:
         """Folder of a model.
 
         Raises:
-            SpecError: No repository has it; lists the models there are.
+            SpecError: No repository has it. Lists the models that exist.
         """
         given = self.spec.models[model].onnx if model in self.spec.models else None
         if given is not None:
@@ -87,10 +88,10 @@ class Repository:
         raise SpecError(unknown(model, sorted(have), "models of the repository"), key=("servers", "models", model))
 
     def check_model(self, name: str, model: ModelSpec) -> None:
-        """Refuse what cannot be served, or not as its configuration says.
+        """Refuse a model that cannot be served, or not as its configuration says.
 
         Raises:
-            SpecError: With the key and the file at fault.
+            SpecError: Holds the key and the file.
         """
         key = ("servers", "models", name)
         folder, config = self.folder(name), self.config(name)
@@ -176,10 +177,10 @@ class Repository:
                 )
 
     def version(self, model: str) -> int:
-        """The version that answers: the campaign's, else the newest that the model's version policy serves.
+        """The version that answers: as the campaign says, else the newest that the model's version policy serves.
 
         Raises:
-            SpecError: There is no such version; says which there are.
+            SpecError: There is no such version. Lists the versions that exist.
         """
         folder, wanted = self.folder(model), self.spec.models[model].version
         if self.spec.models[model].onnx is not None:
@@ -201,7 +202,7 @@ class Repository:
         return answering[-1]
 
     def _own_backends(self) -> dict[str, Path]:
-        """Backends of ``backend_directories`` by name; a later directory wins, as the server sees it."""
+        """Backends of ``backend_directories`` by name. A later directory wins, as in the server."""
         return {
             p.name: p for d in self.options.backend_directories for p in sorted(self._path(d).iterdir()) if p.is_dir()
         }
@@ -229,10 +230,10 @@ class Repository:
         return render(config, self.spec.models[model])
 
     def onnx(self, model: str) -> Path | None:
-        """The ONNX file that the product itself serves; None where a configuration or a ``model.py`` says how.
+        """The ONNX file that our own ``model.py`` serves. None: the model brings its own backend or ``model.py``.
 
-        The campaign's ``onnx:``; or ``model.onnx`` (``default_model_filename``) of a folder whose configuration is for
-        the onnxruntime backend, or that has none.
+        It is the campaign's ``onnx:``, or the ``model.onnx`` (``default_model_filename``) of a folder whose
+        configuration is for the onnxruntime backend, or that has no configuration.
         """
         given = self.spec.models[model].onnx
         if given is not None:
@@ -245,12 +246,12 @@ class Repository:
         return path if path.is_file() and not path.with_name("model.py").is_file() else None
 
     def rows_assumed(self, model: str) -> bool:
-        """Whether the product itself has taken the first axis of an ONNX file for rows: a server proves it."""
+        """True if we assume that the first axis of an ONNX file counts rows. A server then has to prove it."""
         made = self.onnx(model) is not None and not self._read_config(model).input
         return made and self.config(model).max_batch_size > 1
 
     def config_file(self, model: str) -> Path:
-        """The file that holds a model's configuration; the model itself where there is none."""
+        """The file that holds a model's configuration. Without one: the model itself."""
         given = self.spec.models[model].onnx
         if given is not None:
             return self._path(given)
@@ -278,7 +279,7 @@ class Repository:
         return config
 
     def canary(self, model: str) -> Path:
-        """Where a model's known answer is, or would be: the campaign's, else the version's own, else the model's."""
+        """Where the known answer of a model is or would be: of the campaign, else of the version, else of the model."""
         given = self.spec.models[model].canary
         if given:
             return self._path(given)
@@ -289,13 +290,13 @@ class Repository:
         return own if own.is_file() else self.folder(model) / "canary.npz"
 
     def new_canary(self, model: str) -> Path:
-        """Where a new known answer of a model goes: beside its version where the folder has others."""
+        """Where a new known answer is written: into the version's folder if the model has several versions."""
         found, several = self.canary(model), len(settings.versions(self.folder(model))) > 1
         elsewhere = self.spec.models[model].canary is not None or self.spec.models[model].onnx is not None
         return found if elsewhere or not several else self.folder(model) / str(self.version(model)) / "canary.npz"
 
     def files(self, model: str) -> dict[str, Path]:
-        """Files of the version folder, by their names there; a known answer is not one of them."""
+        """Files of the version folder by their names there, without a known answer."""
         spec, onnx = self.spec.models[model], self.onnx(model)
         found = dict(tree(self.folder(model) / str(self.version(model)))) if spec.onnx is None else {}
         found.pop("canary.npz", None)
@@ -305,16 +306,16 @@ class Repository:
         return found | {target: self._path(path) for target, path in spec.files.items()}
 
     def beside(self, model: str) -> dict[str, Path]:
-        """Files of the model's folder beside its versions, by their names there: labels, warm-up data, environments."""
+        """Files in the model's folder outside the versions, by name: labels, warm-up data, environments."""
         return beside(self.folder(model)) if self.spec.models[model].onnx is None else {}
 
     def environment_of(self, model: str) -> Path | None:
-        """The archive of a Python environment that the model's configuration names, if it names one."""
+        """The archive of a Python environment that the model's configuration names. None: it names none."""
         given = environment_named(self.config(model))
         return Path(given.replace(HERE, str(self.folder(model)))) if given else None
 
     def signature(self, model: str) -> Mapping[str, Any]:
-        """What the model takes and gives, for a try without a server (`campaign.inference.stand_in`)."""
+        """Inputs and outputs of the model, as its configuration declares them."""
         config, spec = self.config(model), self.spec.models[model]
         first, most = [-1] if config.max_batch_size else [], int(config.max_batch_size)
 
@@ -327,15 +328,18 @@ class Repository:
             "max_batch": most, "optional": [t.name for t in config.input if t.optional],
         }  # fmt: skip
 
-    def tensors(self, model: str) -> tuple[list[str], list[str]]:
-        """Names of a model's inputs and outputs."""
-        config = self.config(model)
-        return [t.name for t in config.input], [t.name for t in config.output]
+    def model_files(self, model: str) -> ModelFiles:
+        """The version folder, the ONNX file and the known answer of a model."""
+        folder = self.folder(model) / str(self.version(model))
+        return ModelFiles(
+            folder, self.onnx(model) or folder / "model.onnx", self.canary(model), self.new_canary(model),
+            self.rows_assumed(model), reshaped(self.config(model)),
+        )  # fmt: skip
 
     def identity(self, model: str) -> Mapping[str, Any]:
-        """Hashes of what is served, its configuration, the server's build and requirements.
+        """Hashes of the served files and the configuration, and the server's build and requirements.
 
-        How many instances there are changes no answer, and is left out. Models that it asks itself are part of it.
+        The number of instances changes no answer and is left out. Models that this model calls are included.
         """
         asked: dict[str, Any] = {}
         todo = self._asks(model)
@@ -365,7 +369,7 @@ class Repository:
         }
 
     def _asks(self, model: str) -> list[str]:
-        """Models that this one asks: steps of an ensemble; all others where its Python sends requests itself."""
+        """Models that this model calls: the steps of an ensemble, or all others if its Python code sends requests."""
         config = self.config(model)
         if config.ensemble_scheduling.step:
             return sorted({step.model_name for step in config.ensemble_scheduling.step})

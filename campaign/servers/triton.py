@@ -12,7 +12,7 @@ from google.protobuf import text_format
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from campaign.errors import SpecError
-from campaign.protocols import Launch
+from campaign.protocols import Launch, ServerKind
 from campaign.servers import environment
 from campaign.servers.layout import hold, lay_out, unpack
 from campaign.servers.listen import on_port, on_socket
@@ -32,16 +32,16 @@ class Options(BaseModel):
     """Keys of ``servers`` for ``kind: triton``.
 
     Args:
-        launcher: ``embedded``: the server of the nvidia-pytriton wheel, in an environment of its own.
-        model_repository: Folder of models, or a list of them. Not needed where each model is an ONNX file (``onnx:``).
-        requirements: Python packages that models of the Python backend import, beside numpy and onnxruntime.
-        backend_directories: Folders of further backends (C++ or Python), served as they are.
-        python: The Python of the server environment; None: this one, or the first fit one on PATH.
-        listen: ``socket``: on a Unix socket that only this user reaches; ``tls``: on a port, behind mutual TLS with
-            certificates made for this campaign; ``auto``: on a socket where the provider keeps everything on one node.
-        address: Address or name by which other nodes reach the servers' node (``tls``); None: the node's own.
-        private_shm: Give each server a ``/dev/shm`` of its own; ``auto``: where the kernel lets this user. With false
-            (CUDA MPS needs the node's) other users may see a region for an instant when it is made.
+        launcher: ``embedded``: the server of the nvidia-pytriton wheel, in its own environment.
+        model_repository: Folder of models, or a list of folders. Not needed if each model is an ONNX file (``onnx:``).
+        requirements: Python packages that models of the Python backend import, besides numpy and onnxruntime.
+        backend_directories: Folders of more backends (C++ or Python). They are used unchanged.
+        python: The Python of the server environment. None: this Python, or the first on PATH that fits.
+        listen: ``socket``: on a Unix socket that only this user reaches. ``tls``: on a port, behind mutual TLS with
+            certificates made for this campaign. ``auto``: on a socket if the provider keeps everything on one node.
+        address: Address or name by which other nodes reach the servers' node (``tls``). None: the node's own.
+        private_shm: Give each server a ``/dev/shm`` of its own. ``auto``: if the kernel allows it. With false (CUDA MPS
+            needs the node's ``/dev/shm``) other users may see a region for an instant when it is made.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -56,7 +56,7 @@ class Options(BaseModel):
     private_shm: Literal["auto"] | bool = "auto"
 
 
-class Triton(Repository):
+class Triton(Repository, ServerKind):
     """See `campaign.protocols.ServerKind`."""
 
     Options = Options
@@ -66,14 +66,11 @@ class Triton(Repository):
         super().__init__(spec, base, Options.model_validate(spec.given))
 
     def through_tls(self, one_node: bool) -> bool:
-        """As ``listen`` says."""
+        """As ``listen`` says. ``auto``: behind TLS unless the provider keeps everything on one node."""
         return not one_node if self.options.listen == "auto" else self.options.listen == "tls"
 
-    def secret(self) -> None:
-        """None beside what the pool makes itself."""
-
     def check(self) -> None:
-        """Refuse what cannot be served."""
+        """Refuse folders that do not exist and models that cannot be served."""
         for i, name in enumerate(self.options.backend_directories):
             if not self._path(name).is_dir():
                 raise SpecError(f"there is no folder {self._path(name)}", key=("servers", "backend_directories", i))
@@ -82,7 +79,7 @@ class Triton(Repository):
         environment.find_python(self.options.python)
 
     def prepare(self, say: Callable[[str], None]) -> Mapping[str, Any]:
-        """Make the server environment if need be."""
+        """Make the server environment if it does not exist, and describe every model for the pilots."""
         env = environment.prepare(self.options.requirements, self.options.python, say)
         models = {}
         for name in self.spec.models:
@@ -111,20 +108,22 @@ class Triton(Repository):
         }
 
     def versions(self) -> str:
-        """What is installed in the server environment, to the last digit; empty before it is made."""
+        """Packages of the server environment with their versions. Empty before the environment is made."""
         path = environment.environment(self.options.requirements, self.options.python).path / "versions.txt"
         return ", ".join(path.read_text().split()) if path.is_file() else ""
 
-    def addresses(self) -> list[Mapping[str, Any]]:
-        """None: its servers are started."""
-        return []
+    def why_not_reproducible(self) -> str:
+        """Dynamic batching: Triton joins requests, and a model may give a row another value in another batch."""
+        dynamic = ", ".join(name for name in self.spec.models if self.config(name).HasField("dynamic_batching"))
+        why = f"the server batches requests of {dynamic} dynamically: predictions depend on their neighbours"
+        return why if dynamic else ""
 
     @staticmethod
     def launch(recipe: Mapping[str, Any], place: Path, name: str) -> Launch:
-        """Lay out repository and backends in ``place``; the server listens on a socket there, or on a port behind TLS.
+        """Lay out repository and backends in ``place``. The server listens on a socket there, or on a port behind TLS.
 
         Raises:
-            ModelError: A file of a model or backend is not what it was when the campaign was planned.
+            ModelError: A file of a model or backend has changed since the campaign was planned.
         """
         path, version, libdir = recipe["environment"]
         env = environment.Environment(Path(path), version, libdir)
@@ -155,8 +154,8 @@ class Triton(Repository):
             *(f"--load-model={model}" for model in recipe["models"]),
             *listen,
             *(["--rate-limit=execution_count"] if recipe["rate_limit"] else []),
-            # Nobody has any business with these, not even whom the socket or the certificate lets in. The word is said
-            # to nobody; that every user of the node can read it here does not help those who are not let in.
+            # No client needs these protocols, so they are closed with a random word that no client gets. Other users of
+            # the node can read the word here, but socket or certificate keep them out.
             f"--grpc-restricted-protocol=shared-memory,model-repository,trace,logging:campaign={secrets.token_hex(16)}",
             "--allow-http=false",
             "--allow-metrics=false",

@@ -30,7 +30,7 @@ def modules(group: str) -> list[str]:
     return sorted({e.module for e in _found(group).values() if e.module.startswith("campaign.")})
 
 
-def get(group: str, name: str, *, key: tuple[str, ...] = (), base: Path | None = None) -> Any:
+def get(group: str, name: str, *, key: tuple[str, ...] = (), base: Path | None = None, of: type = object) -> Any:
     """The class registered under a name, or a user's own by ``package.module:Name`` or ``file.py:Name``.
 
     Args:
@@ -38,12 +38,22 @@ def get(group: str, name: str, *, key: tuple[str, ...] = (), base: Path | None =
         name: The registered name, or where the user's own class is.
         key: Where in the campaign the name was given, for the error.
         base: Folder that a file is relative to.
+        of: The class of `campaign.protocols` that the class must inherit from.
 
     Raises:
-        SpecError: No such name (the message lists those there are), or what it needs is not installed.
+        SpecError: No such name (the message lists the known names), a package is missing, or the class does not
+            inherit from ``of``.
     """
-    if ":" in name:
-        return _own(name, key, base)
+    found = _own(name, key, base) if ":" in name else _registered(group, name, key)
+    if of is not object and not (isinstance(found, type) and issubclass(found, of)):
+        raise SpecError(
+            f"'{name}' does not inherit from {of.__module__}.{of.__name__}", key=key,
+            remedy=f"write class {name.rpartition(':')[2]}({of.__name__})",
+        )  # fmt: skip
+    return found
+
+
+def _registered(group: str, name: str, key: tuple[str, ...]) -> Any:
     if name not in _found(group):
         raise SpecError(unknown(name, names(group), group.split(".")[1]), key=key, remedy=_hint(group, name))
     entry = _found(group)[name]
@@ -58,7 +68,7 @@ def get(group: str, name: str, *, key: tuple[str, ...] = (), base: Path | None =
 
 
 def _hint(group: str, name: str) -> str:
-    """The hint that one of the classes gives for an unknown name; see `campaign.protocols.Provider`."""
+    """The suggestion of one of the classes for an unknown name; see `campaign.protocols.Provider.hint`."""
     for entry in _found(group).values():
         with suppress(ImportError, AttributeError):  # what it needs is not installed, or it says nothing
             if said := entry.load().hint(name):

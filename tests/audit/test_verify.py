@@ -306,7 +306,7 @@ def test_a_verification_that_is_killed_leaves_no_folder(place):
 
     process = start("verify", "one", "--sample", "100 %", cwd=place)
     try:
-        wait_until(lambda: any(read_json(f / "again/plan.json") for f in folders()), 60)
+        wait_until(lambda: any((f / "again/logs").is_dir() for f in folders()), 60)
         assert all(read_json(f / "owner.json") for f in folders())
     finally:
         process.kill()

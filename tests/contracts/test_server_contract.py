@@ -177,6 +177,70 @@ def test_no_secret_stands_where_it_could_be_read(kind: str) -> None:
         assert not make(kind, listen="socket").through_tls(one_node=False)
 
 
+LEAST = """
+from pydantic import BaseModel, ConfigDict
+
+from campaign.protocols import ServerKind
+
+
+class Least(ServerKind):
+    class Options(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        url: str
+
+    managed = False
+
+    def identity(self, model):
+        return {"url": self.spec.given["url"]}
+
+    def addresses(self):
+        return [{"name": "theirs", "url": self.spec.given["url"], "state": "ready", "tls": {}}]
+
+
+class Loose:
+    Options, managed = Least.Options, False
+"""
+
+
+def test_a_kind_that_implements_only_what_it_must_serves(tmp_path: Path, long_lived_pool: ServerPool) -> None:
+    """All that the core asks of a kind has a default: identity and addresses are enough for servers that run."""
+    (tmp_path / "own.py").write_text(LEAST)
+    (record,) = long_lived_pool.records()
+    given = ServerSpec(kind="own.py:Least", models={"slow": {"batch": 8}}, url=str(record["url"]))
+    made = make_kind(given, tmp_path)
+    assert (made.signature("slow"), made.model_files("slow"), made.versions(), made.secret()) == (None,) * 4
+    assert made.why_not_reproducible() == ""
+    x = np.arange(20, dtype=np.float32).reshape(-1, 1)
+    with ServerPool(given, base=tmp_path) as pool:
+        assert pool.servers().infer("slow", {"X": x})["Y"].tobytes() == x.tobytes()
+    with pytest.raises(SpecError, match="are not started"):
+        made.launch({}, tmp_path, "server-0")
+
+
+def test_a_class_that_is_no_server_kind_is_refused(tmp_path: Path) -> None:
+    """A class that does not inherit from ServerKind is refused with the line to write."""
+    (tmp_path / "own.py").write_text(LEAST)
+    with pytest.raises(SpecError, match=r"from campaign.protocols.ServerKind\n.*write class Loose\(ServerKind\)"):
+        make_kind(ServerSpec(kind="own.py:Loose", models={"slow": {}}, url="localhost:1"), tmp_path)
+
+
+def test_started_servers_know_the_signature_and_the_files_of_their_models(tmp_path: Path) -> None:
+    """Kind ``triton`` describes its models without protobuf: tensors, folder, known answer, dynamic batching."""
+    made = make("triton")
+    signature, files = made.signature("slow"), made.model_files("slow")
+    assert signature is not None
+    assert json.loads(json.dumps(signature)) == signature
+    assert ([t[:2] for t in signature["inputs"]], signature["batch"]) == ([["X", "FP32"]], 8)
+    assert files is not None
+    assert files.folder == REPOSITORY / "slow" / "1"
+    assert files.canary.parent in (files.folder, files.folder.parent)
+    assert made.why_not_reproducible() == ""
+    shutil.copytree(REPOSITORY / "slow", tmp_path / "slow")
+    with (tmp_path / "slow" / "configs" / "embedded.pbtxt").open("a") as config:
+        config.write("dynamic_batching {}\n")
+    assert "of slow dynamically" in make("triton", model_repository=str(tmp_path)).why_not_reproducible()
+
+
 SLOW_TO_LAY_OUT = """
 import time
 

@@ -20,8 +20,7 @@ from campaign.providers.local import LocalProvider
 
 from campaign import load
 from campaign.audit.verify import verify
-from campaign.driver import merge_trees, scheduler, task_queue, worker_calls
-from campaign.driver import run as run_module
+from campaign.driver import execution, merge_trees, scheduler, task_queue, worker_calls
 from campaign.driver.run import run
 from campaign.errors import Interrupted
 from campaign.report.report import COMPLETE, INTERRUPTED, Report
@@ -235,7 +234,7 @@ def rule(lots: Lots, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalProvider, "tasks", lots.tasks)
     monkeypatch.setattr(worker_calls, "wait", lots.wait)
     monkeypatch.setattr(scheduler, "deaths", lots.deaths)
-    monkeypatch.setattr(run_module, "preflight", lambda *_: None)  # a process, which takes longer than all else
+    monkeypatch.setattr(execution, "preflight", lambda *_: None)  # a process, which takes longer than all else
 
 
 def to_its_end(folder: Path, lots: Lots) -> Report:

@@ -11,6 +11,7 @@ import yaml
 
 from campaign.driver import merge_trees
 from campaign.driver import run as engine
+from campaign.driver.scheduler import Scheduler
 from campaign.report.report import Report
 from campaign.spec import yaml_file
 from tests.conftest import command, write_tree
@@ -159,7 +160,7 @@ def test_a_run_that_never_came_to_its_end_has_no_report_of_an_earlier_one(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.Scheduler, "run", killed)
+        patch.setattr(Scheduler, "run", killed)
         with pytest.raises(Killed):
             small({"count": stages["count"] | {"options": {"leaves": 1}}})
     assert "never came to its end" in command("status", "r", cwd=tmp_path).stdout

@@ -22,11 +22,17 @@ stages:
 MINE = """\
 from pydantic import BaseModel, ConfigDict
 
+from campaign.protocols import Provider
 
-class Mine:
+
+class Mine(Provider):
     class Options(BaseModel):
         model_config = ConfigDict(extra="forbid")
         account: str
+
+
+class Loose:
+    Options = Mine.Options
 """
 WRONG = {  # what stands there: key, what is said
     "{class: SLURM, account: 1234}": (
@@ -116,6 +122,7 @@ def test_arguments_of_the_executor_are_looked_at_too(tmp_path, line, said):
     ("provider: {kind: 'mine.py:Mine', account: 5}", "provider.account: text is needed; found 5"),
     ("provider: {kind: 'mine.py:Mine', acount: m}", "provider.acount: 'acount' is not one of the keys here"),
     ("provider: {kind: 'mine.py:Mine'}", "the key 'account' is needed"),
+    ("provider: {kind: 'mine.py:Loose', account: m}", "'mine.py:Loose' does not inherit from campaign.protocols.Prov"),
 ])  # fmt: skip
 def test_a_provider_that_is_named_wrongly_gets_a_remedy_that_leads_somewhere(tmp_path, line, said):
     """A batch system's name, no kind, a file or a class that is not there, options of a provider of one's own."""

@@ -204,8 +204,8 @@ class Kind:
     """Two tensors of one model, as a server kind tells them."""
 
     @staticmethod
-    def tensors(model):
-        return ["X"], ["SCORE"]
+    def signature(model):
+        return {"inputs": [["X", "FP32", [-1, 1]]], "outputs": [["SCORE", "FP32", [-1, 1]]]}
 
 
 def infers(model="tagger", inputs="X", output="SCORE", **changes):

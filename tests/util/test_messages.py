@@ -13,8 +13,9 @@ from campaign.inference.stand_in import StandInServers
 from campaign.outputs.columns import _cannot_hold, _difference
 from campaign.outputs.counts import what
 from campaign.outputs.kinds import as_output
-from campaign.spec.models import ProviderSpec, _known
+from campaign.spec.models import ProviderSpec
 from campaign.spec.options import check_options
+from campaign.spec.references import check_known
 from campaign.util.messages import article, counted, listed, unknown
 
 NAMES = [f"a_branch_with_a_long_name_{i:05d}" for i in range(1_700)]
@@ -36,7 +37,7 @@ def model() -> ModelInfo:
 SIGNATURE = {"inputs": [], "outputs": [], "batch": 8, "max_batch": 8, "optional": []}
 LISTS = {
     "unknown": lambda: unknown(NEAR, NAMES, "branches"),
-    "campaign": lambda: message(lambda: _known(NEAR, NAMES, ("stages",), "stages")),
+    "campaign": lambda: message(lambda: check_known(NEAR, NAMES, ("stages",), "stages")),
     "inputs": lambda: message(lambda: check_names(model(), dict.fromkeys([*NAMES[1:], NEAR], np.zeros(1)))),
     "stand-in": lambda: message(lambda: StandInServers(dict.fromkeys(NAMES, SIGNATURE)).model(NEAR)),
     "a dict of different things": lambda: message(
