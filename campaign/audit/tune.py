@@ -151,8 +151,8 @@ def _measure_and_tell(pipe: Connection, job: JobTicket, tasks: list[Task], root:
         pipe.send(error)
 
 
-class _Keeping:
-    """The pool, which keeps the inputs that are sent."""
+class _SentRows:
+    """Keeps the first rows that stages send to each model, and counts all of them."""
 
     def __init__(self) -> None:
         self.inputs: dict[str, list[Mapping[str, Any]]] = {}

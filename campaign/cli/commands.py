@@ -50,8 +50,20 @@ def run(args: argparse.Namespace) -> int:
     with _fork_server():
         from campaign.driver.run import run as run_campaign
 
+        if args.json:
+            return _run_with_events(args)
         made = run_campaign(_load(args), run_dir=args.run_dir, progress=not args.quiet, raises=False)
         print(made.text(profile=args.profile))
+    return made.exit_code
+
+
+def _run_with_events(args: argparse.Namespace) -> int:
+    from campaign.driver.run import run as run_campaign
+    from campaign.report.events import JsonProgress
+
+    events = JsonProgress(sys.stdout)
+    made = run_campaign(_load(args), run_dir=args.run_dir, progress=events, raises=False)
+    events.end(made.status)
     return made.exit_code
 
 
@@ -116,6 +128,34 @@ def status(args: argparse.Namespace) -> int:
     from campaign.driver.status import existing, status
 
     print("\n".join(status(existing(args.run_dir)).lines()))
+    return 0
+
+
+def watch(args: argparse.Namespace) -> int:
+    """``campaign watch``. Interrupting it leaves the run alone."""
+    from campaign.driver.status import existing
+    from campaign.driver.watch import watch
+    from campaign.report.progress import to_terminal
+
+    try:
+        report = watch(existing(args.run_dir), to_terminal())
+    except KeyboardInterrupt:
+        print("no longer watching; the run goes on", file=sys.stderr)
+        return 0
+    print(report.text() if report else "not running, and never came to its end; run it again to resume")
+    return report.exit_code if report else 1
+
+
+def logs(args: argparse.Namespace) -> int:
+    """``campaign logs``."""
+    from campaign.cli.logs import find, show
+    from campaign.driver.status import existing
+
+    rundir = existing(args.run_dir)
+    show(
+        lambda: find(rundir, args.file, args.server, failed=args.failed), follow=args.follow,
+        running=lambda: bool(rundir.owner()),
+    )  # fmt: skip
     return 0
 
 
@@ -191,8 +231,9 @@ def tune(args: argparse.Namespace) -> int:
     return 0
 
 
-def schema(_args: argparse.Namespace) -> int:
+def schema(args: argparse.Namespace) -> int:
     """``campaign schema``."""
+    from campaign.report import events
     from campaign.spec import yaml_file
 
     print(json.dumps(events.SCHEMA if args.events else yaml_file.schema(), indent=1))

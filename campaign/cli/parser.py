@@ -19,16 +19,20 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"campaign {__version__}")
     commands = made.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    run = _command(commands, "run", "run a campaign file; on an existing run directory, what is missing of it", do.run)
+    run = _command(
+        commands, "run", "run a campaign file; in an existing run directory, do only the missing tasks", do.run
+    )
     _file(run)
-    run.add_argument("--run-dir", type=Path, metavar="DIR", help="where everything goes (default: ./runs/<campaign>)")
+    run.add_argument("--run-dir", type=Path, metavar="DIR", help="run directory (default: ./runs/<campaign>)")
     run.add_argument(
         "--limit", type=_positive, metavar="N", help="only the first N rows of each file, in a run directory of its own"
     )
-    run.add_argument("--quiet", action="store_true", help="show no progress")
-    run.add_argument("--profile", action="store_true", help="say at the end where each second went")
+    how = run.add_mutually_exclusive_group()
+    how.add_argument("--quiet", action="store_true", help="show no progress")
+    how.add_argument("--json", action="store_true", help="print progress as JSON, one event a line")
+    run.add_argument("--profile", action="store_true", help="show at the end where the time went")
 
-    check = _command(commands, "check", "say whether a campaign file is right; no server is started", do.check)
+    check = _command(commands, "check", "check a campaign file; no server is started", do.check)
     _file(check)
     check.add_argument(
         "--try", action="store_true", dest="try_", help="run all stages on 100 rows, with zeros in place of answers"
@@ -36,31 +40,41 @@ def parser() -> argparse.ArgumentParser:
 
     plan = _command(commands, "plan", "show what a run would do, and why", do.plan)
     _file(plan)
-    plan.add_argument("--run-dir", type=Path, metavar="DIR", help="take into account what is done there")
-    plan.add_argument("--limit", type=_positive, metavar="N", help="of a run with this --limit")
-    plan.add_argument("--json", action="store_true", help="every task, for a program")
+    plan.add_argument("--run-dir", type=Path, metavar="DIR", help="count the work done in this run directory")
+    plan.add_argument("--limit", type=_positive, metavar="N", help="plan a run with this --limit")
+    plan.add_argument("--json", action="store_true", help="print every task as JSON")
 
     for name, text, function in (
-        ("status", "show what a run is doing now: its tasks, its servers; in one line where it is over", do.status),
-        ("stop", "stop a run in good order; it can be resumed", do.stop),
+        ("status", "show the tasks and servers of a run; one line if the run is over", do.status),
+        ("watch", "show the live view of a run that was started elsewhere, until it is over", do.watch),
+        ("logs", "print the logs of a run: stages by input file, servers, workers", do.logs),
+        ("stop", "stop a run in order; it can be resumed", do.stop),
         ("report", "show the result of a run that is over: outputs, failures, notes", do.report),
     ):
         command = _command(commands, name, text, function)
         command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
         if function is do.report:
-            command.add_argument("--profile", action="store_true", help="say where each second went")
+            command.add_argument("--profile", action="store_true", help="show where the time went")
+        if function is do.logs:
+            which = command.add_mutually_exclusive_group()
+            which.add_argument("--file", metavar="NAME", default="", help="logs of input files with this in their name")
+            which.add_argument("--server", metavar="NAME", default="", help="logs of a server, e.g. server-0")
+            which.add_argument("--failed", action="store_true", help="logs of input files that failed")
+            command.add_argument("--follow", action="store_true", help="go on printing until the run is over")
 
     verify = _command(
-        commands, "verify", "hold a complete run against its manifest, and do a sample of its tasks again", do.verify
+        commands, "verify", "compare a complete run with its manifest, and repeat a sample of its tasks", do.verify
     )
     verify.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     verify.add_argument(
         "--sample", type=_percentage, default=1.0, metavar="P%", help="of the files, done again (default: 1%%; 0: none)"
     )
-    verify.add_argument("--workers", type=_positive, metavar="N", help="worker processes, and threads that hash")
+    verify.add_argument("--workers", type=_positive, metavar="N", help="worker processes, and threads for hashing")
     verify.add_argument("--json", action="store_true", help="for a program")
-    reaper = _command(commands, "reap", "end what dead campaigns of yours left here or in the scheduler", do.reap)
-    reaper.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    reaper = _command(
+        commands, "reap", "end leftovers of your dead campaigns on this machine and in the scheduler", do.reap
+    )
+    reaper.add_argument("--dry-run", action="store_true", help="only list what would be done")
 
     tune = _command(commands, "tune", "measure a sample against one server, propose batch, window, workers", do.tune)
     _file(tune)
@@ -70,8 +84,9 @@ def parser() -> argparse.ArgumentParser:
     _file(canary)
     canary.add_argument("model", metavar="MODEL", help="one of servers.models")
     canary.add_argument("--force", action="store_true", help="replace a known answer that is there")
-    _file(_command(commands, "prepare", "make the server environment ahead of the first run", do.prepare))
-    _command(commands, "schema", "print the JSON schema of a campaign file, for editors", do.schema)
+    _file(_command(commands, "prepare", "make the server environment before the first run", do.prepare))
+    schema = _command(commands, "schema", "print the JSON schema of a campaign file, for editors", do.schema)
+    schema.add_argument("--events", action="store_true", help="the schema of an event of run --json instead")
     return made
 
 
@@ -85,7 +100,7 @@ def _command(
 
 def _file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the campaign, YAML")
-    parser.add_argument("--provider", metavar="NAME", help="who lends the machines, in place of the file's")
+    parser.add_argument("--provider", metavar="NAME", help="provider, in place of the file's")
     parser.add_argument("--workers", type=_positive, metavar="N", help="worker processes")
     parser.add_argument("--servers", type=_positive, metavar="N", help="servers in the pool")
     parser.add_argument(
@@ -95,7 +110,7 @@ def _file(parser: argparse.ArgumentParser) -> None:
 
 def _positive(text: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 

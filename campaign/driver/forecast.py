@@ -40,7 +40,7 @@ class Forecast:
     def lines(self) -> Iterator[str]:
         """For a terminal."""
         plan = self.work.plan
-        least = "at least " if self.work.state.open else ""  # a frozen value that is made anew may differ
+        least = "at least " if self.work.state.open else ""  # a frozen value that is made again may differ
         yield f"plan {plan.digest[:16]}: {least}{counted(self.work.tasks, 'task')} to do"
         for some in self.work.todo:
             for group in self.reasons.groups(some):

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from campaign.discovery.address import PoolAddress
 from campaign.driver.check import Checked, job_of
+from campaign.driver.servers_view import ServersView
 from campaign.errors import CampaignError
 from campaign.pool.pool import ServerPool
 from campaign.protocols import Provider
@@ -42,6 +43,7 @@ class RunServers:
         self._shown, self._stack, self._look, self._passed = shown, stack, look, passed
         self._job = job_of(checked.plan)
         self._said_ready = self._said_lost = False
+        self._view = ServersView()
         self.pool: ServerPool | None = None
         self.ticket: JobTicket
         self.warnings: list[str] = []
@@ -90,7 +92,7 @@ class RunServers:
         return None
 
     def look(self) -> None:
-        """Tell the user once that all servers are ready.
+        """Show the servers, and tell the user once that all of them are ready.
 
         Raises:
             CampaignError: The run cannot go on without servers.
@@ -98,8 +100,10 @@ class RunServers:
         failure = self.failure()
         if failure is not None:
             raise failure
-        if self.pool and self.pool.kind.managed and not self._said_ready:
-            self._say_ready(self.pool)
+        if self.pool and self.pool.kind.managed:
+            self._shown.show_servers(self._view.servers(self.pool.records()))
+            if not self._said_ready:
+                self._say_ready(self.pool)
 
     def _say_ready(self, pool: ServerPool) -> None:
         records = pool.current()

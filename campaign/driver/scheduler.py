@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from campaign.storage.rundir import RunDir
 from campaign.util.hashing import canonical_json
 from campaign.util.lazy import LazyModule
 from campaign.worker.deadline import deaths
+from campaign.worker.job import BatchInputs
 
 if TYPE_CHECKING:
     from campaign.worker import reducing, tasks

@@ -180,7 +180,7 @@ def deaths(folder: Path, logs: Path | None = None) -> list[Death]:
             late = dump.startswith("Timeout")
             how = f"ran longer than {deadline} s" if late else dump.splitlines()[0].removeprefix("Fatal Python error: ")
             printed = of_dead(logs, path.name) if logs is not None else None
-            log = _tail(dump) + (f"\nwhat was printed: {printed}" if printed else "")
+            log = _tail(dump) + (f"\nprinted output: {printed}" if printed else "")
             found.append(Death(call, int(place), late, how, log))
     return found
 

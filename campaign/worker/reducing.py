@@ -87,7 +87,7 @@ def run_reduce(job: JobTicket, root: str, reduce: ReduceCall, call: str = "") ->
         return made
     except CampaignError as error:
         if log is not None and log.move(path, reduce.place):
-            error.log = f"{error.log}\nwhat was printed: {path}".strip("\n")
+            error.log = f"{error.log}\nprinted output: {path}".strip("\n")
         return error
 
 

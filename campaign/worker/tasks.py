@@ -154,7 +154,7 @@ class _BatchRun:
         error = _located(error, task)
         printed = self._keep_output(task)
         if printed:
-            error.log = f"{error.log}\nwhat was printed: {printed}".strip("\n")
+            error.log = f"{error.log}\nprinted output: {printed}".strip("\n")
         self.answer.errors.append((i, error))
 
     def _keep_output(self, task: Task) -> Path | None:
