@@ -25,6 +25,7 @@ from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 from parsl.providers.base import ExecutionProvider
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from campaign.discovery.pooldir import PoolDir
 from campaign.errors import ProviderError, SpecError
 from campaign.protocols import PilotHandle
 from campaign.spec.options import ASSIGNMENT
@@ -268,7 +269,7 @@ class ParslProvider:
             raise ProviderError(
                 "the pilots' job was not taken: the provider is at capacity", where=type(provider).__name__
             )
-        with (folder / "job").open("a") as stream:  # one more for each pilot that is sent in place of a lost one
+        with PoolDir(folder).jobs.open("a") as stream:  # one more for each pilot that is sent in place of a lost one
             stream.write(f"{type(provider).__name__} {job}\n")
         _remember(provider, job, name)
         carried = _Job(provider, job)

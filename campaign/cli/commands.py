@@ -311,6 +311,7 @@ def _existing(args: argparse.Namespace) -> Path:
 
 
 def _status(args: argparse.Namespace) -> int:
+    from campaign.discovery.pooldir import PoolDir
     from campaign.discovery.records import in_order
     from campaign.planning.plan_file import progress_of
     from campaign.report.report import Report
@@ -328,7 +329,7 @@ def _status(args: argparse.Namespace) -> int:
     print(f"running on {owner}")
     for stage, n in total.items():
         print(f"  {stage:<16} {done.get(stage, 0)}/{n} files and variations")
-    for record in in_order(r for p in rundir.servers.glob("server-*.json") if (r := read_json(p)) is not None):
+    for record in in_order(r for p in PoolDir(rundir.servers).records() if (r := read_json(p)) is not None):
         said = [record.get(key, "?") for key in ("name", "state", "host")]
         print(f"  {said[0]!s:<16} {said[1]} on {said[2]} {record.get('why', '')}".rstrip())
     return 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from campaign.discovery.credentials import Credentials
+from campaign.discovery.pooldir import PoolDir
 from campaign.discovery.records import wrong
 from campaign.util.ownership import read_own, unfit
 
@@ -62,7 +63,7 @@ class PoolAddress:
             folder, why = Path(self.folder), ""
             with suppress(OSError):
                 why = unfit(folder)
-            for path in sorted(folder.glob("server-*.json")):
+            for path in PoolDir(folder).records():
                 with suppress(FileNotFoundError):  # swept meanwhile
                     record, refused = self._believed(path) if not why else ({}, why)
                     if refused:

@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from campaign.discovery.pooldir import PoolDir
+
 Record = Mapping[str, Any]
 BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 STATES = ("starting", "ready", "stopping", "ended")
@@ -34,7 +36,7 @@ def found(folder: Path, pool: str) -> list[Record]:
         pool: Its nonce: pilots of an earlier pool of that folder may still run, and what they write is not this one's.
     """
     records = []
-    for path in folder.glob("server-*.json"):
+    for path in PoolDir(folder).records():
         with suppress(OSError, ValueError, RecursionError):
             record = json.loads(path.read_text())
             if not wrong(record, path.stem) and blank(0, 0, folder, 0).keys() <= record.keys():
@@ -127,8 +129,7 @@ def followed(slot: int, generation: int, folder: Path, restarts: int) -> bool:
     """
     if generation < restarts:
         return True
-    excused = [*folder.glob(f"excused-{name_of(slot, 0)}"), *folder.glob(f"excused-{name_of(slot, 0)}.*")]
-    return generation < restarts + min(2 * restarts, len(excused))
+    return generation < restarts + min(2 * restarts, len(PoolDir(folder).excused_in_slot(slot)))
 
 
 def backoff(generation: int) -> float:
@@ -164,7 +165,7 @@ def blank(slot: int, generation: int, folder: Path, restarts: int, pool: str = "
         "place": "",
         "shm_prefix": "",
         "folders": [],
-        "log": str(folder / f"{name}.log"),
+        "log": str(PoolDir(folder).server_log(name)),
         "why": "",
         "told": False,
         "warnings": [],

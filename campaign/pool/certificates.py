@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from campaign.discovery.credentials import Credentials
+from campaign.discovery.pooldir import PoolDir
 from campaign.util.files import write_aside
 from campaign.util.ownership import read_own
 
@@ -146,7 +147,7 @@ class CertificateClient:
     """
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.name = folder, name
+        self._dir, self.name = PoolDir(folder), name
         self._key = _new_key()
 
     def ask(self) -> None:
@@ -156,13 +157,13 @@ class CertificateClient:
 
         made = x509.CertificateSigningRequestBuilder().subject_name(_subject(self.name))
         text = made.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-        with write_aside(self.folder / f"{self.name}.csr") as stream:
+        with write_aside(self._dir.certificate_request(self.name)) as stream:
             stream.write(text)
 
     def answer(self) -> tuple[bytes, bytes] | None:
         """Certificate and key, PEM; None until the driver has answered."""
         try:
-            return read_own(self.folder / f"{self.name}.crt"), _pem(self._key)
+            return read_own(self._dir.certificate(self.name)), _pem(self._key)
         except FileNotFoundError:
             return None
 
@@ -177,7 +178,7 @@ class CertificateIssuer:
     """
 
     def __init__(self, folder: Path, valid_s: float, server_s: float) -> None:
-        self.folder, self._server_s = folder, server_s
+        self._dir, self._server_s = PoolDir(folder), server_s
         self._ca = CampaignCA(valid_s)
         self.secret = self._ca.client()
         self._over = threading.Event()
@@ -186,7 +187,7 @@ class CertificateIssuer:
     @property
     def recipe(self) -> dict[str, str]:
         """What pilots must know; no secret."""
-        return {"folder": str(self.folder), "ca": self._ca.cert.decode(), "domain": self._ca.domain}
+        return {"folder": str(self._dir.root), "ca": self._ca.cert.decode(), "domain": self._ca.domain}
 
     def start(self) -> None:
         """Begin to answer."""
@@ -206,12 +207,12 @@ class CertificateIssuer:
     def look(self) -> int:
         """Answer the requests that are there; how many there were."""
         answered = 0
-        for path in sorted(self.folder.glob("*.csr")):
+        for path in self._dir.certificate_requests():
             known = _REQUEST.fullmatch(path.stem)
             try:
                 if known:
                     cert = self._ca.answer(read_own(path), path.stem, server=known[2] is None, valid_s=self._server_s)
-                    with write_aside(path.with_suffix(".crt")) as stream:
+                    with write_aside(self._dir.certificate(path.stem)) as stream:
                         stream.write(cert)
                     answered += 1
                 path.unlink(missing_ok=True)

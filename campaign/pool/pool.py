@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from campaign.discovery.address import PoolAddress
 from campaign.discovery.credentials import Credentials
+from campaign.discovery.pooldir import PoolDir
 from campaign.discovery.records import GOING, causes, found, newest, on_the_way
 from campaign.errors import CampaignError, ServerError, SpecError
 from campaign.pool.local_models import DEADLINE_S, agree_and_tell, twin_of
@@ -36,10 +37,6 @@ from campaign.util.user_code import reference
 if TYPE_CHECKING:
     from campaign.inference.client import Servers
 
-_OWN_FILES = (
-    *("pilot.json", "lease", "stop", "job"),
-    *("claim-*", "closed-*", "trial-*", "excused-*", "server-*.json", "*-*.log", "*.csr", "*.crt"),
-)
 WEEK_S = 7 * 86400.0
 ASK_S = 10.0  # for an attached server to say which versions it has
 LOOK_S = 0.5  # between two looks for pilots that were lost
@@ -112,6 +109,10 @@ class ServerPool:
         self._nonce = secrets.token_hex(8)  # pilots of an earlier pool in the same folder may still run
         self.folder = folder or Path()
 
+    @property
+    def _dir(self) -> PoolDir:
+        return PoolDir(self.folder)
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("ServerPool owns processes and does not travel; send its .address")
 
@@ -140,16 +141,14 @@ class ServerPool:
         if why:
             raise SpecError(f"cannot be the folder of a pool: {why}", where=str(self.folder), remedy="give another")
         self._stack.enter_context(driver_watchdog.hold(self.folder, say=self.say))
-        for name in _OWN_FILES:  # of an earlier run of the same directory; whatever else lies there is not ours
-            for old in self.folder.glob(name):
-                old.unlink()
+        self._dir.clear()
         cls = type(self.kind)
         count = self.spec.count
         provider = self._provider()
         if self.kind.through_tls(getattr(provider, "one_node", False)):
             recipe["tls"] = self._open_gate(provider)
         write_json(
-            self.folder / "pilot.json",
+            self._dir.order,
             {
                 "pool": self._nonce,
                 "kind": reference(cls),
@@ -242,7 +241,7 @@ class ServerPool:
             count += 1
             driver_watchdog.beat()
             try:
-                with write_aside(self.folder / "lease", "w") as stream:
+                with write_aside(self._dir.lease, "w") as stream:
                     stream.write(f"{self._nonce} {os.getpid()} {count}")
             except OSError as error:  # a full disk must not end the campaign before the lease does
                 self.say(f"the lease cannot be written: {error.strerror}")
@@ -320,7 +319,7 @@ class ServerPool:
         )
 
     def _never_came(self, codes: list[int | None]) -> ServerError:
-        logs = sorted(self.folder.glob("pilot-*.log")) or sorted(self.folder.glob("*.stderr"))
+        logs = self._dir.provider_logs()
         text = logs[0].read_text(errors="replace")[-2000:] if logs else ""
         return ServerError(f"pilots ended (exit codes {codes}) before a server was started", where="pool", log=text)
 
@@ -368,7 +367,7 @@ class ServerPool:
         if self._replacing:
             self._replacing.join()  # nobody is sent for any more
         try:
-            with write_aside(self.folder / "stop", "w") as stream:
+            with write_aside(self._dir.stop, "w") as stream:
                 stream.write("idle")  # tasks have ended or were ended: no request of ours is worth waiting for
         except OSError as error:  # a full disk: the lease is let go of, and the machine's owner asked
             self.say(f"the request to stop cannot be written: {error.strerror}")

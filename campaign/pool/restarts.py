@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from campaign.discovery.pooldir import PoolDir
 from campaign.discovery.records import LONGEST_BACKOFF_S, backoff, blank, found, name_of, newest
 from campaign.errors import CampaignError
 from campaign.protocols import PilotHandle
@@ -40,6 +41,7 @@ class Restarts:
     ) -> None:  # fmt: skip
         self.folder, self.restarts, self.lease_s, self.carry, self.say = folder, restarts, lease_s, carry, say
         self.slow_s, self.pool = slow_s, pool
+        self.dir = PoolDir(folder)
         self._beats: dict[str, tuple[int, float]] = {}
         self._due: dict[tuple[int, int], float] = {}
         self._carried: dict[tuple[int, int], list[PilotHandle]] = {}
@@ -59,13 +61,13 @@ class Restarts:
         if known != beat:
             self._beats[name] = (beat, now)
         elif now - since > (max(2 * self.lease_s, LOST_S) if record["server_pid"] else self.slow_s):
-            (self.folder / f"closed-{name}").touch()
+            self.dir.closed(name).touch()
             why = f"{name}: nothing was heard of its pilot for {now - since:.0f} s: is the node lost?"
             self._close({**record, "why": why})
 
     def _close(self, record: dict[str, Any]) -> None:
         with suppress(OSError):  # a full disk: the next look tries again
-            write_json(self.folder / f"{record['name']}.json", {**record, "state": "ended", "told": False, "tail": ""})
+            write_json(self.dir.record(str(record["name"])), {**record, "state": "ended", "told": False, "tail": ""})
 
     def _replace(self, slot: int, generation: int, why: str) -> None:
         at, now = (slot, generation), time.monotonic()
@@ -83,7 +85,7 @@ class Restarts:
             self._close({**self._blank(slot, generation), "why": str(error)})
 
     def _never_came(self, slot: int, generation: int) -> None:
-        path = self.folder / f"{name_of(slot, generation)}.json"
+        path = self.dir.record(name_of(slot, generation))
         if not path.exists():  # a pilot that has come and gone has left its record
             self._close({**self._blank(slot, generation), "why": f"{path.stem}: its pilot ended at its start"})
 

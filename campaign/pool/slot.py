@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from campaign.discovery.pooldir import PoolDir
 from campaign.discovery.records import blank, followed, found, name_of
 from campaign.util.files import read_json, write_json
 from campaign.util.ownership import read_own, unfit
@@ -59,27 +60,27 @@ class Slot:
     """
 
     def __init__(self, folder: Path, slot: int | None, generation: int, pool: str) -> None:
-        self.folder, self.pool = folder, pool
+        self.folder, self.dir, self.pool = folder, PoolDir(folder), pool
         if pool and not self.wanted:
             raise SystemExit(0)
         try:
             why, told = unfit(folder), self._told()
         except OSError as error:
-            raise SystemExit(f"{folder / 'pilot.json'} cannot be believed: {error}") from None
+            raise SystemExit(f"{self.dir.order} cannot be believed: {error}") from None
         if why:
-            raise SystemExit(f"{folder / 'pilot.json'} cannot be believed: {why}")
+            raise SystemExit(f"{self.dir.order} cannot be believed: {why}")
         self.order: Mapping[str, Any] = told
         self.pool, self.restarts = str(self.order["pool"]), int(self.order["restarts"])
         self.slot, self.generation = self._claim(slot, generation), generation
         self.name = name_of(self.slot, generation)
-        self.log, self.path = folder / f"{self.name}.log", folder / f"{self.name}.json"
-        self.lease = Lease(folder / "lease", float(self.order["lease_s"]), self.pool)
+        self.log, self.path = self.dir.server_log(self.name), self.dir.record(self.name)
+        self.lease = Lease(self.dir.lease, float(self.order["lease_s"]), self.pool)
         self.recorded = 0.0
         self._beats = 0
 
     def _claim(self, slot: int | None, generation: int) -> int:
         for number in range(int(self.order["count"])) if slot is None else (slot,):
-            claim = self.folder / name_of(number, generation).replace("server", "claim")
+            claim = self.dir.claim(name_of(number, generation))
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
                 return number
@@ -97,30 +98,30 @@ class Slot:
             return True  # a file system that falters says nothing
 
     def _told(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(read_own(self.folder / "pilot.json"))
+        found: dict[str, Any] = json.loads(read_own(self.dir.order))
         return found
 
     @property
     def closed(self) -> bool:
         """Whether the submitter, who has heard nothing for long, has put another in its place."""
-        return (self.folder / f"closed-{self.name}").exists()
+        return self.dir.closed(self.name).exists()
 
     @property
     def stopped(self) -> bool:
         """Whether the submitter has asked all to stop."""
-        return (self.folder / "stop").exists()
+        return self.dir.stop.exists()
 
     @property
     def idle(self) -> bool:
         """Whether it has said that no request can be under way."""
         with contextlib.suppress(OSError):
-            return (self.folder / "stop").read_text().strip() == "idle"
+            return self.dir.stop.read_text().strip() == "idle"
         return False
 
     @property
     def on_trial(self) -> bool:
         """Whether a client tries, or has tried, a request of which servers may have died, with this slot alone."""
-        return (self.folder / f"trial-{self.slot}").exists()
+        return self.dir.trial(str(self.slot)).exists()
 
     @property
     def followed(self) -> bool:
@@ -144,7 +145,7 @@ class Slot:
     def publish_next(self) -> Path | None:
         """Publish the next generation before this one's end, so that somebody is always seen to come; its record."""
         record = self._blank(self.generation + 1)
-        path = self.folder / f"{record['name']}.json"
+        path = self.dir.record(str(record["name"]))
         if self.wanted:
             with contextlib.suppress(OSError):
                 write_json(path, {**record, "pid": os.getpid(), "started": time.time()})
@@ -153,7 +154,7 @@ class Slot:
 
     def withdraw_next(self, why: str) -> None:
         """The next generation does not come: the submitter decides whether there is one."""
-        path = self.folder / f"{name_of(self.slot, self.generation + 1)}.json"
+        path = self.dir.record(name_of(self.slot, self.generation + 1))
         if self.wanted:
             with contextlib.suppress(OSError):
                 write_json(path, {**(read_json(path) or {}), "state": "ended", "why": why, "told": True})
