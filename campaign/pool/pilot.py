@@ -175,7 +175,7 @@ class Pilot:
         self.state, counted = state, self.health.counted if self.health else {}
         self.slot.publish(
             state,
-            successor=self.successor,
+            heir=self.successor,
             url=self.url,
             pid=os.getpid(),
             server_pid=self.server.pid if self.server else None,
