@@ -311,12 +311,10 @@ def _existing(args: argparse.Namespace) -> Path:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from campaign.discovery.pooldir import PoolDir
-    from campaign.discovery.records import in_order
+    from campaign.discovery.records import read_records
     from campaign.planning.plan_file import progress_of
     from campaign.report.report import Report
     from campaign.storage.rundir import RunDir
-    from campaign.util.files import read_json
 
     rundir = RunDir(_existing(args))
     owner = rundir.owner()
@@ -329,9 +327,8 @@ def _status(args: argparse.Namespace) -> int:
     print(f"running on {owner}")
     for stage, n in total.items():
         print(f"  {stage:<16} {done.get(stage, 0)}/{n} files and variations")
-    for record in in_order(r for p in PoolDir(rundir.servers).records() if (r := read_json(p)) is not None):
-        said = [record.get(key, "?") for key in ("name", "state", "host")]
-        print(f"  {said[0]!s:<16} {said[1]} on {said[2]} {record.get('why', '')}".rstrip())
+    for record in read_records(rundir.servers, None):
+        print(f"  {record.name:<16} {record.state.value} on {record.host} {record.reason}".rstrip())
     return 0
 
 

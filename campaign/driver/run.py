@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from campaign.discovery.address import PoolAddress
+from campaign.discovery.records import ServerState
 from campaign.driver import manifest, summary
 from campaign.driver.check import Checked, check, default_run_dir, job_of, override
 from campaign.driver.failed_files import FailedFiles
@@ -306,7 +307,7 @@ class Run:
         failure = self.pool.failure() if self.pool else None
         if failure is None or self.pool is None or len(self.pool.twins) < len(self.pool.spec.models):
             return failure
-        if not any(r["ready_s"] is not None for r in self.pool.records()):
+        if not any(r.ready_s is not None for r in self.pool.records()):
             return failure
         if not self.told_lost:
             self.told_lost = True
@@ -316,11 +317,11 @@ class Run:
 
     def _tell_ready(self, pool: ServerPool) -> None:
         records = pool.current()
-        if len(records) == pool.spec.count and all(r["state"] == "ready" for r in records):
+        if len(records) == pool.spec.count and all(r.state is ServerState.READY for r in records):
             self.told_ready = True
-            slowest = max(float(r["ready_s"]) for r in records)
+            slowest = max(r.ready_s or 0.0 for r in records)
             without = [
-                name for name in pool.spec.models if any(f"model {name} has no" in str(r["warnings"]) for r in records)
+                name for name in pool.spec.models if any(f"model {name} has no" in str(r.warnings) for r in records)
             ]
             known = "known answers given" if not without else f"no known answer of {', '.join(without)}"
             self.shown.say(f"servers   {len(records)} ready, {known}, after {slowest:.1f} s")

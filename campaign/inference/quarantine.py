@@ -97,7 +97,7 @@ class Quarantine:
         return well and connections.get(connection.name) is connection and not request.done.is_set()
 
     def _claim(self, request: Request, connection: Connection, now: float) -> bool:
-        slot = str(connection.record.get("slot", connection.name))
+        slot = connection.name if connection.record.slot is None else str(connection.record.slot)
         if slot in self._held:
             fd, other, _ = self._held[slot]
             if other is not request and not other.done.is_set():

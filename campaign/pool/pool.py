@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from campaign.discovery.address import PoolAddress
 from campaign.discovery.credentials import Credentials
 from campaign.discovery.pooldir import PoolDir
-from campaign.discovery.records import GOING, causes, found, newest, on_the_way
+from campaign.discovery.records import ServerRecord, ServerState, causes, newest, read_records
 from campaign.errors import CampaignError, ServerError, SpecError
 from campaign.pool.local_models import DEADLINE_S, agree_and_tell, twin_of
 from campaign.pool.restarts import Restarts
@@ -265,22 +265,24 @@ class ServerPool:
             start_deadline_s=self.spec.start_deadline_s + 10,
             request_deadline_s=self.spec.request_deadline_s,
             settle_s=self.spec.silent_s + self.spec.canary_s if self.kind.managed else 0.0,
-            records=tuple(self.kind.addresses()),
+            records=tuple(self._given_records()),
             secret=self._secret,
             twins=self.twins,
             versions=self.versions,
             pool=self._nonce if self.kind.managed else "",
         )
 
-    def records(self) -> list[dict[str, Any]]:
-        """What the pilots say of their servers."""
-        if not self.kind.managed:
-            return [dict(r) for r in self.kind.addresses()]
-        return [dict(r) for r in found(self.folder, self._nonce)]
+    def _given_records(self) -> list[ServerRecord]:
+        """Records of servers that the pool has not started."""
+        return [ServerRecord.model_validate(r, strict=False) for r in self.kind.addresses()]
 
-    def current(self) -> list[dict[str, Any]]:
-        """Of each server the record of its last incarnation."""
-        return [dict(r) for r in newest(self.records())]
+    def records(self) -> list[ServerRecord]:
+        """The records of all servers, those that have ended too."""
+        return read_records(self.folder, self._nonce) if self.kind.managed else self._given_records()
+
+    def current(self) -> list[ServerRecord]:
+        """The record of the newest server in each slot."""
+        return newest(self.records())
 
     def failure(self) -> ServerError | None:
         """Why the pool cannot be used any more, or None while it can.
@@ -289,34 +291,29 @@ class ServerPool:
         is left and none is coming.
         """
         records = self.current()
-        alive = [r for r in records if r["state"] in ("starting", "ready") or on_the_way(r)]
-        ended = [r for r in records if r["state"] in GOING and not on_the_way(r)]
-        never = [r for r in ended if r["ready_s"] is None and not r["told"] and not r["generation"]]
+        alive = [r for r in records if not r.state.over or r.server_expected]
+        ended = [r for r in records if r.state.over and not r.server_expected]
+        never = [r for r in ended if r.ready_s is None and not r.stop_requested and not r.generation]
         if not self.kind.managed or (alive and not never):
             return None
         if ended:
-            return self._none_left((never or [r for r in ended if not r["told"]] or ended)[0])
+            return self._none_left((never or [r for r in ended if not r.stop_requested] or ended)[0])
         codes = [c.poll() for c in self._carried]
         if not records and self._carried and all(code is not None for code in codes):
             return self._never_came(codes)
         return None
 
-    def _none_left(self, last: Mapping[str, Any]) -> ServerError:
-        why = str(last["why"])
-        if last["generation"]:
-            told = causes(r for r in self.records() if r["state"] in GOING)
-            spent = last["generation"] >= self.spec.restarts
-            why = (
-                f"no server is left, each was replaced {max(self.spec.restarts, last['generation'])} times: {told}"
-                if spent
-                else f"{why}: {told}"
-            )
-        return ServerError(
-            why,
-            where=f"server {last['name']}",
-            remedy="; ".join([*filter(None, [str(last.get("remedy") or "")]), f"see {last['log']}"]),
-            log=str(last.get("tail", "")),
-        )
+    def _none_left(self, last: ServerRecord) -> ServerError:
+        reason = last.reason
+        if last.generation:
+            reasons = causes(r for r in self.records() if r.state.over)
+            times = max(self.spec.restarts, last.generation)
+            if last.generation >= self.spec.restarts:
+                reason = f"no server is left, each was replaced {times} times: {reasons}"
+            else:
+                reason = f"{reason}: {reasons}"
+        remedy = "; ".join([*filter(None, [last.remedy]), f"see {last.log}"])
+        return ServerError(reason, where=f"server {last.name}", remedy=remedy, log=last.tail)
 
     def _never_came(self, codes: list[int | None]) -> ServerError:
         logs = self._dir.provider_logs()
@@ -336,7 +333,7 @@ class ServerPool:
             return
         wanted = self.spec.count if count is None else count
         end = time.monotonic() + self.spec.start_deadline_s + 10
-        while sum(r["state"] == "ready" for r in self.current()) < wanted:
+        while sum(r.state is ServerState.READY for r in self.current()) < wanted:
             failure = self.failure()
             if failure:
                 raise failure
@@ -374,7 +371,7 @@ class ServerPool:
             self._over.set()
         end = time.monotonic() + STOP_S
         while time.monotonic() < end and any(c.poll() is None for c in self._carried):
-            if self._carried and not any(r["state"] != "ended" for r in self.records()) and self._claims_settled():
+            if self._carried and self._all_ended() and self._claims_settled():
                 break
             time.sleep(0.03)
         try:
@@ -383,7 +380,7 @@ class ServerPool:
                     each.callback(carried.cancel)
             end = time.monotonic() + CANCELLED_S
             while time.monotonic() < end and any(c.poll() is None for c in self._carried):
-                if all(r["state"] == "ended" for r in self.records()):
+                if self._all_ended():
                     break
                 time.sleep(0.03)
         finally:
@@ -391,6 +388,9 @@ class ServerPool:
             if self._beat:
                 self._beat.join()
             self._sweep()
+
+    def _all_ended(self) -> bool:
+        return all(r.state is ServerState.ENDED for r in self.records())
 
     def _claims_settled(self) -> bool:
         # A carrier that only knows "running" may poll None for long: the records say more.
@@ -400,15 +400,13 @@ class ServerPool:
         import socket
 
         for record in self.records():
-            if record["host"] == socket.gethostname() and record["place"]:
-                place = Path(
-                    record["place"]
-                )  # who lives there still, where pilot and server watchdog were killed, it says
-                told = {"shm_prefix": record["shm_prefix"], "folders": record["folders"]}
-                clear_folder(place, {**told, **(read_json(place / OWNER) or {})})
+            if record.host == socket.gethostname() and record.private_dir:
+                folder = Path(record.private_dir)
+                known = {"shm_prefix": record.shm_prefix, "folders": list(record.folders)}
+                # Where pilot and server watchdog were killed, the folder's own file names the server's processes.
+                clear_folder(folder, {**known, **(read_json(folder / OWNER) or {})})
 
     def report(self) -> list[dict[str, Any]]:
-        """One entry per incarnation of each server for the report."""
-        keep = ["name", "slot", "generation", "host", "state", "why", "warnings"]
-        keep += ["statistics", "times", "ready_s", "log"]
-        return [{k: r[k] for k in keep if k in r} for r in self.records()]
+        """One entry for the report per server, those that have ended too."""
+        keep = {"name", "slot", "generation", "host", "state", "reason", "warnings", "statistics", "times", "ready_s"}
+        return [r.model_dump(mode="json", include={*keep, "log"}, exclude_unset=True) for r in self.records()]

@@ -6,13 +6,20 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from campaign.discovery.pooldir import PoolDir
-from campaign.discovery.records import LONGEST_BACKOFF_S, backoff, blank, found, name_of, newest
+from campaign.discovery.records import (
+    LONGEST_BACKOFF_S,
+    ServerRecord,
+    ServerState,
+    backoff,
+    name_of,
+    new_record,
+    newest,
+    read_records,
+)
 from campaign.errors import CampaignError
 from campaign.protocols import PilotHandle
-from campaign.util.files import write_json
 
 LOST_S = 10.0  # at the least: a busy machine may let a pilot wait for some seconds
 Carry = Callable[[Sequence[str]], list[PilotHandle]]
@@ -48,28 +55,28 @@ class Restarts:
 
     def look(self) -> None:
         """Called again and again; may take as long as carrying a pilot takes."""
-        for record in newest(found(self.folder, self.pool)):
-            if record["state"] != "ended":
-                self._listen(dict(record))
-            elif record.get("heir"):
-                self._replace(int(record["slot"]), int(record["generation"]) + 1, str(record["why"]))
+        for record in newest(read_records(self.folder, self.pool)):
+            if record.state is not ServerState.ENDED:
+                self._listen(record)
+            elif record.restart_expected:
+                self._replace(record.slot or 0, record.generation + 1, record.reason)
 
-    def _listen(self, record: dict[str, Any]) -> None:
+    def _listen(self, record: ServerRecord) -> None:
         """Close a record that has stood still for too long."""
-        now, name, beat = time.monotonic(), str(record["name"]), int(record["beat"])
+        now, name, beat = time.monotonic(), record.name, record.beat
         known, since = self._beats.get(name, (-1, now))
         if known != beat:
             self._beats[name] = (beat, now)
-        elif now - since > (max(2 * self.lease_s, LOST_S) if record["server_pid"] else self.slow_s):
+        elif now - since > (max(2 * self.lease_s, LOST_S) if record.server_pid else self.slow_s):
             self.dir.closed(name).touch()
-            why = f"{name}: nothing was heard of its pilot for {now - since:.0f} s: is the node lost?"
-            self._close({**record, "why": why})
+            reason = f"{name}: nothing was heard of its pilot for {now - since:.0f} s: is the node lost?"
+            self._close(record, reason)
 
-    def _close(self, record: dict[str, Any]) -> None:
+    def _close(self, record: ServerRecord, reason: str) -> None:
         with suppress(OSError):  # a full disk: the next look tries again
-            write_json(self.dir.record(str(record["name"])), {**record, "state": "ended", "told": False, "tail": ""})
+            record.ended(reason).write(self.dir.record(record.name))
 
-    def _replace(self, slot: int, generation: int, why: str) -> None:
+    def _replace(self, slot: int, generation: int, reason: str) -> None:
         at, now = (slot, generation), time.monotonic()
         if at in self._carried:
             if all(c.poll() is not None for c in self._carried[at]):
@@ -77,17 +84,17 @@ class Restarts:
             return
         if now < self._due.setdefault(at, now + backoff(generation)):
             return
-        self.say(f"{why}; a pilot for {name_of(slot, generation)} is sent")
+        self.say(f"{reason}; a pilot for {name_of(slot, generation)} is sent")
         try:
             self._carried[at] = self.carry([f"--slot={slot}", f"--generation={generation}"])
         except (CampaignError, OSError) as error:
             self._due[at] = now + LONGEST_BACKOFF_S  # where the disk is full, too, nothing is noted
-            self._close({**self._blank(slot, generation), "why": str(error)})
+            self._close(self._new_record(slot, generation), str(error))
 
     def _never_came(self, slot: int, generation: int) -> None:
         path = self.dir.record(name_of(slot, generation))
         if not path.exists():  # a pilot that has come and gone has left its record
-            self._close({**self._blank(slot, generation), "why": f"{path.stem}: its pilot ended at its start"})
+            self._close(self._new_record(slot, generation), f"{path.stem}: its pilot ended at its start")
 
-    def _blank(self, slot: int, generation: int) -> dict[str, Any]:
-        return blank(slot, generation, self.folder, self.restarts, self.pool)
+    def _new_record(self, slot: int, generation: int) -> ServerRecord:
+        return new_record(slot, generation, self.folder, self.restarts, self.pool)

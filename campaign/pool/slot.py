@@ -7,13 +7,49 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from campaign.discovery.pooldir import PoolDir
-from campaign.discovery.records import blank, followed, found, name_of
-from campaign.util.files import read_json, write_json
+from campaign.discovery.records import (
+    InvalidRecord,
+    ServerRecord,
+    name_of,
+    new_record,
+    read_records,
+    restart_allowed,
+)
 from campaign.util.ownership import read_own, unfit
+
+
+class StopCause(Enum):
+    """Why a pilot ends a server that works."""
+
+    SIGNAL = "signal"
+    """The pilot got a signal: the batch system or a user ends it."""
+    REQUESTED = "requested"
+    """The driver asks all pilots to stop."""
+    LEASE_EXPIRED = "lease expired"
+    """The driver does not raise the lease's counter any more: it has ended, and no request can be under way."""
+    GIVEN_UP = "given up"
+    """The driver had no sign of life of this pilot for long, and has closed its record."""
+    POOL_GONE = "pool gone"
+    """The folder belongs to another pool by now, or is removed."""
+
+
+@dataclass(frozen=True)
+class StopRequest:
+    """A reason to end a server that works.
+
+    Attributes:
+        cause: Which reason.
+        reason: Text for the server's record.
+    """
+
+    cause: StopCause
+    reason: str
 
 
 class Lease:
@@ -111,6 +147,22 @@ class Slot:
         """Whether the submitter has asked all to stop."""
         return self.dir.stop.exists()
 
+    def stop_request(self) -> StopRequest | None:
+        """The request to end the server, if the driver has asked for it or has ended."""
+        if self.stopped:
+            return StopRequest(StopCause.REQUESTED, "asked to stop")
+        if self.lease.expired():
+            return StopRequest(StopCause.LEASE_EXPIRED, "the lease ran out: the submitter is gone")
+        return None
+
+    def lost_request(self) -> StopRequest | None:
+        """The request to end the server, if its place in the pool is lost. Then no other server follows it."""
+        if self.closed:
+            return StopRequest(StopCause.GIVEN_UP, "the submitter heard nothing of it for long")
+        if not self.wanted:
+            return StopRequest(StopCause.POOL_GONE, "its pool has ended")
+        return None
+
     @property
     def idle(self) -> bool:
         """Whether it has said that no request can be under way."""
@@ -124,40 +176,46 @@ class Slot:
         return self.dir.trial(str(self.slot)).exists()
 
     @property
-    def followed(self) -> bool:
-        """Whether another may come after this server, unless the submitter has put one there already."""
-        return not self.closed and followed(self.slot, self.generation, self.folder, self.restarts)
+    def restart_allowed(self) -> bool:
+        """True if another server may follow in this slot, and the driver has not sent one already."""
+        return not self.closed and restart_allowed(self.slot, self.generation, self.folder, self.restarts)
 
     @property
     def has_worked(self) -> bool:
         """Whether a server of this slot has ever been ready."""
-        return any(r["slot"] == self.slot and r["ready_s"] is not None for r in found(self.folder, self.pool))
+        return any(r.slot == self.slot and r.ready_s is not None for r in read_records(self.folder, self.pool))
 
     # What it publishes.
-    def publish(self, state: str, **told: Any) -> None:
-        """Say what is known of the server, by atomic rename; nothing, where another is in its place."""
+    def new_record(self, generation: int) -> ServerRecord:
+        """The record of a server of this slot before its pilot has done anything."""
+        return new_record(self.slot, generation, self.folder, self.restarts, self.pool)
+
+    def publish(self, record: ServerRecord) -> None:
+        """Replace the server's record. Publish nothing if the driver has sent another pilot for this slot."""
         self._beats, self.recorded = self._beats + 1, time.monotonic()
         if self.closed or not self.wanted:
             return
         with contextlib.suppress(OSError):  # the folder may be gone: then nobody reads it
-            write_json(self.path, {**self._blank(self.generation), "state": state, "beat": self._beats, **told})
+            record.model_copy(update={"beat": self._beats}).write(self.path)
 
     def publish_next(self) -> Path | None:
-        """Publish the next generation before this one's end, so that somebody is always seen to come; its record."""
-        record = self._blank(self.generation + 1)
-        path = self.dir.record(str(record["name"]))
+        """Publish the record of the next server before this server's record ends: clients always see one coming.
+
+        Returns:
+            The file of the record; None if it could not be written.
+        """
+        record = self.new_record(self.generation + 1)
+        path = self.dir.record(record.name)
         if self.wanted:
             with contextlib.suppress(OSError):
-                write_json(path, {**record, "pid": os.getpid(), "started": time.time()})
+                record.model_copy(update={"pid": os.getpid()}).write(path)
                 return path
         return None
 
-    def withdraw_next(self, why: str) -> None:
-        """The next generation does not come: the submitter decides whether there is one."""
+    def withdraw_next(self, reason: str) -> None:
+        """Close the record of the next server. The driver decides whether it sends a pilot for it."""
         path = self.dir.record(name_of(self.slot, self.generation + 1))
         if self.wanted:
-            with contextlib.suppress(OSError):
-                write_json(path, {**(read_json(path) or {}), "state": "ended", "why": why, "told": True})
-
-    def _blank(self, generation: int) -> dict[str, Any]:
-        return dict(blank(self.slot, generation, self.folder, self.restarts, self.pool))
+            with contextlib.suppress(OSError, InvalidRecord):
+                record = ServerRecord.parse(path.read_bytes(), path.stem) or self.new_record(self.generation + 1)
+                record.ended(reason, stop_requested=True).write(path)

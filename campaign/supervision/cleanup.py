@@ -1,9 +1,8 @@
-"""Ends the process group of a server and removes its files: shared memory, sockets, private folders, its record."""
+"""Ends the process group of a server and removes its files: shared memory, sockets, private folders."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -12,8 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from campaign.supervision.identity import OWNER, VARIABLE, Identity, Mark, mark_of, send
-from campaign.util.files import write_json
+from campaign.supervision.identity import OWNER, VARIABLE, Identity, Mark, mark_of, send, start_time
 
 
 def regions(shm_prefix: str) -> list[Path]:
@@ -54,7 +52,7 @@ def end_group(leader: Identity | None, mark: Mark | None) -> None:
     if leader is None or not leader.here():
         return
     if Path(f"/proc/{leader.pid}").exists():
-        if not leader.alive() and not _zombie(leader):
+        if start_time(leader.pid, zombie=True) != leader.start:
             return  # the group is gone: the kernel gives no number away that a group still bears
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(leader.pid, signal.SIGKILL)
@@ -68,22 +66,16 @@ def end_group(leader: Identity | None, mark: Mark | None) -> None:
 
 def _members(group: int, mark: Mark | None) -> list[Identity]:
     """Who is in a process group or session and bears a campaign's mark."""
+    import psutil  # not at the top: the pilot imports this module at its start, and seldom needs this
+
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for pid in psutil.pids():
         with contextlib.suppress(OSError):  # it ended while we looked
-            who = Identity.of(int(folder.name))
-            fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            if group in map(int, fields[2:4]):
-                its = mark_of(who.pid)
+            who = Identity.of(pid)
+            if group in (os.getpgid(pid), os.getsid(pid)):
+                its = mark_of(pid)
                 found += [who] if mark is not None and its is not None and its.campaign == mark.campaign else []
     return found
-
-
-def _zombie(leader: Identity) -> bool:
-    with contextlib.suppress(OSError):
-        after = Path(f"/proc/{leader.pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        return int(after[19]) == leader.start
-    return False
 
 
 def clear(known: dict[str, Any]) -> None:
@@ -92,11 +84,3 @@ def clear(known: dict[str, Any]) -> None:
     end_group(Identity.parse(str(known.get("leader", ""))), mark)
     if known.get("place"):
         sweep(str(known["place"]), str(known["shm_prefix"]), known["folders"])
-
-
-def _close_record(path: Path, pool: str) -> None:
-    """Say that a server has ended whose pilot could not say so itself."""
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        told = json.loads(path.read_text())
-        if told["state"] != "ended" and told["pool"] == pool:
-            write_json(path, {**told, "state": "ended", "why": f"{told['name']}: its pilot was killed", "told": False})

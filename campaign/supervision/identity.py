@@ -8,7 +8,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from campaign.util.files import write_json
 
 VARIABLE = "CAMPAIGN_RUN"
+ROLE, SERVER_WATCHDOG = "CAMPAIGN_ROLE", "server watchdog"  # in the environment of a server watchdog
 OWNER = "owner.json"  # in a folder of ours: whose it is
 
 
@@ -102,26 +103,38 @@ def _here() -> tuple[str, str, str]:
     return socket.gethostname(), boot, str(Path("/proc/self/ns/pid").stat().st_ino)
 
 
-def start_time(pid: int) -> int | None:
-    """When a process began, in clock ticks since the boot; None if there is none, or only its parent has not looked."""
+def start_time(pid: int, *, zombie: bool = False) -> int | None:
+    """When a process began, in clock ticks since the boot. None: there is no such process.
+
+    This is not psutil's ``create_time``: that is a time of day, which changes with the machine's clock. Ticks since the
+    boot are the same for every process that looks, at any time. They identify a process in files and on pipes.
+
+    Args:
+        pid: Process id.
+        zombie: Also of a process that has ended while its parent has not waited for it.
+    """
     try:
         after = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
-    return None if after[0] in "ZX" else int(after[19])
+    return None if after[0] in "ZX" and not zombie else int(after[19])
+
+
+def environment_of(pid: int) -> Mapping[str, str]:
+    """The environment of a process of this user. Empty: there is no such process, or it is another user's."""
+    import psutil  # not at the top: this module is imported at every start, and few processes look at others
+
+    try:
+        process = psutil.Process(pid)
+        # root may read the environment of every process, but other users' processes are not ours
+        return process.environ() if process.uids().effective == os.geteuid() else {}
+    except (psutil.Error, OSError):
+        return {}
 
 
 def mark_of(pid: int) -> Mark | None:
-    """The mark a process carries; None without one, or where it is another user's."""
-    try:
-        if Path(f"/proc/{pid}").stat().st_uid != os.geteuid():
-            return None  # root may read everybody's, but it is not ours
-        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return None
-    head = f"{VARIABLE}=".encode()
-    found = next((v[len(head) :] for v in environment if v.startswith(head)), b"")
-    return Mark.parse(found.decode(errors="replace"))
+    """The mark that a process carries. None: it carries none, or it is another user's process."""
+    return Mark.parse(environment_of(pid).get(VARIABLE, ""))
 
 
 _own: list[Mark] = []

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from campaign.supervision import batch_jobs, run_registry
 from campaign.supervision.cleanup import clear
-from campaign.supervision.identity import OWNER, Identity, Mark, mark_of, send, start_time
+from campaign.supervision.identity import OWNER, ROLE, SERVER_WATCHDOG, VARIABLE, Identity, Mark, environment_of, send
 from campaign.util.files import read_json
 
 ORDERLY_S = 7.0  # a pilot gives a busy server 6 s
@@ -28,17 +28,21 @@ GUARDIANS_S = 3.0
 
 @dataclass(frozen=True)
 class Found:
-    """A process that bears a mark."""
+    """A process that bears a mark.
+
+    Attributes:
+        who: The process.
+        mark: The mark of its campaign.
+        parent: Process id of its parent.
+        what: Text that names it to the user.
+        sweeps: True for a server watchdog. It removes files of others, so it is ended last.
+    """
 
     who: Identity
     mark: Mark
     parent: int
     what: str
-
-    @property
-    def sweeps(self) -> bool:
-        """Whether it removes what others leave, and so is the last to be ended."""
-        return "campaign.supervision.server_watchdog" in self.what
+    sweeps: bool
 
     def __str__(self) -> str:
         return f"process {self.who.pid} ({self.what})"
@@ -61,21 +65,19 @@ class ReapReport:
 
 def processes(campaign: str = "") -> list[Found]:
     """This user's processes on this machine that bear a mark: any, or that of one campaign; not this process."""
+    import psutil  # not at the top: a pilot imports this module at its start, and never calls this
+
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        pid = int(folder.name)
-        mark = mark_of(pid) if pid != os.getpid() else None
+    for pid in psutil.pids():
+        environment = environment_of(pid) if pid != os.getpid() else {}
+        mark = Mark.parse(environment.get(VARIABLE, ""))
         if mark is None or (campaign and mark.campaign != campaign):
             continue
-        began = start_time(pid)
-        if began is None:
-            continue
-        try:
-            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            parent = int((folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-            found.append(Found(Identity.of(pid), mark, parent, _short(line)))
-        except OSError:  # it ended while we looked
-            continue
+        with contextlib.suppress(OSError, psutil.Error):  # it ended while we looked
+            process = psutil.Process(pid)
+            what = _short(" ".join(process.cmdline()))
+            sweeps = environment.get(ROLE) == SERVER_WATCHDOG
+            found.append(Found(Identity.of(pid), mark, process.ppid(), what, sweeps))
     return found
 
 

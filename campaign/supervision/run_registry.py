@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from campaign.supervision.identity import Mark, mark
 from campaign.util.files import read_json, write_json
 
 
 def state_dir() -> Path:
     """``inference-campaign/runs`` in the user's state directory."""
-    given = os.environ.get("XDG_STATE_HOME")
-    base = Path(given) if given else Path(os.environ.get("HOME") or "/nonexistent") / ".local" / "state"
-    return base / "inference-campaign" / "runs"
+    return Path(platformdirs.user_state_dir("inference-campaign"), "runs")
 
 
 @dataclass
