@@ -285,7 +285,7 @@ _HAND_ON = "trap 'kill -TERM $(jobs -p) 2>/dev/null; wait' TERM"
 def _remember(provider: Any, job: Any, name: str) -> None:
     # Without a number before it is submitted: a driver that is killed then has a job all the same.
     if not isinstance(provider, parsl.providers.LocalProvider):  # those are processes of this machine
-        run_registry.remember(job=(type(provider).__name__, str(job), name))
+        run_registry.remember(job=run_registry.BatchJob(type(provider).__name__, str(job), name))
 
 
 def _beside_python(program: str) -> str:

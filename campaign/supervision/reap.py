@@ -180,7 +180,9 @@ def reap(*, dry_run: bool = False, only: Mark | None = None) -> ReapReport:
 
     entries = [e for e in run_registry.entries() if dead(e.mark)]
     for entry in entries:
-        batch_jobs.reap(entry, dry_run, said.ended, said.left)
+        jobs = batch_jobs.end_jobs(entry, dry_run)
+        said.ended += jobs.ended
+        said.left += jobs.left
 
     def look() -> list[Found]:
         return [f for f in processes(only.campaign if only else "") if dead(f.mark)]
