@@ -90,6 +90,8 @@ def beat() -> None:
 
 def main() -> None:
     """Entry point of ``python -m campaign.supervision.driver_watchdog``."""
+    import psutil  # noqa: F401  now, because the file system with the library may be away when it is needed
+
     heard = listen(sys.argv[1:])
     mark = Mark.parse(os.environ.get(VARIABLE, ""))
     if heard is None or mark is None:

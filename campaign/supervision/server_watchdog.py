@@ -83,6 +83,8 @@ class ServerWatchdog(DetachedProcess):
 
 def main() -> None:
     """Entry point of ``python -m campaign.supervision.server_watchdog``."""
+    import psutil  # noqa: F401  now, because the file system with the library may be away when it is needed
+
     heard = listen(sys.argv[1:])
     if heard is None:
         return

@@ -179,6 +179,7 @@ def test_what_cannot_be_removed_keeps_nobody_from_the_rest(tmp_path: Path) -> No
     stranger = region("sweep_evil")
     script = (
         "import os, sys, tempfile; from pathlib import Path\n"
+        "import psutil  # that user cannot read the library\n"
         "from campaign.supervision.identity import own; from campaign.supervision.reap import abandoned, reap\n"
         "mark, holder, prefix = sys.argv[1:]\n"
         "os.setresgid(12345, 12345, 12345); os.setresuid(12345, 12345, 12345)\n"
