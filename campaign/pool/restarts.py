@@ -26,20 +26,20 @@ Carry = Callable[[Sequence[str]], list[PilotHandle]]
 
 
 class Restarts:
-    """Looks at the records of a pool's servers.
+    """Replaces pilots that are lost. It reads the records of a pool's servers again and again.
 
     A pilot replaces its own server, but a lost pilot cannot replace itself. Its server watchdog closes its record, or
     the pilot did so when the scheduler ended it. If the whole node is lost, the record stays open and its count stands
     still. Then this class closes the record, and a pilot that wakes up later finds the record closed and ends.
 
     Args:
-        folder: The pool's.
+        folder: The pool's folder.
         restarts: How often each slot may be filled again.
-        lease_s: A record that has stood still for twice as long, and for `LOST_S`, has no pilot any more.
-        slow_s: The same before there is a server process: a pilot that looks at large files first says nothing.
-        carry: Starts one pilot with further arguments.
+        lease_s: A pilot is lost if its record has stood still for twice as long, and for `LOST_S`.
+        slow_s: The same before the server process is started. The pilot may read large files in this time.
+        carry: Starts one pilot with these additional arguments.
         say: Takes progress lines.
-        pool: The pool's nonce.
+        pool: Nonce of the pool.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Restarts:
         self._carried: dict[tuple[int, int], list[PilotHandle]] = {}
 
     def look(self) -> None:
-        """Called again and again; may take as long as carrying a pilot takes."""
+        """Read the records once, close those of lost pilots, and send pilots. May take as long as sending one."""
         for record in newest(read_records(self.folder, self.pool)):
             if record.state is not ServerState.ENDED:
                 self._listen(record)
@@ -62,7 +62,7 @@ class Restarts:
                 self._replace(record.slot or 0, record.generation + 1, record.reason)
 
     def _listen(self, record: ServerRecord) -> None:
-        """Close a record that has stood still for too long."""
+        """Close the record if it has stood still for too long."""
         now, name, beat = time.monotonic(), record.name, record.beat
         known, since = self._beats.get(name, (-1, now))
         if known != beat:
@@ -73,7 +73,7 @@ class Restarts:
             self._close(record, reason)
 
     def _close(self, record: ServerRecord, reason: str) -> None:
-        with suppress(OSError):  # a full disk: the next look tries again
+        with suppress(OSError):  # the disk is full: the next look tries again
             record.ended(reason).write(self.dir.record(record.name))
 
     def _replace(self, slot: int, generation: int, reason: str) -> None:
@@ -88,7 +88,7 @@ class Restarts:
         try:
             self._carried[at] = self.carry([f"--slot={slot}", f"--generation={generation}"])
         except (CampaignError, OSError) as error:
-            self._due[at] = now + LONGEST_BACKOFF_S  # where the disk is full, too, nothing is noted
+            self._due[at] = now + LONGEST_BACKOFF_S  # also if the disk is full and no record can be written
             self._close(self._new_record(slot, generation), str(error))
 
     def _never_came(self, slot: int, generation: int) -> None:

@@ -1,4 +1,4 @@
-"""A server's slot in the pool's folder, as its pilot sees it: its order, its record, its stop file, its lease."""
+"""Slot: the pilot's view of the pool's folder. It reads the order and requests to stop, and writes the record."""
 
 from __future__ import annotations
 
@@ -53,12 +53,14 @@ class StopRequest:
 
 
 class Lease:
-    """A counter the submitter raises, aged by this machine's own monotonic clock: file times play no part.
+    """A counter that the driver raises as long as it lives.
+
+    The pilot measures with its own monotonic clock how long the counter has stood still. Dates of files are not used.
 
     Args:
-        path: ``NONCE PID COUNT``.
-        lease_s: Its length.
-        pool: The nonce of the pool; another's counter is no sign of life.
+        path: A file with ``NONCE PID COUNT``.
+        lease_s: The lease ends if the counter stands still for so long.
+        pool: Nonce of the pool. The counter of another pool is ignored.
     """
 
     def __init__(self, path: Path, lease_s: float, pool: str) -> None:
@@ -77,22 +79,24 @@ class Lease:
 
 
 class Slot:
-    """One generation of a slot. Claimed when it is made; one that nobody wants any more ends the process with 0.
+    """One generation of a slot. The constructor claims it; if no pilot is needed, it ends the process with exit code 0.
 
-    What it is told decides which code it runs, so it is believed only if this user alone can have written it.
+    The order decides which code the pilot runs. So the pilot believes it only if this user alone can have written it.
 
     Args:
-        folder: The pool's folder, shared with the submitter.
-        slot: The server's place in the pool; None: the first that nobody has claimed.
-        generation: Which server of this slot it is, from 0.
-        pool: The nonce of the pool it is for; empty: whichever is there.
+        folder: The pool's folder, shared with the driver.
+        slot: Place in the pool. None: the first place that no pilot has claimed.
+        generation: How many servers were in this slot before.
+        pool: Nonce of the pool that the pilot was sent for. Empty: the pool in the folder.
 
     Attributes:
-        order: What the submitter wants (``pilot.json``).
-        name: The server's.
-        log: The server's.
-        lease: Of the submitter.
-        recorded: When something was last published, monotonic.
+        dir: Paths of the pool's folder.
+        order: Content of ``pilot.json``.
+        name: Name of the server.
+        log: Log of the server.
+        path: Record of the server.
+        lease: Lease of the driver.
+        recorded: When the record was last written, on the monotonic clock.
     """
 
     def __init__(self, folder: Path, slot: int | None, generation: int, pool: str) -> None:
@@ -100,12 +104,12 @@ class Slot:
         if pool and not self.wanted:
             raise SystemExit(0)
         try:
-            why, told = unfit(folder), self._told()
+            unsafe, order = unfit(folder), self._read_order()
         except OSError as error:
             raise SystemExit(f"{self.dir.order} cannot be believed: {error}") from None
-        if why:
-            raise SystemExit(f"{self.dir.order} cannot be believed: {why}")
-        self.order: Mapping[str, Any] = told
+        if unsafe:
+            raise SystemExit(f"{self.dir.order} cannot be believed: {unsafe}")
+        self.order: Mapping[str, Any] = order
         self.pool, self.restarts = str(self.order["pool"]), int(self.order["restarts"])
         self.slot, self.generation = self._claim(slot, generation), generation
         self.name = name_of(self.slot, generation)
@@ -120,31 +124,31 @@ class Slot:
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
                 return number
-        raise SystemExit(0)  # more were started than are wanted
+        raise SystemExit(0)  # there are more pilots than slots
 
-    # What it is told.
+    # What the driver asks for.
     @property
     def wanted(self) -> bool:
-        """Whether the folder is still that of the pool this pilot was sent for."""
+        """True if the folder still belongs to the pool that this pilot was sent for."""
         try:
-            return not unfit(self.folder) and bool(self._told()["pool"] == self.pool)
+            return not unfit(self.folder) and bool(self._read_order()["pool"] == self.pool)
         except FileNotFoundError:
             return False
         except (OSError, ValueError, LookupError, TypeError):
-            return True  # a file system that falters says nothing
+            return True  # the file system does not answer now: go on
 
-    def _told(self) -> dict[str, Any]:
+    def _read_order(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(read_own(self.dir.order))
         return found
 
     @property
     def closed(self) -> bool:
-        """Whether the submitter, who has heard nothing for long, has put another in its place."""
+        """True if the driver has given up this pilot, because its record stood still for too long."""
         return self.dir.closed(self.name).exists()
 
     @property
     def stopped(self) -> bool:
-        """Whether the submitter has asked all to stop."""
+        """True if the driver has asked all pilots to stop."""
         return self.dir.stop.exists()
 
     def stop_request(self) -> StopRequest | None:
@@ -165,14 +169,14 @@ class Slot:
 
     @property
     def idle(self) -> bool:
-        """Whether it has said that no request can be under way."""
+        """True if the driver has said that no request can be under way."""
         with contextlib.suppress(OSError):
             return self.dir.stop.read_text().strip() == "idle"
         return False
 
     @property
     def on_trial(self) -> bool:
-        """Whether a client tries, or has tried, a request of which servers may have died, with this slot alone."""
+        """True if a client tries a suspect request on this slot alone, or has done so."""
         return self.dir.trial(str(self.slot)).exists()
 
     @property
@@ -182,10 +186,10 @@ class Slot:
 
     @property
     def has_worked(self) -> bool:
-        """Whether a server of this slot has ever been ready."""
+        """True if a server of this slot has been ready."""
         return any(r.slot == self.slot and r.ready_s is not None for r in read_records(self.folder, self.pool))
 
-    # What it publishes.
+    # What the pilot publishes.
     def new_record(self, generation: int) -> ServerRecord:
         """The record of a server of this slot before its pilot has done anything."""
         return new_record(self.slot, generation, self.folder, self.restarts, self.pool)
