@@ -34,23 +34,23 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class PoolAddress:
-    """Where a pool is found: a recipe that travels to workers; `campaign.connect` makes it live.
+    """All that a worker needs to find the servers of a pool. It travels to workers; `campaign.connect` opens channels.
 
     Attributes:
-        folder: Where pilots leave the records of their servers; empty for servers given by ``records``.
-        batches: Rows per request by model; None: the model's ``max_batch_size``.
+        folder: Folder with the records of the servers. Empty: the servers are given by ``records``.
+        batches: Rows per request by model. None: the model's ``max_batch_size``.
         tails: Sizes that the last request of a file may have instead, by model, ascending.
-        window: Requests in flight per server and process; "auto": as many as keep the server busy, by measurement.
+        window: Requests in flight per server and process. "auto": as many as keep the server busy, by measurement.
         start_deadline_s: How long to wait for the first server.
-        request_deadline_s: Deadline of one request, from when it is sent.
-        settle_s: Within so many seconds a pilot knows whether its server, of which a request was not answered, is dead;
-            0 where no pilots look after the servers.
-        records: Servers that already run.
-        secret: What lets clients in: certificates, headers.
+        request_deadline_s: Deadline of one request after it is sent.
+        settle_s: If a request is not answered, the server's pilot knows after so many seconds whether the server is
+            dead. 0: no pilots watch the servers.
+        records: Servers that run already.
+        secret: Certificates and headers of the client.
         twins: Models that a process may ask in its own memory when no server is left
             (`campaign.inference.local_model.LocalModel`).
-        versions: The version of each model that answers; a model that is not there: the newest its server has.
-        pool: The nonce of the pool: records of another are passed over; empty: of none.
+        versions: Version of each model that answers. A model that is missing here: the newest version of its server.
+        pool: Nonce of the pool. Records of other pools are ignored. Empty: records of all pools count.
     """
 
     folder: str

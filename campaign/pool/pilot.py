@@ -1,4 +1,4 @@
-"""The pilot: a process on the servers' node that starts one server, watches it, and removes all it leaves behind.
+"""The pilot: a process on the servers' node that starts one server, watches it, and cleans up after it.
 
     python -m campaign.pool.pilot POOL_FOLDER [--pool NONCE --slot N --generation N --wait S]
 
@@ -55,14 +55,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Pilot:
-    """One server's life.
+    """Runs one server from its start to its end.
 
     Args:
-        folder: The pool's folder, shared with the submitter.
-        slot: The server's place in the pool; None: the first that nobody has claimed.
-        generation: Which server of this slot it is, from 0.
-        inherited: The server watchdog of the generation before (`DetachedProcess.hand_over`); empty: there is none yet.
-        pool: The nonce of the pool it was sent for; empty: whichever is there.
+        folder: The pool's folder, shared with the driver.
+        slot: Place of the server in the pool. None: the first place that no pilot has claimed.
+        generation: How many servers were in this slot before.
+        inherited: The server watchdog of the server before (`DetachedProcess.hand_over`). Empty: there is none yet.
+        pool: Nonce of the pool that the pilot was sent for. Empty: the pool in the folder.
     """
 
     def __init__(
@@ -86,16 +86,19 @@ class Pilot:
         self.started = time.time()
 
     def wait_for_excuse(self) -> None:
-        """Where this was the last server: whoever was tried alone here may be condemned for it in a moment."""
+        """If this was the last server, wait a moment: a client may condemn the request that it tried here alone."""
         end = time.monotonic() + EXCUSE_S if self.slot.restarts else 0.0
         while time.monotonic() < end and not self.slot.restart_allowed and self.slot.on_trial:
             time.sleep(POLL_S)
 
     def run(self, wait_s: float = 0.0) -> int:
-        """Serve until told to stop; the exit code is 0 if it was told so. Does not return if the server is replaced.
+        """Run the server until a request to stop comes. Does not return if another server replaces it.
 
         Args:
-            wait_s: Before the server is started.
+            wait_s: Seconds to wait before the server is started.
+
+        Returns:
+            Exit code: 0 if the server was asked to stop, 1 if it failed.
         """
         for s in SIGNALS:
             signal.signal(s, self._signalled)
@@ -135,11 +138,11 @@ class Pilot:
         return 0 if requested else 1
 
     def heals(self) -> bool:
-        """Whether another server may do what this one did not.
+        """True if another server may work although this one failed.
 
-        Not where nothing could be started, nor where the first one of a slot has said, by an exit code, by a wrong
-        answer or in its log (Triton may abort on its way out), that it does not work: the next would say the same. A
-        signal (out of memory, somebody's kill) is not its own word, and where one has worked another can.
+        It may if a server of this slot has worked before, or if a signal has ended the server (out of memory, a kill).
+        It may not if nothing could be started. Nor if the first server of a slot ended by an exit code, gave a wrong
+        answer, or gave the cause in its log (Triton may abort at its end): the next one would fail alike.
         """
         if self.server is None:
             return False
@@ -147,14 +150,14 @@ class Pilot:
         return worked or ((self.server.poll() or 0) < 0 and not server_log.cause(self.slot.log))
 
     def next_published(self) -> bool:
-        """Whether the next generation is published, and told to the server watchdog."""
+        """Publish the record of the next server, and tell the server watchdog. True if that succeeded."""
         path = self.slot.publish_next()
         if path is not None:
             self.watchdog.guard(0, "", "", [], self.last_words(self.slot.generation + 1), self.slow_s)
         return path is not None
 
     def replace(self) -> None:
-        """Become the pilot of the next generation: a fresh process image in which no thread and no channel was."""
+        """Become the pilot of the next server, by ``exec``: no thread and no channel of this process is left."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the next generation can take them
         if self.stop_request:  # a moment ago
             self.slot.withdraw_next(self.stop_request.reason)
@@ -234,7 +237,7 @@ class Pilot:
         self.record(ServerState.STARTING)
 
     def laid_out(self) -> Launch:
-        """The server's folder filled, by a thread: a model may be gigabytes, all of which is looked at."""
+        """Fill the server's folder, in a thread: all files of the models are read, and these may be gigabytes."""
         kind = named(str(self.slot.order["kind"]))
         laid = aside("laying-out", kind.launch, self.slot.order["recipe"], Path(self.place), self.slot.name)
         while not laid.done():
@@ -243,7 +246,7 @@ class Pilot:
         return launch
 
     def tell_server_watchdog(self, patience_s: float) -> None:
-        """What is to be ended and swept if this process dies, or does not `pause` for so long."""
+        """Tell it what to end and to remove if this process dies, or does not `pause` for so long."""
         server = self.server.pid if self.server else 0
         closing = self.last_words(self.slot.generation)
         self.watchdog.guard(server, self.place, self.shm, self.folders, closing, patience_s)
@@ -255,10 +258,10 @@ class Pilot:
         return Closing(self.slot.dir.record(name), {"pool": self.slot.pool}, last)
 
     def pause(self, until: Future[Any] | None = None) -> None:
-        """One look around; raises when it is time to stop, or when the server has ended.
+        """Wait a moment. Check the server, requests to stop, and the lease.
 
         Args:
-            until: What is waited for; the pause is over when it is done.
+            until: The pause ends when this is done.
 
         Raises:
             ServerError: The server ended by itself.
@@ -284,7 +287,7 @@ class Pilot:
             wait([until], POLL_S)
 
     def beat(self) -> None:
-        """A sign of life in the record, more rarely where file systems are shared."""
+        """Write the record as a sign of life. With a long lease, this is done more rarely."""
         now = time.monotonic()
         if now - self.beaten < BEAT_S:
             return
@@ -299,13 +302,13 @@ class Pilot:
             self.stop_request, self.restart_expected = self.stop_request or lost, False
 
     def bide(self, seconds: float) -> None:
-        """Let some time pass, looking around."""
+        """Wait for some seconds, and `pause` all the time."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self.pause()
 
     def aside(self, do: Callable[..., T], *args: Any) -> T:
-        """Have a thread do what may block, looking around meanwhile."""
+        """Call a function that may block, in a thread, and `pause` meanwhile."""
         assert self.health is not None
         done = self.health.threads.submit(do, *args)
         while not done.done():
@@ -313,7 +316,7 @@ class Pilot:
         return done.result()
 
     def prove(self) -> None:
-        """Wait until the server answers, then ask each model what is known.
+        """Wait until the server answers. Then ask each model for its known answer.
 
         Raises:
             ServerError: Not in time.
@@ -372,7 +375,7 @@ class Pilot:
             self.tell_server_watchdog(self.slow_s)
 
     def _let_in(self, end: float) -> Credentials | None:
-        """What lets this process ask the server, from the driver; None where the server has a socket in our folder."""
+        """The certificates with which this process asks the server. None: the server has a socket in our folder."""
         if not self.launch.ca:
             return None
         from campaign.pool.certificates import PILOT, CertificateClient
@@ -390,7 +393,10 @@ class Pilot:
 
     # Watch and stop.
     def watch(self) -> str:
-        """Until told to stop; keeps the statistics in the record fresh.
+        """Watch the server until a request to stop comes, and keep the statistics in the record up to date.
+
+        Returns:
+            Reason of the request.
 
         Raises:
             ServerError: The server has ended, hangs, or does not give its known answers any more.
@@ -415,7 +421,7 @@ class Pilot:
                 self.record(ServerState.READY)
 
     def stop(self) -> None:
-        """End the server's group: at once where it is known idle, else by SIGTERM first. Then sweep."""
+        """End the server's process group: at once if it is idle, else by SIGTERM first. Then remove its files."""
         if self.place:
             self.tell_server_watchdog(GRACE_S + 10 * SILENT_S)
         if self.server is not None:
@@ -456,7 +462,7 @@ _SHARED = "its shared memory is in the node's /dev/shm: other users may have see
 
 
 class _Stop(Exception):
-    """Time to stop, and why."""
+    """The pilot must end the server. The text is the reason."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -49,26 +49,26 @@ def quiet(_text: str) -> None:
 
 
 class ServerPool:
-    """A pool of servers as a context manager; leaving it leaves nothing behind.
+    """A pool of servers as a context manager. At its end all servers are ended and their files removed.
 
-    In a script of one's own::
+    In a script of your own::
 
         with ServerPool("model_repository", models=["qg_tagger"], count=2) as pool:
             pool.wait_ready()
             scores = pool.servers().infer("qg_tagger", {"X": x})
 
-    ``pool.address`` is a small recipe that travels to tasks; there, ``campaign.connect(address)`` makes it live.
+    ``pool.address`` travels to tasks. There, ``campaign.connect(address)`` opens the channels.
 
     Args:
-        spec: What to serve: a `ServerSpec`, or the path of a model repository.
-        models: Models of that repository (where ``spec`` is a path).
-        count: Servers (where ``spec`` is a path).
-        provider: Who carries the pilots: a name, a `Provider` that was entered, or any Parsl execution provider.
-        folder: Where records and logs go, seen by every machine; None: a private temporary folder, removed at the end.
-        base: Where relative paths start.
+        spec: The servers: a `ServerSpec`, or the path of a model repository.
+        models: Models of that repository (if ``spec`` is a path).
+        count: Number of servers (if ``spec`` is a path).
+        provider: Starts the pilots: a name, a `Provider` that was entered, or any Parsl execution provider.
+        folder: Folder for records and logs, which every machine sees. None: a private temporary folder.
+        base: Relative paths start here.
         say: Called with progress lines.
-        kind: Of ``spec``, where one was made already: the models it has seen are the ones that are served.
-        look: Called several times a second while entering waits for local twins; what it raises ends that.
+        kind: The server kind of ``spec``, if it was made already. The models that it has seen are served.
+        look: Called several times a second while the start waits for local twins. An exception ends the start.
         options: Further keys of `ServerSpec` or of the server kind.
     """
 
@@ -181,7 +181,7 @@ class ServerPool:
         self._replacing.start()
 
     def _versions_there(self) -> dict[str, int]:
-        """The versions that attached servers answer with now: asked for by number from now on, in every process."""
+        """The versions of models that attached servers have now. All processes ask for these versions by number."""
         given = {name: v for name in self.spec.models if (v := self.kind.version(name)) is not None}
         found: dict[str, int] = {}
         if given.keys() == self.spec.models.keys():
@@ -200,7 +200,7 @@ class ServerPool:
 
     @property
     def versions(self) -> dict[str, int]:
-        """The version of each model that answers, where it is known."""
+        """The version of each model that answers, if it is known."""
         known = {name: v for name in self.spec.models if (v := self.kind.version(name)) is not None}
         return {**self._versions, **known}
 
@@ -209,7 +209,7 @@ class ServerPool:
         try:
             wrong = ask_child(agree_and_tell, (self.twins,), DEADLINE_S, "local twins", self._look)
         finally:
-            if not there:  # else it is a campaign's, which has use for it
+            if not there:  # else a campaign uses it
                 stop_fork_server()
         if wrong is not None:
             raise wrong
@@ -256,7 +256,7 @@ class ServerPool:
     # While it runs.
     @property
     def address(self) -> PoolAddress:
-        """The recipe that travels to tasks."""
+        """The address that travels to tasks."""
         return PoolAddress(
             folder=str(self.folder) if self.kind.managed else "",
             batches={name: model.batch for name, model in self.spec.models.items()},
@@ -285,10 +285,10 @@ class ServerPool:
         return newest(self.records())
 
     def failure(self) -> ServerError | None:
-        """Why the pool cannot be used any more, or None while it can.
+        """Why the pool cannot be used any more. None: it can.
 
-        It cannot when a server failed to start in a way that cannot heal (the others would fail alike), or when none
-        is left and none is coming.
+        It cannot be used if a server has failed to start and a restart cannot help, because the others would fail
+        alike. It cannot be used if no server is left and none will start.
         """
         records = self.current()
         alive = [r for r in records if not r.state.over or r.server_expected]
@@ -321,13 +321,13 @@ class ServerPool:
         return ServerError(f"pilots ended (exit codes {codes}) before a server was started", where="pool", log=text)
 
     def wait_ready(self, count: int | None = None) -> None:
-        """Wait until servers have proved themselves.
+        """Wait until servers are ready.
 
         Args:
-            count: How many; None: all.
+            count: Number of servers. None: all.
 
         Raises:
-            ServerError: One failed, or they were not ready in time.
+            ServerError: A server has failed, or the servers were not ready in time.
         """
         if not self.kind.managed:
             return
@@ -344,7 +344,7 @@ class ServerPool:
             time.sleep(0.05)
 
     def servers(self) -> Servers:
-        """A live handle for this process."""
+        """Connections to the servers, for this process."""
         from campaign.inference.client import connect
 
         if self._live is None:
@@ -359,14 +359,14 @@ class ServerPool:
         self._stack.close()
 
     def _stop(self) -> None:
-        """Tell the pilots, wait for them, and see that nothing of theirs is left on this node."""
+        """Ask the pilots to stop, wait for them, and remove all that they have left on this node."""
         self._leaving.set()
         if self._replacing:
-            self._replacing.join()  # nobody is sent for any more
+            self._replacing.join()  # no pilot is sent any more
         try:
             with write_aside(self._dir.stop, "w") as stream:
-                stream.write("idle")  # tasks have ended or were ended: no request of ours is worth waiting for
-        except OSError as error:  # a full disk: the lease is let go of, and the machine's owner asked
+                stream.write("idle")  # all tasks have ended: no request is worth waiting for
+        except OSError as error:  # a full disk: the lease ends, and the provider is asked
             self.say(f"the request to stop cannot be written: {error.strerror}")
             self._over.set()
         end = time.monotonic() + STOP_S
@@ -375,7 +375,7 @@ class ServerPool:
                 break
             time.sleep(0.03)
         try:
-            with ExitStack() as each:  # all are told, whatever one of them raises
+            with ExitStack() as each:  # all are cancelled, whatever one of them raises
                 for carried in self._carried:
                     each.callback(carried.cancel)
             end = time.monotonic() + CANCELLED_S

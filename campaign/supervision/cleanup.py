@@ -15,7 +15,7 @@ from campaign.supervision.identity import OWNER, VARIABLE, Identity, Mark, mark_
 
 
 def regions(shm_prefix: str) -> list[Path]:
-    """A server's shared memory in the node's ``/dev/shm``: this user's alone, for anybody may use its names there."""
+    """A server's regions in the node's ``/dev/shm``. Only files of this user: other users may use the same names."""
     found = []
     for path in Path("/dev/shm").glob(f"{shm_prefix}*") if len(shm_prefix) > 12 else ():  # noqa: S108  Triton's place
         with contextlib.suppress(OSError):  # gone already
@@ -24,9 +24,10 @@ def regions(shm_prefix: str) -> list[Path]:
 
 
 def sweep(place: str, shm_prefix: str, folders: Iterable[str] = ()) -> None:
-    """Remove a server's shared memory, the empty folders it made elsewhere, and its private folder.
+    """Remove a server's shared memory, the empty folders that it has made elsewhere, and its private folder.
 
-    The file that says whose the folder is goes last, so that whatever is cut short can be taken up by another.
+    The file that names the owner of the private folder is removed last. If this process is killed, another one can go
+    on.
     """
     for path in regions(shm_prefix):
         with contextlib.suppress(OSError):
@@ -44,16 +45,16 @@ def sweep(place: str, shm_prefix: str, folders: Iterable[str] = ()) -> None:
 
 
 def end_group(leader: Identity | None, mark: Mark | None) -> None:
-    """Kill the process group and the session that a process led; never one that has its number by now.
+    """Kill the process group and the session of a leader, and never another group with the same number.
 
-    As long as the leader is there, the number is its own. Later the number may be another's of this user: then only
-    those are killed who bear the campaign's mark.
+    While the leader exists, the number is the leader's own. Later another group of this user may have the number. Then
+    only processes with the campaign's mark are killed.
     """
     if leader is None or not leader.here():
         return
     if Path(f"/proc/{leader.pid}").exists():
         if start_time(leader.pid, zombie=True) != leader.start:
-            return  # the group is gone: the kernel gives no number away that a group still bears
+            return  # the group is gone: while a group exists, the kernel gives its number to no process
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(leader.pid, signal.SIGKILL)
     end = time.monotonic() + 2
@@ -65,7 +66,7 @@ def end_group(leader: Identity | None, mark: Mark | None) -> None:
 
 
 def _members(group: int, mark: Mark | None) -> list[Identity]:
-    """Who is in a process group or session and bears a campaign's mark."""
+    """Processes of a process group or session that carry the mark of a campaign."""
     import psutil  # not at the top: the pilot imports this module at its start, and seldom needs this
 
     found = []
@@ -79,7 +80,7 @@ def _members(group: int, mark: Mark | None) -> list[Identity]:
 
 
 def clear(known: dict[str, Any]) -> None:
-    """End what is left of a server and remove what it had."""
+    """End all processes of a server and remove its files."""
     mark = Mark.parse(str(known.get("mark") or os.environ.get(VARIABLE, "")))
     end_group(Identity.parse(str(known.get("leader", ""))), mark)
     if known.get("place"):

@@ -2,7 +2,7 @@
 
     python -m campaign.supervision.server_watchdog IDENTITY_OF_THE_PILOT
 
-It acts when the pilot ends without having said that all is in order, and when the pilot stops or hangs.
+It acts when the pilot ends without a message that it ended in order, and when the pilot is stopped or hangs.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ class ServerWatchdog(DetachedProcess):
         closing: Closing | None = None,
         patience_s: float = math.inf,
     ) -> None:
-        """Say what is to be ended and swept when this process ends, or is silent for ``patience_s``.
+        """Tell the watchdog what to end and to remove when this process ends, or is silent for ``patience_s``.
 
         Args:
-            server: Pid of the server, which leads its process group; 0 before there is one.
-            place: Its private folder.
-            shm_prefix: Names in ``/dev/shm`` that begin with it are the server's.
-            folders: Folders it made elsewhere, to be removed where empty.
+            server: Process id of the server, which leads its process group. 0: there is none yet.
+            place: Private folder of the server.
+            shm_prefix: The server's regions in ``/dev/shm`` have names that begin with this text.
+            folders: Folders that the server has made elsewhere. They are removed if empty.
             closing: How to close the server's record in the pilot's place.
-            patience_s: `beat` is called more often than that.
+            patience_s: The longest time between two calls of `beat`.
         """
         try:
             leader = str(Identity.of(server)) if server else ""
