@@ -111,7 +111,7 @@ def measure(target: Any, args: tuple[Any, ...], processes: int) -> tuple[float, 
 
 def cpu_of(pool: ServerPool) -> tuple[float, float]:
     """CPU seconds so far of the server itself, and of the Python processes of its model."""
-    server = int(pool.records()[0]["server_pid"])
+    server = int(pool.records()[0].server_pid)
     spent = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -135,7 +135,7 @@ def served(pool: ServerPool, found: dict[str, list[float]], name: str) -> None:
 
 def executions(pool: ServerPool) -> int:
     time.sleep(1.5)  # the pilot looks once a second
-    return int(pool.records()[0]["statistics"].get("track_gnn", [0, 0])[1])
+    return int(pool.records()[0].statistics.get("track_gnn", [0, 0])[1])
 
 
 def main() -> None:

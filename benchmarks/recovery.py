@@ -14,32 +14,32 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 
 from campaign import ServerPool
+from campaign.discovery.records import ServerRecord
 
 MODELS = Path(__file__).resolve().parent.parent / "tests" / "models"
 X = np.zeros((8, 1), np.float32)
 
 
-def stub(record: dict[str, Any]) -> int:
-    children = psutil.Process(record["server_pid"]).children(recursive=True)
+def stub(record: ServerRecord) -> int:
+    children = psutil.Process(record.server_pid).children(recursive=True)
     return next(p.pid for p in children if "triton_python_backend_stub" in " ".join(p.cmdline()))
 
 
-FAULTS: dict[str, Callable[[dict[str, Any]], None]] = {
-    "server killed": lambda r: os.kill(r["server_pid"], signal.SIGKILL),
+FAULTS: dict[str, Callable[[ServerRecord], None]] = {
+    "server killed": lambda r: os.kill(r.server_pid, signal.SIGKILL),
     "process behind the model killed": lambda r: os.kill(stub(r), signal.SIGKILL),
-    "server drained by somebody (SIGTERM)": lambda r: os.kill(r["server_pid"], signal.SIGTERM),
-    "server stopped (SIGSTOP), found after 10 s": lambda r: os.kill(r["server_pid"], signal.SIGSTOP),
-    "pilot killed, another sent": lambda r: os.kill(r["pid"], signal.SIGKILL),
+    "server drained by somebody (SIGTERM)": lambda r: os.kill(r.server_pid, signal.SIGTERM),
+    "server stopped (SIGSTOP), found after 10 s": lambda r: os.kill(r.server_pid, signal.SIGSTOP),
+    "pilot killed, another sent": lambda r: os.kill(r.pid, signal.SIGKILL),
 }
 
 
-def once(fault: Callable[[dict[str, Any]], None]) -> tuple[float, float]:
+def once(fault: Callable[[ServerRecord], None]) -> tuple[float, float]:
     """Seconds from the fault to an answer, and from the pool's start to its first."""
     began = time.monotonic()
     with ServerPool(MODELS, models={"slow": {"batch": 8, "parameters": {"delay_s": 0}}}) as pool:

@@ -23,7 +23,7 @@ import tempfile
 import time
 import zipfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -69,15 +69,22 @@ def perf_analyzer() -> tuple[Path, Path]:
     return program, libraries
 
 
-def analyzed(records: Sequence[Any], concurrency: int) -> float:
+def analyzed(address: PoolAddress, concurrency: int) -> float:
     """Rows/s of one perf_analyzer per server, all at once."""
+    with tempfile.TemporaryDirectory(prefix="campaign-saturation-") as keys:
+        for name in ("ca", "cert", "key") if address.secret else ():
+            Path(keys, name).write_bytes(getattr(address.secret, name))
+        return _analyzed(address, concurrency, keys)
+
+
+def _analyzed(address: PoolAddress, concurrency: int, keys: str) -> float:
     program, libraries = perf_analyzer()
     running = []
-    for record in records:
-        argv = [str(program), "-m", "stand_in", "-u", record["url"], "-i", "grpc", "-b", str(BATCH), "-a"]
+    for record in address.records:
+        argv = [str(program), "-m", "stand_in", "-u", record.url, "-i", "grpc", "-b", str(BATCH), "-a"]
         argv += ["--concurrency-range", str(concurrency), "--measurement-interval", "2000", "-s", "90", "-r", "3"]
-        if record.get("tls"):
-            tls = record["tls"]
+        if address.secret:
+            tls = {name: f"{keys}/{name}" for name in ("ca", "cert", "key")}
             argv += ["--ssl-grpc-use-ssl", "true", "--ssl-grpc-root-certifications-file", tls["ca"]]
             argv += ["--ssl-grpc-private-key-file", tls["key"], "--ssl-grpc-certificate-chain-file", tls["cert"]]
         env = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
@@ -198,7 +205,7 @@ def measure(address: PoolAddress, rounds: int) -> dict[tuple[int, str], float]:
                 rate, busy = ours(some, processes)
                 found.setdefault((n, f"{processes} client"), []).append(rate)
                 found.setdefault((n, f"{processes} busy"), []).append(busy)
-            best = max(analyzed(some.records, c) for c in (4, 8))
+            best = max(analyzed(some, c) for c in (4, 8))
             found.setdefault((n, "perf_analyzer"), []).append(best)
     return {key: statistics.median(values) for key, values in found.items()}
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from campaign.discovery.pooldir import PoolDir
 from campaign.protocols import PilotHandle, Provider
 from campaign.supervision.forkserver import child_setup, context, no_main, stop_fork_server, wake_fork_server
 from campaign.supervision.identity import environment
@@ -77,7 +78,7 @@ class LocalProvider(Provider):
 
     def carry(self, argv: Sequence[str], count: int, folder: Path) -> list[PilotHandle]:
         """Subprocesses that get SIGTERM when this process dies."""
-        started = [self._spawner.run(argv, folder / f"pilot-{i}.log") for i in range(count)]
+        started = [self._spawner.run(argv, PoolDir(folder).pilot_log(i)) for i in range(count)]
         self._carried += started
         return list(started)
 

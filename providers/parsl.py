@@ -22,6 +22,7 @@ from parsl.executors import HighThroughputExecutor
 from parsl.providers.base import ExecutionProvider
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from campaign.discovery.pooldir import PoolDir
 from campaign.errors import ProviderError, SpecError
 from campaign.protocols import PilotHandle, Provider
 from campaign.supervision.identity import VARIABLE, mark, marked
@@ -263,7 +264,7 @@ class ParslProvider(Provider):
             raise ProviderError(
                 "the pilots' job was not taken: the provider is at capacity", where=type(provider).__name__
             )
-        with (folder / "job").open("a") as stream:  # one more for each pilot that is sent in place of a lost one
+        with PoolDir(folder).jobs.open("a") as stream:  # one more for each pilot that is sent in place of a lost one
             stream.write(f"{type(provider).__name__} {job}\n")
         remember_job(provider, job, name)
         carried = _Job(provider, job)

@@ -27,7 +27,7 @@ def remember_job(provider: Any, job: Any, name: str) -> None:
     """Note a batch job of this run, so that ``campaign reap`` finds it after the driver was killed."""
     # Called with an empty number before the job is submitted, so that a driver that is killed then has noted the name.
     if not isinstance(provider, parsl.providers.LocalProvider):  # its jobs are processes of this machine
-        run_registry.remember(job=(type(provider).__name__, str(job), name))
+        run_registry.remember(job=run_registry.BatchJob(type(provider).__name__, str(job), name))
 
 
 def _beside_python(program: str) -> str:

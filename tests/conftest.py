@@ -24,6 +24,7 @@ import yaml
 from hypothesis import HealthCheck, settings
 
 import campaign
+from campaign.discovery.records import ServerRecord
 from campaign.util import grpc_fork  # noqa: F401  tests fork this process; as in workers
 from tests.memory import limited
 
@@ -124,9 +125,9 @@ def lying_about() -> set[str]:
     return found | {p for p in own_elsewhere() if os.path.lexists(p)}
 
 
-def regions_of(record: dict[str, Any]) -> list[Path]:
+def regions_of(record: ServerRecord) -> list[Path]:
     """Shared memory of a server, in the ``/dev/shm`` that it sees."""
-    return list(Path(f"/proc/{record['server_pid']}/root/dev/shm").glob(f"{record['shm_prefix']}*"))
+    return list(Path(f"/proc/{record.server_pid}/root/dev/shm").glob(f"{record.shm_prefix}*"))
 
 
 def left(before: tuple[set[int], set[str]]) -> list[str]:
@@ -379,13 +380,13 @@ def hashes(run_dir: Path) -> dict[str, str]:
     return {name: o["sha256"] for name, o in report_of(run_dir)["outputs"].items()}
 
 
-def unload(record: dict[str, Any], model: str) -> None:
+def unload(record: ServerRecord, model: str) -> None:
     """Take a model out of a server; where that is restricted, with the word from the server's command line."""
     import tritonclient.grpc as grpcclient
 
-    line = Path(f"/proc/{record['server_pid']}/cmdline").read_text().split("\0")
+    line = Path(f"/proc/{record.server_pid}/cmdline").read_text().split("\0")
     words = [re.fullmatch(r"--grpc-restricted-protocol=.*model-repository.*:(.+)=(.+)", a) for a in line]
     headers = {f"triton-grpc-protocol-{m[1]}": m[2] for m in words if m}
-    client = grpcclient.InferenceServerClient(record["url"])
+    client = grpcclient.InferenceServerClient(record.url)
     client.unload_model(model, headers=headers)
     client.close()

@@ -53,7 +53,7 @@ def tritons(model: str, count: int) -> Iterator[list[str]]:
     )
     with ServerPool(spec) as pool:
         pool.wait_ready()
-        yield [str(record["url"]) for record in pool.records()]
+        yield [str(record.url) for record in pool.records()]
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -11,29 +10,47 @@ from pathlib import Path
 from typing import Any, Literal
 
 from campaign.discovery.credentials import Credentials
-from campaign.discovery.records import wrong
+from campaign.discovery.pooldir import PoolDir
+from campaign.discovery.records import InvalidRecord, ServerRecord, ServerState
 from campaign.util.ownership import read_own, unfit
 
 
 @dataclass(frozen=True)
-class PoolAddress:
-    """Where a pool is found: a recipe that travels to workers; `campaign.connect` makes it live.
+class Endpoint:
+    """All that a client needs to open a channel to one server.
 
     Attributes:
-        folder: Where pilots leave the records of their servers; empty for servers given by ``records``.
-        batches: Rows per request by model; None: the model's ``max_batch_size``.
+        name: Name of the server.
+        url: Address of the server.
+        credentials: Certificates and headers; None: the server asks for none.
+        in_private_dir: True if the URL is a socket in a folder that must belong to this user.
+    """
+
+    name: str
+    url: str
+    credentials: Credentials | None = None
+    in_private_dir: bool = False
+
+
+@dataclass(frozen=True)
+class PoolAddress:
+    """All that a worker needs to find the servers of a pool. It travels to workers; `campaign.connect` opens channels.
+
+    Attributes:
+        folder: Folder with the records of the servers. Empty: the servers are given by ``records``.
+        batches: Rows per request by model. None: the model's ``max_batch_size``.
         tails: Sizes that the last request of a file may have instead, by model, ascending.
-        window: Requests in flight per server and process; "auto": as many as keep the server busy, by measurement.
+        window: Requests in flight per server and process. "auto": as many as keep the server busy, by measurement.
         start_deadline_s: How long to wait for the first server.
-        request_deadline_s: Deadline of one request, from when it is sent.
-        settle_s: Within so many seconds a pilot knows whether its server, of which a request was not answered, is dead;
-            0 where no pilots look after the servers.
-        records: Servers that already run.
-        secret: What lets clients in: certificates, headers.
+        request_deadline_s: Deadline of one request after it is sent.
+        settle_s: If a request is not answered, the server's pilot knows after so many seconds whether the server is
+            dead. 0: no pilots watch the servers.
+        records: Servers that run already.
+        secret: Certificates and headers of the client.
         twins: Models that a process may ask in its own memory when no server is left
             (`campaign.inference.local_model.LocalModel`).
-        versions: The version of each model that answers; a model that is not there: the newest its server has.
-        pool: The nonce of the pool: records of another are passed over; empty: of none.
+        versions: Version of each model that answers. A model that is missing here: the newest version of its server.
+        pool: Nonce of the pool. Records of other pools are ignored. Empty: records of all pools count.
     """
 
     folder: str
@@ -43,57 +60,71 @@ class PoolAddress:
     start_deadline_s: float = 120.0
     request_deadline_s: float = 60.0
     settle_s: float = 0.0
-    records: tuple[Mapping[str, Any], ...] = ()
+    records: tuple[ServerRecord, ...] = ()
     secret: Credentials | None = field(default=None, repr=False, compare=False)
     twins: tuple[Any, ...] = ()
     versions: Mapping[str, int] = field(default_factory=dict)
     pool: str = ""
 
-    def servers(self) -> list[Mapping[str, Any]]:
-        """Records of the pool's servers, whatever their state; one that cannot be believed is ``ended``, with a reason.
+    def servers(self) -> list[ServerRecord]:
+        """Records of the pool's servers in any state. A record that is not believed is ``ENDED`` and ``refused``.
 
-        A record is believed if only this user can have written it and it leads where a server of this pool can be: to
-        a socket in a folder of this user's own, or, with TLS, to a port, where the server must show the certificate
-        that this campaign gave to the server of that name.
+        A record is believed if only this user can have written it, and if its URL leads to a place where a server of
+        this pool can be. With TLS this is a port: there the server must show the certificate that this campaign gave to
+        the server of that name. Otherwise it is a socket in a folder of this user.
         """
-        given = {"secret": self.secret, "headers": dict(self.secret.headers) if self.secret else {}}
-        found: list[Mapping[str, Any]] = [{**r, **given} for r in self.records]
-        if self.folder:
-            folder, why = Path(self.folder), ""
-            with suppress(OSError):
-                why = unfit(folder)
-            for path in sorted(folder.glob("server-*.json")):
-                with suppress(FileNotFoundError):  # swept meanwhile
-                    record, refused = self._believed(path) if not why else ({}, why)
-                    if refused:
-                        why_not = f"its record was refused: {refused}"
-                        record = {"name": path.stem, "state": "ended", "url": "", "told": False, "log": "",
-                                  "why": why_not, "refused": True}  # fmt: skip
-                    if record and (refused or record.get("pool", "") == self.pool or not self.pool):
-                        found.append({**record, **given, "own": True})
+        found = list(self.records)
+        if not self.folder:
+            return found
+        folder, unsafe = Path(self.folder), ""
+        with suppress(OSError):
+            unsafe = unfit(folder)
+        for path in PoolDir(folder).records():
+            try:
+                record = self._believed(path, unsafe)
+            except InvalidRecord as error:
+                reason = f"its record was refused: {error}"
+                record = ServerRecord(name=path.stem, state=ServerState.ENDED, url="", reason=reason, refused=True)
+            if record and (record.refused or record.pool == self.pool or not self.pool):
+                found.append(record)
         return found
 
-    def _believed(self, path: Path) -> tuple[dict[str, Any], str]:
-        """What a record says; nothing while it is being replaced. And why it is refused, if it is."""
-        try:
-            record = json.loads(read_own(path))
-        except PermissionError as error:
-            return {}, str(error)
-        except (OSError, ValueError, RecursionError):
-            return {}, ""
-        why = wrong(record, path.stem)
-        if why:
-            return {}, why
-        return record, self._astray(record) if record["state"] == "ready" else ""
+    def endpoint(self, record: ServerRecord) -> Endpoint:
+        """How to reach the server of a record that `servers` gave."""
+        return Endpoint(record.name, record.url, self.secret, in_private_dir=record not in self.records)
 
-    def _astray(self, record: Mapping[str, Any]) -> str:
-        """Why nobody may be asked where a record leads."""
-        url = str(record["url"])
+    def _believed(self, path: Path, unsafe: str) -> ServerRecord | None:
+        """Read a record; None while it is being replaced.
+
+        Args:
+            path: Its file.
+            unsafe: Why another user may have written into the folder; empty: only this user can.
+
+        Raises:
+            InvalidRecord: The record cannot be believed.
+        """
+        if unsafe:
+            raise InvalidRecord(unsafe)
+        try:
+            text = read_own(path)
+        except PermissionError as error:
+            raise InvalidRecord(str(error)) from None
+        except OSError:  # the file was removed meanwhile
+            return None
+        record = ServerRecord.parse(text, path.stem)
+        wrong_place = self._wrong_place(record) if record and record.state is ServerState.READY else ""
+        if wrong_place:
+            raise InvalidRecord(wrong_place)
+        return record
+
+    def _wrong_place(self, record: ServerRecord) -> str:
+        """Why a client must not connect to the URL of a record; empty: it may."""
+        url = record.url
         if self.secret is not None and self.secret.domain:
             return "" if url.startswith(("ipv4:", "ipv6:")) else f"{url!r} cannot be reached through TLS"
         if not url.startswith("unix:/"):
             return f"{url!r} is no Unix socket"
-        if record.get("host") == socket.gethostname():
-            with suppress(OSError):  # swept meanwhile
+        if record.host == socket.gethostname():
+            with suppress(OSError):  # the folder was removed meanwhile
                 return unfit(Path(url.removeprefix("unix:")).parent)
         return ""

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, repr=False)
 class Credentials:
-    """What lets a client in. It travels with tasks, in memory only: never written down, and it shows nothing of itself.
+    """Certificates and headers of a client. They travel with tasks in memory. They are not written to files or texts.
 
     Attributes:
-        ca: PEM of the authority that signed the servers; empty: no TLS.
-        cert: PEM of the client's certificate; empty: the client has none.
-        key: PEM of its key.
+        ca: PEM of the authority that signed the servers' certificates. Empty: no TLS.
+        cert: PEM of the client's certificate. Empty: the client has none.
+        key: PEM of the client's key.
         headers: Sent with every request, ``(name, value)``.
-        domain: A server's certificate must be for ``NAME.domain``; empty: for the host in its URL.
+        domain: A server's certificate must be for ``NAME.domain``. Empty: for the host in its URL.
     """
 
     ca: bytes = b""
@@ -27,5 +27,5 @@ class Credentials:
         return "Secret()"
 
     def identity(self, name: str) -> str:
-        """The name that the certificate of the server called ``name`` must be for; empty: the host's."""
+        """The name that the certificate of this server must be for. Empty: the name of its host."""
         return f"{name}.{self.domain}" if self.domain else ""

@@ -1,134 +1,228 @@
-"""Reads and checks the records of servers. One slot of a pool holds several servers, one after another.
+"""ServerRecord: the record that a pilot publishes of its server, and its states.
 
-A record is a JSON object that its pilot rewrites all the time; `campaign.pool.pilot` says what stands in it.
+A record is a JSON file in the pool's folder. Its pilot writes it again whenever something changes, and at least once
+per second or so. A slot of a pool holds several servers, one after another: its generations.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import random
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-Record = Mapping[str, Any]
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from campaign.discovery.pooldir import PoolDir
+from campaign.util.files import write_json
+
 BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
-STATES = ("starting", "ready", "stopping", "ended")
-GOING = STATES[2:]  # it serves no more
+Count = Annotated[int, Field(ge=0)]
+
+
+class ServerState(str, Enum):
+    """The state of a server. A server passes through the states in this order; it may leave states out."""
+
+    STARTING = "starting"
+    """The pilot prepares the server, or the server has not given its known answers yet. Clients wait for it."""
+    READY = "ready"
+    """Every model of the server has given its known answer. Clients send requests."""
+    STOPPING = "stopping"
+    """The pilot ends the server. Clients send no new requests; requests under way may still be answered."""
+    ENDED = "ended"
+    """The server has ended. Clients give its requests to other servers."""
+
+    @property
+    def over(self) -> bool:
+        """True if the server takes no more requests and never will."""
+        return self in (ServerState.STOPPING, ServerState.ENDED)
+
+
+class InvalidRecord(ValueError):
+    """A file is not the record of the server that its name says."""
+
+
+class ModelTimes(BaseModel):
+    """The time that a server has spent on the requests of one model."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    computing_s: float
+    queueing_s: float = 0.0
+
+
+class ServerRecord(BaseModel):
+    """The record of one server.
+
+    Attributes:
+        name: Name of the server (`name_of`); of a server that the pool has not started, its URL.
+        state: State of the server.
+        url: Address for gRPC; empty until the server is prepared.
+        pool: Nonce of the pool.
+        slot: Place in the pool; None: the pool has not started this server.
+        generation: How many servers were in this slot before.
+        restart_expected: True if another server takes the slot when this one ends. It is published in advance,
+            because a pilot that is killed cannot publish anything.
+        beat: Raised each time the pilot writes the record.
+        host: Name of the pilot's node.
+        pid: Process id of the pilot.
+        server_pid: Process id of the server; None before it is started.
+        private_dir: Folder of the server on its node.
+        shm_prefix: The server's regions in ``/dev/shm`` have names that begin with this text.
+        folders: Folders that the server has made elsewhere.
+        log: File with the text that the server has printed.
+        reason: Why the server stops or has ended.
+        remedy: What the user can do about it.
+        tail: End of the server's log, where the server has failed.
+        stop_requested: True if the server ended because it was asked to, False if it failed.
+        refused: True if clients do not believe the record; ``reason`` says why.
+        warnings: Warnings about the server's models.
+        statistics: Counts of requests and of executions by model.
+        times: Times by model.
+        started: Time of the start, seconds since 1970.
+        ready_s: Seconds from the start until the server was ready; None: it has not been ready.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    name: str
+    state: ServerState
+    url: str
+    pool: str = ""
+    slot: Count | None = None
+    generation: Count = 0
+    restart_expected: bool = False
+    beat: Count = 0
+    host: str = ""
+    pid: Count | None = None
+    server_pid: Count | None = None
+    private_dir: str = ""
+    shm_prefix: str = ""
+    folders: tuple[str, ...] = ()
+    log: str = ""
+    reason: str = ""
+    remedy: str = ""
+    tail: str = ""
+    stop_requested: bool = False
+    refused: bool = False
+    warnings: tuple[str, ...] = ()
+    statistics: dict[str, list[Count]] = {}
+    times: dict[str, ModelTimes] = {}
+    started: float = 0.0
+    ready_s: float | None = None
+
+    @property
+    def server_expected(self) -> bool:
+        """True if a server will be ready in this slot, as far as its newest record tells."""
+        return self.state is ServerState.STARTING or (self.state.over and self.restart_expected)
+
+    def ended(self, reason: str, *, stop_requested: bool = False) -> ServerRecord:
+        """The record of the same server after its end, where the pilot itself cannot write it."""
+        changes = {"state": ServerState.ENDED, "reason": reason, "stop_requested": stop_requested, "tail": ""}
+        return self.model_copy(update=changes)
+
+    def write(self, path: Path) -> None:
+        """Replace the file.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def parse(cls, text: bytes | str, name: str) -> ServerRecord | None:
+        """Read the content of a record's file; None if it is not JSON.
+
+        Args:
+            text: The content.
+            name: The server that the file is named after.
+
+        Raises:
+            InvalidRecord: A field has a wrong type, or the record is of another server.
+        """
+        try:
+            record = cls.model_validate_json(text)
+        except ValidationError as error:
+            if error.errors(include_url=False, include_context=False)[0]["type"] == "json_invalid":
+                return None
+            raise InvalidRecord("it is no record") from None
+        if record.name != name:
+            raise InvalidRecord(f"it says that it is {record.name!r}")
+        if record.slot is not None and name_of(record.slot, record.generation) != name:
+            raise InvalidRecord(f"it says that it is {name_of(record.slot, record.generation)!r}")
+        return record
 
 
 def name_of(slot: int, generation: int) -> str:
-    """``server-0`` for the first in its slot, then ``server-0.1``, ``server-0.2``."""
+    """Name of a server: ``server-0`` for the first in its slot, then ``server-0.1``, ``server-0.2``."""
     return f"server-{slot}.{generation}" if generation else f"server-{slot}"
 
 
-def found(folder: Path, pool: str) -> list[Record]:
-    """The whole records in a pool's folder, in order.
+def new_record(slot: int, generation: int, folder: Path, restarts: int, pool: str = "") -> ServerRecord:
+    """The record of a server before its pilot has done anything.
 
     Args:
-        folder: The pool's.
-        pool: Its nonce: pilots of an earlier pool of that folder may still run, and what they write is not this one's.
+        slot: Place in the pool.
+        generation: How many servers were in this slot before.
+        folder: The pool's folder.
+        restarts: How often a slot may be filled again.
+        pool: Nonce of the pool.
+    """
+    name = name_of(slot, generation)
+    return ServerRecord(
+        name=name,
+        state=ServerState.STARTING,
+        url="",
+        pool=pool,
+        slot=slot,
+        generation=generation,
+        restart_expected=restart_allowed(slot, generation, folder, restarts),
+        host=socket.gethostname(),
+        log=str(PoolDir(folder).server_log(name)),
+        started=time.time(),
+    )
+
+
+def read_records(folder: Path, pool: str | None) -> list[ServerRecord]:
+    """The valid records of a pool, in order.
+
+    Args:
+        folder: The pool's folder.
+        pool: Nonce of the pool; None: of any pool. Pilots of an earlier pool may still run in the same folder; their
+            records are ignored.
     """
     records = []
-    for path in folder.glob("server-*.json"):
-        with suppress(OSError, ValueError, RecursionError):
-            record = json.loads(path.read_text())
-            if not wrong(record, path.stem) and blank(0, 0, folder, 0).keys() <= record.keys():
-                records += [record] if record["pool"] == pool else []
+    for path in PoolDir(folder).records():
+        with suppress(OSError, InvalidRecord):
+            record = ServerRecord.parse(path.read_bytes(), path.stem)
+            if record is not None and record.slot is not None and pool in (None, record.pool):
+                records.append(record)
     return in_order(records)
 
 
-def wrong(record: object, name: str) -> str:
-    """Why something is no record of the server of that name; nothing if it is one, though perhaps not a whole one."""
-    if not isinstance(record, dict) or any(k not in record for k in ("name", "state", "url")):
-        return "it is no record"
-    if any(key in record and not fits(record[key]) for key, fits in _FIELDS.items()):
-        return "it is no record"
-    if record["name"] != name:
-        return f"it says that it is {record['name']!r}"
-    if "slot" in record and name_of(record["slot"], record.get("generation", 0)) != name:
-        return f"it says that it is {name_of(record['slot'], record.get('generation', 0))!r}"
-    return ""
+def in_order(records: Iterable[ServerRecord]) -> list[ServerRecord]:
+    """Sort records by slot and generation. Servers that the pool has not started keep their order."""
+    return sorted(records, key=lambda r: (r.slot or 0, r.generation))
 
 
-def _text(given: object) -> bool:
-    return isinstance(given, str)
+def newest(records: Iterable[ServerRecord]) -> list[ServerRecord]:
+    """The record of the newest server in each slot."""
+    return list({r.name if r.slot is None else r.slot: r for r in in_order(records)}.values())
 
 
-def _flag(given: object) -> bool:
-    return isinstance(given, bool)
+def restart_allowed(slot: int, generation: int, folder: Path, restarts: int) -> bool:
+    """True if another server may follow in this slot.
 
-
-def _count(given: object) -> bool:
-    return isinstance(given, int) and not isinstance(given, bool) and given >= 0
-
-
-def _seconds(given: object) -> bool:
-    return _count(given) or (isinstance(given, float) and math.isfinite(given))
-
-
-def _or_none(fits: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda given: given is None or fits(given)
-
-
-def _each(fits: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda given: isinstance(given, list) and all(map(fits, given))
-
-
-def _by_name(fits: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda given: isinstance(given, dict) and all(map(fits, given.values()))
-
-
-_FIELDS: Mapping[str, Callable[[object], bool]] = {
-    **dict.fromkeys(("name", "pool", "url", "host", "place", "shm_prefix", "log", "why", "remedy", "tail"), _text),
-    **dict.fromkeys(("slot", "generation", "beat"), _count),
-    **dict.fromkeys(("heir", "told", "refused"), _flag),
-    **dict.fromkeys(("pid", "server_pid"), _or_none(_count)),
-    **dict.fromkeys(("folders", "warnings"), _each(_text)),
-    "state": lambda given: given in STATES,
-    "statistics": _by_name(_each(_count)),
-    "times": _by_name(lambda given: _by_name(_seconds)(given) and isinstance(given, dict) and "computing_s" in given),
-    "started": _seconds,
-    "ready_s": _or_none(_seconds),
-}
-
-
-def in_order(records: Iterable[Record]) -> list[Record]:
-    """By slot, and within it by generation; servers that somebody else has started keep their order."""
-    return sorted(records, key=lambda r: (_number(r.get("slot")), _number(r.get("generation"))))
-
-
-def _number(given: object) -> int:
-    return given if isinstance(given, int) else 0  # a damaged record is no reason to fail
-
-
-def newest(records: Iterable[Record]) -> list[Record]:
-    """The last incarnation of each slot."""
-    return list({r.get("slot", r["name"]): r for r in in_order(records)}.values())
-
-
-def on_the_way(record: Record) -> bool:
-    """Whether a slot whose newest record this is has somebody coming: it starts, or another will come after it.
-
-    ``heir`` stands in the record before it is needed: a pilot that is killed can say nothing any more.
-    """
-    return record["state"] == "starting" or (record["state"] in ("stopping", "ended") and bool(record.get("heir")))
-
-
-def followed(slot: int, generation: int, folder: Path, restarts: int) -> bool:
-    """Whether another may come after a server of this slot.
-
-    Servers that a request has ended which was condemned for it are not counted; up to twice the restarts, so that a
-    model that dies of everything comes to an end.
+    Servers that ended because of a request that was condemned for it do not count. Up to twice the number of restarts
+    are excused so: a model that dies of every request must come to an end.
     """
     if generation < restarts:
         return True
-    excused = [*folder.glob(f"excused-{name_of(slot, 0)}"), *folder.glob(f"excused-{name_of(slot, 0)}.*")]
-    return generation < restarts + min(2 * restarts, len(excused))
+    return generation < restarts + min(2 * restarts, len(PoolDir(folder).excused_in_slot(slot)))
 
 
 def backoff(generation: int) -> float:
@@ -137,39 +231,9 @@ def backoff(generation: int) -> float:
     return spread * float(min(LONGEST_BACKOFF_S, BACKOFF_S * 2.0 ** min(generation - 1, 10)))
 
 
-def causes(records: Iterable[Record]) -> str:
-    """Why servers have ended, alike ones together: ``the server ended by signal 9 (server-0, server-0.1)``."""
+def causes(records: Iterable[ServerRecord]) -> str:
+    """Why servers have ended, same reasons together: ``the server ended by signal 9 (server-0, server-0.1)``."""
     found: dict[str, list[str]] = {}
     for record in in_order(records):
-        name = str(record["name"])
-        found.setdefault(str(record.get("why", "")).removeprefix(f"{name}: "), []).append(name)
-    return "; ".join(f"{why} ({', '.join(names)})" for why, names in found.items())
-
-
-def blank(slot: int, generation: int, folder: Path, restarts: int, pool: str = "") -> dict[str, Any]:
-    """The record of a server of which nothing is known yet."""
-    name = name_of(slot, generation)
-    return {
-        "name": name,
-        "pool": pool,
-        "slot": slot,
-        "generation": generation,
-        "state": "starting",
-        "heir": followed(slot, generation, folder, restarts),
-        "beat": 0,
-        "url": "",
-        "host": socket.gethostname(),
-        "pid": None,
-        "server_pid": None,
-        "place": "",
-        "shm_prefix": "",
-        "folders": [],
-        "log": str(folder / f"{name}.log"),
-        "why": "",
-        "told": False,
-        "warnings": [],
-        "statistics": {},
-        "times": {},
-        "started": time.time(),
-        "ready_s": None,
-    }
+        found.setdefault(record.reason.removeprefix(f"{record.name}: "), []).append(record.name)
+    return "; ".join(f"{reason} ({', '.join(names)})" for reason, names in found.items())

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from campaign.discovery.address import Endpoint
+from campaign.discovery.records import ServerState
 from campaign.driver.check import check, try_out
 from campaign.errors import ModelError, SpecError
 from campaign.inference.canary import ask, hold_rows, known_answer
@@ -66,8 +68,9 @@ def make(campaign: Campaign, model: str, force: bool, say: Callable[[str], None]
             why = "; ".join(tried.notes) or "before frozen values are needed"
             raise campaign.locate(SpecError(f"no stage sends rows to '{model}': {why}", key=key))
         inputs, what = _first(tried.taken[model], int(signature["max_batch"]))
-        record = next(r for r in pool.address.servers() if r["state"] == "ready")
-        _write(path, record, model, inputs, servers.request_deadline_s, files.rows_assumed, say)
+        record = next(r for r in pool.address.servers() if r.state is ServerState.READY)
+        endpoint = pool.address.endpoint(record)
+        _write(path, endpoint, model, inputs, servers.request_deadline_s, files.rows_assumed, say)
     return path, what
 
 
@@ -79,11 +82,11 @@ def _unproved(campaign: Campaign, servers: ServerSpec, model: str) -> Campaign:
 
 
 def _write(
-    path: Path, record: Mapping[str, Any], model: str, inputs: dict[str, Any], deadline_s: float, assumed: bool,
+    path: Path, server: Endpoint, model: str, inputs: dict[str, Any], deadline_s: float, assumed: bool,
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Save the answer to these inputs if the server gives it twice. If anything fails, no file is left."""
-    answer = ask(record, model, inputs, deadline_s)
+    answer = ask(server, model, inputs, deadline_s)
     arrays = {f"input.{name}": _plain(array) for name, array in inputs.items()}
     arrays |= {f"output.{name}": _plain(array) for name, array in answer.items()}
     aside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -91,7 +94,7 @@ def _write(
         path.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("wb") as stream:
             np.savez(stream, allow_pickle=False, **arrays)
-        _hold(aside, record, model, deadline_s, assumed, say)
+        _hold(aside, server, model, deadline_s, assumed, say)
         aside.replace(path)
     except OSError as error:
         raise SpecError(
@@ -103,19 +106,19 @@ def _write(
 
 
 def _hold(
-    path: Path, record: Mapping[str, Any], model: str, deadline_s: float, assumed: bool, say: Callable[[str], None]
+    path: Path, server: Endpoint, model: str, deadline_s: float, assumed: bool, say: Callable[[str], None]
 ) -> None:
     """Check that the server that gave the answer gives it again, and that rows do not depend on their neighbours."""
     known = known_answer(path)
     try:
-        known.hold(model, ask(record, model, known.inputs, deadline_s))
+        known.hold(model, ask(server, model, known.inputs, deadline_s))
     except ModelError as error:
         raise ModelError(
             f"answers the same rows in two ways: {error.message}",
             where=error.where,
             remedy="a model that draws random numbers, or remembers requests, has no known answer",
         ) from error
-    with closing(open_client(record)) as client:
+    with closing(open_client(server)) as client:
         try:
             hold_rows(client, model, str(path), deadline_s)
         except ModelError as error:

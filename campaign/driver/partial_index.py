@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from enum import IntEnum
 from itertools import islice
 
 import numpy as np
@@ -16,8 +17,21 @@ from campaign.spec.models import NOMINAL
 from campaign.storage.receipts import FROZEN, MERGED, Receipt, Receipts
 from campaign.storage.rundir import RunDir
 
-# GONE: there is a receipt, but not what it says. STALE: made with another frozen value than is in force.
-NOT_YET, LOST, GONE, STALE = -1, -2, -3, -4
+
+class Missing(IntEnum):
+    """Stands in place of the position of a partial's receipt (0, 1, 2, ...) if no partial counts, and says why."""
+
+    NOT_YET = -1
+    """The partial is not made yet."""
+    LOST = -2
+    """The partial will not be made: its file has failed for good."""
+    GONE = -3
+    """There is a receipt, but the partial that it describes is missing or has another size."""
+    STALE = -4
+    """The partial was made with another frozen value than is in force."""
+
+
+NOT_YET, LOST, GONE, STALE = Missing.NOT_YET, Missing.LOST, Missing.GONE, Missing.STALE
 CHUNK = 4096  # receipts that are matched with the plan at once
 
 Places = NDArray[np.int64]

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from campaign.discovery.address import PoolAddress
+from campaign.discovery.records import ServerState
 from campaign.driver.check import Checked, job_of
 from campaign.driver.servers_view import ServersView
 from campaign.errors import CampaignError
@@ -83,7 +84,7 @@ class RunServers:
         failure = self.pool.failure() if self.pool else None
         if failure is None or self.pool is None or len(self.pool.twins) < len(self.pool.spec.models):
             return failure
-        if not any(r["ready_s"] is not None for r in self.pool.records()):
+        if not any(r.ready_s is not None for r in self.pool.records()):
             return failure
         if not self._said_lost:
             self._said_lost = True
@@ -107,11 +108,11 @@ class RunServers:
 
     def _say_ready(self, pool: ServerPool) -> None:
         records = pool.current()
-        if len(records) == pool.spec.count and all(r["state"] == "ready" for r in records):
+        if len(records) == pool.spec.count and all(r.state is ServerState.READY for r in records):
             self._said_ready = True
-            slowest = max(float(r["ready_s"]) for r in records)
+            slowest = max(r.ready_s or 0.0 for r in records)
             without = [
-                name for name in pool.spec.models if any(f"model {name} has no" in str(r["warnings"]) for r in records)
+                name for name in pool.spec.models if any(f"model {name} has no" in str(r.warnings) for r in records)
             ]
             known = "known answers given" if not without else f"no known answer of {', '.join(without)}"
             self._shown.say(f"servers   {len(records)} ready, {known}, after {slowest:.1f} s")

@@ -6,14 +6,12 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from campaign.discovery.records import in_order
+from campaign.discovery.records import ServerRecord, read_records
 from campaign.errors import CampaignError, SpecError
 from campaign.planning.plan_file import progress_of
 from campaign.report.report import Report
 from campaign.storage.rundir import RunDir
-from campaign.util.files import read_json
 
 STOP_S = 60.0  # for a run to stop in good order
 
@@ -49,7 +47,7 @@ class Status:
     report: Report | None = None
     total: Mapping[str, int] = field(default_factory=dict)
     done: Mapping[str, int] = field(default_factory=dict)
-    servers: list[Mapping[str, Any]] = field(default_factory=list)
+    servers: list[ServerRecord] = field(default_factory=list)
 
     def lines(self) -> Iterator[str]:
         """For a terminal."""
@@ -64,8 +62,7 @@ class Status:
         for stage, n in self.total.items():
             yield f"  {stage:<16} {self.done.get(stage, 0)}/{n} files and variations"
         for record in self.servers:
-            name, state, host = (record.get(key, "?") for key in ("name", "state", "host"))
-            yield f"  {name!s:<16} {state} on {host} {record.get('why', '')}".rstrip()
+            yield f"  {record.name:<16} {record.state.value} on {record.host} {record.reason}".rstrip()
 
 
 def status(rundir: RunDir) -> Status:
@@ -74,8 +71,7 @@ def status(rundir: RunDir) -> Status:
     if not owner:
         return Status("", Report.load(rundir.root))
     total, done = progress_of(rundir)
-    records = (read_json(path) for path in rundir.servers.glob("server-*.json"))
-    return Status(owner, None, total, done, list(in_order(r for r in records if r is not None)))
+    return Status(owner, None, total, done, read_records(rundir.servers, None))
 
 
 def stop(rundir: RunDir) -> str:

@@ -134,12 +134,12 @@ def profiled(profile: Profile, plan: Plan, state: State, pool: ServerPool | None
         profile.timeline["answer"] = max(0.0, state.answered - profile.began)  # its clock may be set
     end = profile.began + profile.timeline.get("tasks", 0.0)
     for record in pool.records() if pool is not None else ():
-        if record.get("ready_s") is None or "started" not in record:
+        if record.ready_s is None:
             continue
-        ready = float(record["started"]) + float(record["ready_s"])
+        ready = record.started + record.ready_s
         profile.timeline["ready"] = min(profile.timeline.get("ready", ready), max(0.0, ready - profile.began))
-        computing = sum(t["computing_s"] for t in record.get("times", {}).values())
-        profile.computing[str(record["name"])] = computing / max(end - ready, 1e-3)
+        computing = sum(t.computing_s for t in record.times.values())
+        profile.computing[record.name] = computing / max(end - ready, 1e-3)
     profile.timeline = dict(sorted(profile.timeline.items(), key=lambda item: item[1]))
     return profile
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 
-from campaign.discovery.records import in_order
+from campaign.discovery.records import read_records
 from campaign.driver.servers_view import ServersView
 from campaign.planning.plan_file import progress_of
 from campaign.report.progress import Progress
 from campaign.report.report import Report
 from campaign.storage.rundir import RunDir
-from campaign.util.files import read_json
 
 EVERY_S = 0.5  # between two looks, or ten times as long as a look takes
 
@@ -52,5 +51,4 @@ def _look(rundir: RunDir, shown: Progress, view: ServersView, seen: dict[str, in
         if (more := done.get(stage, 0) - seen.get(stage, 0)) > 0:
             shown.add(stage, more)
             seen[stage] = done[stage]
-    records = [r for p in rundir.servers.glob("server-*.json") if (r := read_json(p)) is not None and "state" in r]
-    shown.show_servers(view.servers(in_order(dict(r) for r in records)))
+    shown.show_servers(view.servers(read_records(rundir.servers, None)))

@@ -6,7 +6,6 @@ environment is wrong answers READY and then nonsense.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
+from campaign.discovery.address import Endpoint
 from campaign.discovery.credentials import Credentials
 from campaign.errors import ModelError
 from campaign.inference.kserve import ModelInfo, as_input, model_info, open_client
@@ -25,7 +25,7 @@ from campaign.util.text import as_bytes_objects
 
 def client_of(name: str, url: str, secret: Credentials | None = None) -> grpcclient.InferenceServerClient:
     """A client of a server that is being started."""
-    return open_client({"name": name, "url": url, "secret": secret, "own": True})
+    return open_client(Endpoint(name, url, secret, in_private_dir=True))
 
 
 def ready(client: grpcclient.InferenceServerClient) -> bool:
@@ -117,11 +117,11 @@ def _zeros(info: ModelInfo) -> dict[str, Any]:
     return made
 
 
-def ask(record: Mapping[str, Any], model: str, inputs: dict[str, Any], deadline_s: float) -> dict[str, Any]:
+def ask(endpoint: Endpoint, model: str, inputs: dict[str, Any], deadline_s: float) -> dict[str, Any]:
     """The answer of one server to one request, neither cut nor padded.
 
     Args:
-        record: The server's.
+        endpoint: The server.
         model: Its name.
         inputs: Arrays by input.
         deadline_s: For the answer.
@@ -129,7 +129,7 @@ def ask(record: Mapping[str, Any], model: str, inputs: dict[str, Any], deadline_
     Raises:
         ModelError: It does not answer.
     """
-    with closing(open_client(record)) as client:
+    with closing(open_client(endpoint)) as client:
         try:
             return _ask(client, model_info(client, model, None), inputs, deadline_s)
         except InferenceServerException as error:

@@ -262,7 +262,7 @@ class Servers:
             try:
                 return self._ask_one(connection, name)
             except InferenceServerException as error:
-                if identity_refused(error, connection.record):
+                if identity_refused(error, connection.endpoint.credentials):
                     self._connections.refuse(connection, str(error.message()))
                     continue  # another server, or the connection pool says that there is none
                 tried.add(connection.name)
@@ -279,7 +279,7 @@ class Servers:
         return self._connections.hope(tried, start, self._connections.newest())
 
     def _ask_one(self, connection: Connection, name: str) -> ModelInfo:
-        with closing(open_client(connection.record)) as client:
+        with closing(open_client(connection.endpoint)) as client:
             info = model_info(
                 client, name, self.address.batches.get(name), connection.headers, self.address.versions.get(name)
             )

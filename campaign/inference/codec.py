@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor, serialize_byte_tensor
 
+from campaign.discovery.address import Endpoint
 from campaign.errors import InferenceError
 from campaign.inference.kserve import ModelInfo, Tensor, way_to
 
@@ -258,9 +259,9 @@ def _split(answer: bytes) -> tuple[bytes, list[memoryview]]:
     return b"".join(head), raw
 
 
-def open_channel(record: Mapping[str, Any]) -> Any:
-    """A gRPC channel to a server's record."""
-    way = way_to(record)
+def open_channel(endpoint: Endpoint) -> Any:
+    """A gRPC channel to a server."""
+    way = way_to(endpoint)
     if way.credentials is None:
         channel = grpc.insecure_channel(way.target, way.options)
     else:

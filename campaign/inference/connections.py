@@ -5,15 +5,15 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from campaign.discovery.address import PoolAddress
-from campaign.discovery.records import Record, newest, on_the_way
+from campaign.discovery.address import Endpoint, PoolAddress
+from campaign.discovery.records import ServerRecord, ServerState, newest
 from campaign.errors import ServerError
 from campaign.inference.codec import SERVICE, open_channel
 from campaign.inference.concurrency import ConcurrencyLimit
@@ -26,17 +26,17 @@ ASK_S = 5.0  # between two questions for a server's own times
 class Connection:
     """One server, seen from this process: a channel, and how many requests are out."""
 
-    def __init__(self, record: Mapping[str, Any], window: int | None) -> None:
-        self.record = record
-        self.name = str(record["name"])
-        self.generation = int(record.get("generation", 0))
-        self.headers = dict(record.get("headers") or {})
+    def __init__(self, record: ServerRecord, endpoint: Endpoint, window: int | None) -> None:
+        self.record, self.endpoint = record, endpoint
+        self.name = record.name
+        self.generation = record.generation
+        self.headers = dict(endpoint.credentials.headers) if endpoint.credentials else {}
         self.metadata = tuple((name.lower(), value) for name, value in self.headers.items())
         self.outstanding = 0
         self.down_until = 0.0
         self.fallen_until = 0.0  # it has died, it seems: until then its pilot will have replaced it
         self.window = ConcurrencyLimit(window)
-        self._channel = open_channel(record)
+        self._channel = open_channel(endpoint)
         self.infer = self._channel.unary_unary(f"{SERVICE}ModelInfer", None, None)
         self._statistics = self._channel.unary_unary(
             f"{SERVICE}ModelStatistics",
@@ -92,19 +92,18 @@ class ConnectionPool:
             self._looked = now
             here, connections = socket.gethostname(), dict(self.connections)
             for record in self.address.servers():
-                name, state = str(record["name"]), record["state"]
-                if state == "ready" and name not in connections and name not in self.gone:
-                    if record.get("host", here) != here and str(record["url"]).startswith("unix:"):
+                name, state = record.name, record.state
+                if state is ServerState.READY and name not in connections and name not in self.gone:
+                    if (record.host or here) != here and record.url.startswith("unix:"):
                         self._elsewhere.add(name)  # another node's socket
                         continue
-                    connections[name] = Connection(
-                        record, None if self.address.window == "auto" else self.address.window
-                    )
-                elif state == "stopping" and name in connections:
+                    window = None if self.address.window == "auto" else self.address.window
+                    connections[name] = Connection(record, self.address.endpoint(record), window)
+                elif state is ServerState.STOPPING and name in connections:
                     self._leaving.append(connections.pop(name))  # what is under way may still be answered
-                elif state == "ended" and name not in self.gone:
-                    self.gone[name] = str(record.get("why", ""))
-                    if record.get("refused"):
+                elif state is ServerState.ENDED and name not in self.gone:
+                    self.gone[name] = record.reason
+                    if record.refused:
                         self.refused.add(f"{name}: {self.gone[name]}")
                     self._leaving += [connections.pop(name)] if name in connections else []
                     for connection in [x for x in self._leaving if x.name == name]:
@@ -152,11 +151,11 @@ class ConnectionPool:
                 raise self.nobody()
             time.sleep(0.02)
 
-    def newest(self) -> list[Record]:
+    def newest(self) -> list[ServerRecord]:
         """The last record of each of the pool's servers, as they are now."""
         return newest(self.address.servers())
 
-    def hope(self, tried: Collection[str], since: float, records: Sequence[Record]) -> bool:
+    def hope(self, tried: Collection[str], since: float, records: Sequence[ServerRecord]) -> bool:
         """True if a server may still come for a request that has waited since then and failed on these servers.
 
         One starts, or will be started, or has just become ready; or one that failed is not yet judged by its pilot:
@@ -167,20 +166,20 @@ class ConnectionPool:
             return False
         return not records or any(self._may_serve(r, tried, waited) for r in records)
 
-    def _may_serve(self, record: Record, tried: Collection[str], waited: float) -> bool:
-        if record["state"] == "ready" and record["name"] in self.gone:
+    def _may_serve(self, record: ServerRecord, tried: Collection[str], waited: float) -> bool:
+        if record.state is ServerState.READY and record.name in self.gone:
             return False  # it was refused: it is not who it says
-        if record["state"] == "ready" and record["name"] not in self._elsewhere:
-            return record["name"] not in tried or waited < self.address.settle_s
-        return on_the_way(record)
+        if record.state is ServerState.READY and record.name not in self._elsewhere:
+            return record.name not in tried or waited < self.address.settle_s
+        return record.server_expected
 
     def nobody(self) -> ServerError:
         """The error for a pool without any server to call."""
         said = "; ".join(f"{name}: {why}" for name, why in sorted(self.gone.items()))
-        logs = [str(r.get("log", "")) for r in self.address.servers() if r.get("log")]
+        logs = [r.log for r in self.address.servers() if r.log]
         late = f"no server was ready within {self.address.start_deadline_s:g} s"
-        servers = [r for r in self.address.servers() if r["name"] not in self.gone]
-        waiting = any(r["state"] == "ready" or on_the_way(r) for r in servers)
+        servers = [r for r in self.address.servers() if r.name not in self.gone]
+        waiting = any(r.state is ServerState.READY or r.server_expected for r in servers)
         what = late if waiting else "no server is left"
         return ServerError(
             what + (f" ({said})" if said else ""),

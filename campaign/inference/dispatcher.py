@@ -20,7 +20,7 @@ from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
-from campaign.discovery.records import Record
+from campaign.discovery.records import ServerRecord
 from campaign.errors import CampaignError, ServerError
 from campaign.inference.codec import outcome
 from campaign.inference.connections import Connection, ConnectionPool
@@ -352,7 +352,7 @@ class Dispatcher:
             request.end(request.said)
             self.drop(request.together, request.said)
             return
-        if identity_refused(error, connection.record):
+        if identity_refused(error, connection.endpoint.credentials):
             self.pool.refuse(connection, str(error.message()))
         self.pool.failed(connection)
         again = request.same_again(connection, error)
@@ -395,7 +395,7 @@ class Dispatcher:
                 if request in dropped:  # else it has just been sent
                     self._give_up(request, error)
 
-    def _expected(self, request: Request, records: Sequence[Record]) -> bool:
+    def _expected(self, request: Request, records: Sequence[ServerRecord]) -> bool:
         return self.pool.hope((), max(request.since, self.pool.empty_since), records)
 
     def _give_up(self, request: Request, error: CampaignError) -> None:

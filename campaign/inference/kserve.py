@@ -13,6 +13,7 @@ import numpy as np
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
+from campaign.discovery.address import Endpoint
 from campaign.discovery.credentials import Credentials
 from campaign.errors import InferenceError
 from campaign.util.casting import DoesNotFit, as_dtype
@@ -108,23 +109,23 @@ class Way:
             weakref.finalize(user, os.close, self._door)
 
 
-def way_to(record: Mapping[str, Any]) -> Way:
-    """The way to the server of a record: through a folder of our own, or TLS, where its identity is checked first."""
-    url, secret = str(record["url"]), record.get("secret") or Credentials()
+def way_to(endpoint: Endpoint) -> Way:
+    """The way to a server: through a folder of our own, or TLS, where its identity is checked first."""
+    url, secret = endpoint.url, endpoint.credentials or Credentials()
     options: list[tuple[str, Any]] = list(CHANNEL_OPTIONS)
     if not secret.ca:
-        target, fd = door(url) if record.get("own") and url.startswith("unix:") else (url, -1)
+        target, fd = door(url) if endpoint.in_private_dir and url.startswith("unix:") else (url, -1)
         return Way(target, None, options, fd)
-    identity = secret.identity(str(record["name"]))
+    identity = secret.identity(endpoint.name)
     if identity:
         options.append(("grpc.ssl_target_name_override", identity))
     given = (secret.ca, secret.key or None, secret.cert or None)
     return Way(url, grpc.ssl_channel_credentials(*given), options, -1)
 
 
-def open_client(record: Mapping[str, Any]) -> grpcclient.InferenceServerClient:
-    """A gRPC client for a server's record."""
-    way = way_to(record)
+def open_client(endpoint: Endpoint) -> grpcclient.InferenceServerClient:
+    """A gRPC client for a server."""
+    way = way_to(endpoint)
     client = grpcclient.InferenceServerClient(way.target, creds=way.credentials, channel_args=way.options)
     way.keep_open(client)
     return client
@@ -250,16 +251,17 @@ def permanent(error: InferenceServerException) -> bool:
     return any(code in status for code in ("INVALID_ARGUMENT", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNIMPLEMENTED"))
 
 
-def identity_refused(error: InferenceServerException, record: Mapping[str, Any] | None = None) -> bool:
+def identity_refused(error: InferenceServerException, credentials: Credentials | None = None) -> bool:
     """True if the listener is not the server of the record. Nothing was sent to it; a retry cannot help.
 
     Args:
         error: What was said.
-        record: Of a server that this campaign has started nobody stands in front: a failed handshake is a stranger.
-            Of another it may be a load balancer without a server at the moment.
+        credentials: With which the server was reached. If this campaign has started the server, no load balancer
+            stands in front of it: then a failed handshake means another server. Otherwise it may be a load balancer
+            that has no server at the moment.
     """
     text = str(error.message()).lower()
-    ours = record is not None and bool((record.get("secret") or Credentials()).domain)
+    ours = credentials is not None and bool(credentials.domain)
     words = (*_REFUSED, "handshake failed") if ours else _REFUSED
     return "UNAVAILABLE" in str(error.status()) and any(said in text for said in words)
 

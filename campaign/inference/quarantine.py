@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from campaign.discovery.pooldir import PoolDir
 from campaign.inference.connections import Connection
 from campaign.inference.request import Request
 
@@ -30,7 +31,7 @@ class Quarantine:
     """
 
     def __init__(self, folder: str) -> None:
-        self._folder = Path(folder) if folder else None
+        self._dir = PoolDir(Path(folder)) if folder else None
         self._kept: tuple[Request, Connection] | None = None
         self._held: dict[str, tuple[int, Request, Connection]] = {}
 
@@ -77,9 +78,11 @@ class Quarantine:
 
     def excuse(self, request: Request) -> None:
         """Tell the pilots which of their servers a condemned request has ended alone: they do not count as lost."""
-        for name in request.alone if self._folder else ():
+        if self._dir is None:
+            return
+        for name in request.alone:
             with suppress(OSError):
-                (Path(self._folder or "") / f"excused-{name}").touch(0o600)
+                self._dir.excused(name).touch(0o600)
 
     def close(self) -> None:
         """Let go of everything."""
@@ -94,17 +97,17 @@ class Quarantine:
         return well and connections.get(connection.name) is connection and not request.done.is_set()
 
     def _claim(self, request: Request, connection: Connection, now: float) -> bool:
-        slot = str(connection.record.get("slot", connection.name))
+        slot = connection.name if connection.record.slot is None else str(connection.record.slot)
         if slot in self._held:
             fd, other, _ = self._held[slot]
             if other is not request and not other.done.is_set():
                 return False
             self._held[slot] = (fd, request, connection)
             return True
-        if self._folder is None:
+        if self._dir is None:
             return True
         with suppress(OSError):
-            fd = os.open(self._folder / f"trial-{slot}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            fd = os.open(self._dir.trial(slot), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

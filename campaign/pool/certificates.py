@@ -1,8 +1,9 @@
-"""Certificates of one campaign: the driver's authority in memory, and the certificates it signs.
+"""Certificates of one campaign: the driver's certificate authority, and the certificates that it signs.
 
-Nobody but the driver has the authority's key, and it is written nowhere. A server makes its key where it runs and asks
-for a certificate through a file in the pool's folder, into which only this user can write. The certificate is for one
-name, that of the server's record in this campaign: no other server, and nobody on its port, can show it.
+Only the driver has the authority's key, and the key is never written to a file. A server makes its own key on its node.
+It asks for a certificate through a file in the pool's folder, where only this user can write. The certificate is valid
+for one name: the name in the server's record, in this campaign. No other server and no other program on the same port
+can show it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from campaign.discovery.credentials import Credentials
+from campaign.discovery.pooldir import PoolDir
 from campaign.util.files import write_aside
 from campaign.util.ownership import read_own
 
-PILOT = ".pilot"  # behind a server's name: the certificate of the pilot, which asks that server as clients do
+PILOT = ".pilot"  # after a server's name: the certificate with which its pilot asks the server, as clients do
 _REQUEST = re.compile(r"(server-\d{1,9}(?:\.\d{1,9})?)(\.pilot)?")
-EARLY_S, LATE_S = 300, 600  # clocks differ between nodes; and what began in time may end
+EARLY_S, LATE_S = 300, 600  # clocks of nodes differ; and requests that began in time may end
 LOOK_S, IDLE_S = 0.05, 1.0  # between two looks for requests: after one came, and after a while without any
 
 
@@ -44,14 +46,14 @@ def _subject(name: str) -> Any:
 
 
 class CampaignCA:
-    """The authority of one campaign. Its key lives as long as this object, and nowhere else.
+    """The certificate authority of one campaign. Its key exists only in this object.
 
     Args:
-        valid_s: How long it, and the clients it lets in, are good for.
+        valid_s: How long the authority and the certificates of clients are valid.
 
     Attributes:
-        domain: Random; what the names of this campaign's servers end with.
-        cert: Its certificate, PEM. No secret.
+        domain: Random text. The names in the certificates of this campaign's servers end with it.
+        cert: Certificate of the authority, PEM. It is no secret.
     """
 
     def __init__(self, valid_s: float) -> None:
@@ -95,13 +97,13 @@ class CampaignCA:
         return done
 
     def sign(self, key: Any, name: str, *, server: bool, valid_s: float) -> bytes:
-        """A certificate, PEM, for the server called ``name``, or for a client, and good for nothing else.
+        """Sign a certificate (PEM) for one server or one client. It is valid for no other purpose.
 
         Args:
             key: The public key.
-            name: The server's name in its record; what a client calls itself.
-            server: Whose it is.
-            valid_s: For how long from now; never longer than the authority itself.
+            name: Name of the server in its record, or a name of the client.
+            server: True for a server, False for a client.
+            valid_s: How long the certificate is valid; never longer than the authority itself.
         """
         from cryptography import x509
         from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -114,10 +116,10 @@ class CampaignCA:
         return self._signed(made.add_extension(x509.SubjectAlternativeName([x509.DNSName(full)]), critical=False))
 
     def answer(self, request: bytes, name: str, *, server: bool, valid_s: float) -> bytes:
-        """Sign a request (PEM). What it says of itself is passed over: only its key is taken.
+        """Sign a request (PEM). Only the key is taken from the request; its names and extensions are ignored.
 
         Raises:
-            ValueError: It is no request, or whoever made it does not have its key.
+            ValueError: This is no request, or it is not signed by its own key.
         """
         from cryptography import x509
 
@@ -127,7 +129,7 @@ class CampaignCA:
         return self.sign(asked.public_key(), name, server=server, valid_s=valid_s)
 
     def client(self, name: str = "client", valid_s: float = float(10**9)) -> Credentials:
-        """A client that is let in, made here in memory."""
+        """Make the key and the certificate of a client, in memory."""
         key = _new_key()
         cert = self.sign(key.public_key(), name, server=False, valid_s=valid_s)
         return Credentials(ca=self.cert, cert=cert, key=_pem(key), domain=self.domain)
@@ -138,46 +140,46 @@ def _now() -> dt.datetime:
 
 
 class CertificateClient:
-    """Asks the driver for a certificate, through the pool's folder. Its key stays in this process.
+    """Asks the driver for a certificate, through the pool's folder. The key stays in this process.
 
     Args:
         folder: The pool's folder.
-        name: Of the server, or of its pilot (the server's and `PILOT`).
+        name: Name of the server. For the certificate of its pilot: this name and `PILOT`.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.name = folder, name
+        self._dir, self.name = PoolDir(folder), name
         self._key = _new_key()
 
     def ask(self) -> None:
-        """Leave the request."""
+        """Write the request."""
         from cryptography import x509
         from cryptography.hazmat.primitives import hashes, serialization
 
         made = x509.CertificateSigningRequestBuilder().subject_name(_subject(self.name))
         text = made.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-        with write_aside(self.folder / f"{self.name}.csr") as stream:
+        with write_aside(self._dir.certificate_request(self.name)) as stream:
             stream.write(text)
 
     def answer(self) -> tuple[bytes, bytes] | None:
-        """Certificate and key, PEM; None until the driver has answered."""
+        """Certificate and key, PEM. None until the driver has answered."""
         try:
-            return read_own(self.folder / f"{self.name}.crt"), _pem(self._key)
+            return read_own(self._dir.certificate(self.name)), _pem(self._key)
         except FileNotFoundError:
             return None
 
 
 class CertificateIssuer:
-    """The driver's side: the authority, and a thread that answers the requests of this pool's servers.
+    """The driver's side: the certificate authority, and a thread that answers the requests of this pool's servers.
 
     Args:
-        folder: The pool's folder; only this user may enter it.
-        valid_s: How long clients are let in.
-        server_s: How long a server's certificate is good for, from when it asks: its walltime.
+        folder: The pool's folder. Only this user may enter it.
+        valid_s: How long the clients' certificates are valid.
+        server_s: How long a server's certificate is valid after its request: the walltime of its job.
     """
 
     def __init__(self, folder: Path, valid_s: float, server_s: float) -> None:
-        self.folder, self._server_s = folder, server_s
+        self._dir, self._server_s = PoolDir(folder), server_s
         self._ca = CampaignCA(valid_s)
         self.secret = self._ca.client()
         self._over = threading.Event()
@@ -185,15 +187,15 @@ class CertificateIssuer:
 
     @property
     def recipe(self) -> dict[str, str]:
-        """What pilots must know; no secret."""
-        return {"folder": str(self.folder), "ca": self._ca.cert.decode(), "domain": self._ca.domain}
+        """Values that pilots need for their requests. They are no secret."""
+        return {"folder": str(self._dir.root), "ca": self._ca.cert.decode(), "domain": self._ca.domain}
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start to answer requests."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Answer no more."""
+        """Stop answering requests."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -204,19 +206,19 @@ class CertificateIssuer:
             pause = LOOK_S if self.look() else min(IDLE_S, 1.2 * pause)
 
     def look(self) -> int:
-        """Answer the requests that are there; how many there were."""
+        """Answer all requests in the folder once. Returns the number of answers."""
         answered = 0
-        for path in sorted(self.folder.glob("*.csr")):
+        for path in self._dir.certificate_requests():
             known = _REQUEST.fullmatch(path.stem)
             try:
                 if known:
                     cert = self._ca.answer(read_own(path), path.stem, server=known[2] is None, valid_s=self._server_s)
-                    with write_aside(path.with_suffix(".crt")) as stream:
+                    with write_aside(self._dir.certificate(path.stem)) as stream:
                         stream.write(cert)
                     answered += 1
                 path.unlink(missing_ok=True)
             except ValueError:  # no request
                 path.unlink(missing_ok=True)
-            except OSError:  # somebody else's, or a full disk: whoever needs it says so by its deadline
+            except OSError:  # another user's file, or a full disk: the server that waits reports it at its deadline
                 continue
         return answered

@@ -1,4 +1,4 @@
-"""The pilot: a process on the servers' node that starts one server, watches it, and removes all it leaves behind.
+"""The pilot: a process on the servers' node that starts one server, watches it, and cleans up after it.
 
     python -m campaign.pool.pilot POOL_FOLDER [--pool NONCE --slot N --generation N --wait S]
 
@@ -29,16 +29,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from campaign.discovery.credentials import Credentials
-from campaign.discovery.records import backoff
+from campaign.discovery.records import ModelTimes, ServerRecord, ServerState, backoff, name_of
 from campaign.errors import CampaignError, ModelError, ServerError
 from campaign.pool import sandbox, server_log
-from campaign.pool.server_processes import ServerProcesses
-from campaign.pool.slot import Slot
+from campaign.pool.slot import Slot, StopCause, StopRequest
 from campaign.supervision.cleanup import regions, sweep
 from campaign.supervision.env_folders import env_folders, made_by
 from campaign.supervision.linux import die_with_parent
 from campaign.supervision.reap import abandoned
-from campaign.supervision.server_watchdog import ServerWatchdog
+from campaign.supervision.server_watchdog import Closing, ServerWatchdog
 from campaign.util.threads import aside
 from campaign.util.user_code import named
 
@@ -56,28 +55,29 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Pilot:
-    """One server's life.
+    """Runs one server from its start to its end.
 
     Args:
-        folder: The pool's folder, shared with the submitter.
-        slot: The server's place in the pool; None: the first that nobody has claimed.
-        generation: Which server of this slot it is, from 0.
-        inherited: The server watchdog of the generation before (`DetachedProcess.hand_over`); empty: there is none yet.
-        pool: The nonce of the pool it was sent for; empty: whichever is there.
+        folder: The pool's folder, shared with the driver.
+        slot: Place of the server in the pool. None: the first place that no pilot has claimed.
+        generation: How many servers were in this slot before.
+        inherited: The server watchdog of the server before (`DetachedProcess.hand_over`). Empty: there is none yet.
+        pool: Nonce of the pool that the pilot was sent for. Empty: the pool in the folder.
     """
 
     def __init__(
         self, folder: Path, slot: int | None = None, generation: int = 0, inherited: str = "", pool: str = ""
     ) -> None:
         self.slot = Slot(folder, slot, generation, pool)
-        self.asked, self.state = "", "starting"
-        self.successor = self.slot.followed
+        self.stop_request: StopRequest | None = None
+        self.state = ServerState.STARTING
+        self.restart_expected = self.slot.restart_allowed
         self.server: subprocess.Popen[bytes] | None = None
         self.health: Health | None = None
         self.place, self.shm, self.url = "", "", ""
         self.folders: list[str] = []
         self.folders_seen: set[str] = set()
-        self.watchdog = ServerWatchdog(inherited, self.slot.pool)
+        self.watchdog = ServerWatchdog(inherited)
         # Large files of a model are looked at first.
         self.slow_s = float(self.slot.order["start_deadline_s"]) + 60.0
         self.beaten = 0.0
@@ -86,62 +86,63 @@ class Pilot:
         self.started = time.time()
 
     def wait_for_excuse(self) -> None:
-        """Where this was the last server: whoever was tried alone here may be condemned for it in a moment."""
+        """If this was the last server, wait a moment: a client may condemn the request that it tried here alone."""
         end = time.monotonic() + EXCUSE_S if self.slot.restarts else 0.0
-        while time.monotonic() < end and not self.slot.followed and self.slot.on_trial:
+        while time.monotonic() < end and not self.slot.restart_allowed and self.slot.on_trial:
             time.sleep(POLL_S)
 
     def run(self, wait_s: float = 0.0) -> int:
-        """Serve until told to stop; the exit code is 0 if it was told so. Does not return if the server is replaced.
+        """Run the server until a request to stop comes. Does not return if another server replaces it.
 
         Args:
-            wait_s: Before the server is started.
+            wait_s: Seconds to wait before the server is started.
+
+        Returns:
+            Exit code: 0 if the server was asked to stop, 1 if it failed.
         """
         for s in SIGNALS:
             signal.signal(s, self._signalled)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the generation before has held them back
-        why, log, remedy, heals = "", "", "", False
+        reason, log, remedy, heals = "", "", "", False
         try:
-            if (
-                self.slot.generation
-            ):  # a server watchdog that is started again in the wait must know what it was told before
+            if self.slot.generation:  # a server watchdog that is started again meanwhile must know what to sweep
                 self.tell_server_watchdog(self.slow_s)
-            self.record("starting")
+            self.record(ServerState.STARTING)
             self.bide(wait_s)
             self.start()
             self.prove()
             self.ready_s = round(time.monotonic() - self.began, 3)
-            self.record("ready")
-            why = self.watch()
+            self.record(ServerState.READY)
+            reason = self.watch()
         except _Stop as stop:
-            why = str(stop)
+            reason = str(stop)
         except CampaignError as error:
-            why, log = f"{error.where}: {error.message}" if error.where else error.message, error.log
+            reason, log = f"{error.where}: {error.message}" if error.where else error.message, error.log
             remedy, heals = error.remedy, self.heals()
-            self.asked = ""
+            self.stop_request = None
         except Exception as error:  # noqa: BLE001  process boundary: the submitter gets type, text and traceback
-            why, log, heals = f"{type(error).__name__}: {error}", traceback.format_exc(), self.heals()
-            self.asked = ""
-        told = bool(self.asked)
+            reason, log, heals = f"{type(error).__name__}: {error}", traceback.format_exc(), self.heals()
+            self.stop_request = None
+        requested = self.stop_request is not None
         if heals:
             self.wait_for_excuse()
-        self.successor = self.slot.followed and (heals or (told and not self.slot.stopped))
-        # Clients send it nothing more; and where it was the last, it is no file's fault that nobody is left.
-        self.record("stopping", why=why, told=told, remedy=remedy, tail=log or ("" if told else self.tail()))
+        self.restart_expected = self.slot.restart_allowed and (heals or (requested and not self.slot.stopped))
+        # From now on clients send it nothing. If it is the last server, they know that no input file is to blame.
+        self.record(ServerState.STOPPING, reason, requested, remedy, log or ("" if requested else self.tail()))
         self.stop()
-        again = self.successor and not told and self.next_published()
-        self.record("ended", why=why, told=told, remedy=remedy, tail=log or ("" if told else self.tail()))
+        again = self.restart_expected and not requested and self.next_published()
+        self.record(ServerState.ENDED, reason, requested, remedy, log or ("" if requested else self.tail()))
         if again:
             self.replace()
         self.watchdog.end()
-        return 0 if told else 1
+        return 0 if requested else 1
 
     def heals(self) -> bool:
-        """Whether another server may do what this one did not.
+        """True if another server may work although this one failed.
 
-        Not where nothing could be started, nor where the first one of a slot has said, by an exit code, by a wrong
-        answer or in its log (Triton may abort on its way out), that it does not work: the next would say the same. A
-        signal (out of memory, somebody's kill) is not its own word, and where one has worked another can.
+        It may if a server of this slot has worked before, or if a signal has ended the server (out of memory, a kill).
+        It may not if nothing could be started. Nor if the first server of a slot ended by an exit code, gave a wrong
+        answer, or gave the cause in its log (Triton may abort at its end): the next one would fail alike.
         """
         if self.server is None:
             return False
@@ -149,17 +150,17 @@ class Pilot:
         return worked or ((self.server.poll() or 0) < 0 and not server_log.cause(self.slot.log))
 
     def next_published(self) -> bool:
-        """Whether the next generation is published, and told to the server watchdog."""
+        """Publish the record of the next server, and tell the server watchdog. True if that succeeded."""
         path = self.slot.publish_next()
         if path is not None:
-            self.watchdog.guard(0, "", "", [], path, self.slow_s)
+            self.watchdog.guard(0, "", "", [], self.last_words(self.slot.generation + 1), self.slow_s)
         return path is not None
 
     def replace(self) -> None:
-        """Become the pilot of the next generation: a fresh process image in which no thread and no channel was."""
+        """Become the pilot of the next server, by ``exec``: no thread and no channel of this process is left."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the next generation can take them
-        if self.asked:  # a moment ago
-            self.slot.withdraw_next(self.asked)
+        if self.stop_request:  # a moment ago
+            self.slot.withdraw_next(self.stop_request.reason)
             return
         slot, later = self.slot, self.slot.generation + 1
         options = [f"--pool={slot.pool}", f"--slot={slot.slot}", f"--generation={later}"]
@@ -168,27 +169,41 @@ class Pilot:
         os.execv(sys.executable, [sys.executable, "-m", "campaign.pool.pilot", str(slot.folder), *options])  # noqa: S606
 
     def _signalled(self, signum: int, _frame: object) -> None:
-        self.asked = self.asked or f"signal {signal.Signals(signum).name}"
+        request = StopRequest(StopCause.SIGNAL, f"signal {signal.Signals(signum).name}")
+        self.stop_request = self.stop_request or request
 
-    def record(self, state: str, **more: Any) -> None:
-        """Publish what is known of the server."""
+    def record(
+        self, state: ServerState, reason: str = "", stop_requested: bool = False, remedy: str = "", tail: str = ""
+    ) -> None:
+        """Publish the server's record."""
         self.state, counted = state, self.health.counted if self.health else {}
-        self.slot.publish(
-            state,
-            successor=self.successor,
+        new = self.slot.new_record(self.slot.generation)
+        record = ServerRecord(
+            name=new.name,
+            state=state,
             url=self.url,
+            pool=new.pool,
+            slot=new.slot,
+            generation=new.generation,
+            restart_expected=self.restart_expected,
+            host=new.host,
             pid=os.getpid(),
             server_pid=self.server.pid if self.server else None,
-            place=self.place,
+            private_dir=self.place,
             shm_prefix=self.shm,
-            folders=self.folders,
-            warnings=self.warnings,
+            folders=tuple(self.folders),
+            log=new.log,
+            reason=reason,
+            remedy=remedy,
+            tail=tail,
+            stop_requested=stop_requested,
+            warnings=tuple(self.warnings),
             statistics={m: n[:2] for m, n in counted.items()},
-            times={m: {"computing_s": n[2] / 1e9, "queueing_s": n[3] / 1e9} for m, n in counted.items()},
+            times={m: ModelTimes(computing_s=n[2] / 1e9, queueing_s=n[3] / 1e9) for m, n in counted.items()},
             started=self.started,
             ready_s=self.ready_s,
-            **more,
         )
+        self.slot.publish(record)
 
     # Start.
     def start(self) -> None:
@@ -219,10 +234,10 @@ class Pilot:
                 cwd=self.place,
             )
         self.tell_server_watchdog(self.slow_s)
-        self.record("starting")
+        self.record(ServerState.STARTING)
 
     def laid_out(self) -> Launch:
-        """The server's folder filled, by a thread: a model may be gigabytes, all of which is looked at."""
+        """Fill the server's folder, in a thread: all files of the models are read, and these may be gigabytes."""
         kind = named(str(self.slot.order["kind"]))
         laid = aside("laying-out", kind.launch, self.slot.order["recipe"], Path(self.place), self.slot.name)
         while not laid.done():
@@ -231,15 +246,22 @@ class Pilot:
         return launch
 
     def tell_server_watchdog(self, patience_s: float) -> None:
-        """What is to be ended and swept if this process dies, or does not `pause` for so long."""
+        """Tell it what to end and to remove if this process dies, or does not `pause` for so long."""
         server = self.server.pid if self.server else 0
-        self.watchdog.guard(server, self.place, self.shm, self.folders, self.slot.path, patience_s)
+        closing = self.last_words(self.slot.generation)
+        self.watchdog.guard(server, self.place, self.shm, self.folders, closing, patience_s)
+
+    def last_words(self, generation: int) -> Closing:
+        """The end of a record, which the server watchdog writes if this process is killed."""
+        name = name_of(self.slot.slot, generation)
+        last = {"state": ServerState.ENDED, "reason": f"{name}: its pilot was killed", "stop_requested": False}
+        return Closing(self.slot.dir.record(name), {"pool": self.slot.pool}, last)
 
     def pause(self, until: Future[Any] | None = None) -> None:
-        """One look around; raises when it is time to stop, or when the server has ended.
+        """Wait a moment. Check the server, requests to stop, and the lease.
 
         Args:
-            until: What is waited for; the pause is over when it is done.
+            until: The pause ends when this is done.
 
         Raises:
             ServerError: The server ended by itself.
@@ -255,42 +277,38 @@ class Pilot:
                 remedy=server_log.remedy(why),
                 log=self.tail(),
             )
-        if self.slot.stopped:
-            self.asked = self.asked or "asked to stop"
-        if self.slot.lease.expired():
-            self.asked = self.asked or "the lease ran out: the submitter is gone"
+        self.stop_request = self.stop_request or self.slot.stop_request()
         self.beat()
-        if self.asked:
-            raise _Stop(self.asked)
+        if self.stop_request:
+            raise _Stop(self.stop_request.reason)
         if until is None:
             time.sleep(POLL_S)
         else:
             wait([until], POLL_S)
 
     def beat(self) -> None:
-        """A sign of life in the record, more rarely where file systems are shared."""
+        """Write the record as a sign of life. With a long lease, this is done more rarely."""
         now = time.monotonic()
         if now - self.beaten < BEAT_S:
             return
         self.beaten = now
-        if not self.successor and self.slot.followed:  # servers before it were excused meanwhile
-            self.successor = True
+        if not self.restart_expected and self.slot.restart_allowed:  # servers before it were excused meanwhile
+            self.restart_expected = True
             self.record(self.state)
         if now - self.slot.recorded > max(BEAT_S, self.slot.lease.lease_s / 5):
             self.record(self.state)
-        if self.slot.closed:
-            self.asked, self.successor = self.asked or "the submitter heard nothing of it for long", False
-        elif not self.slot.wanted:
-            self.asked, self.successor = self.asked or "its pool has ended", False
+        lost = self.slot.lost_request()
+        if lost:
+            self.stop_request, self.restart_expected = self.stop_request or lost, False
 
     def bide(self, seconds: float) -> None:
-        """Let some time pass, looking around."""
+        """Wait for some seconds, and `pause` all the time."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self.pause()
 
     def aside(self, do: Callable[..., T], *args: Any) -> T:
-        """Have a thread do what may block, looking around meanwhile."""
+        """Call a function that may block, in a thread, and `pause` meanwhile."""
         assert self.health is not None
         done = self.health.threads.submit(do, *args)
         while not done.done():
@@ -298,7 +316,7 @@ class Pilot:
         return done.result()
 
     def prove(self) -> None:
-        """Wait until the server answers, then ask each model what is known.
+        """Wait until the server answers. Then ask each model for its known answer.
 
         Raises:
             ServerError: Not in time.
@@ -357,7 +375,7 @@ class Pilot:
             self.tell_server_watchdog(self.slow_s)
 
     def _let_in(self, end: float) -> Credentials | None:
-        """What lets this process ask the server, from the driver; None where the server has a socket in our folder."""
+        """The certificates with which this process asks the server. None: the server has a socket in our folder."""
         if not self.launch.ca:
             return None
         from campaign.pool.certificates import PILOT, CertificateClient
@@ -375,11 +393,16 @@ class Pilot:
 
     # Watch and stop.
     def watch(self) -> str:
-        """Until told to stop; keeps the statistics in the record fresh.
+        """Watch the server until a request to stop comes, and keep the statistics in the record up to date.
+
+        Returns:
+            Reason of the request.
 
         Raises:
             ServerError: The server has ended, hangs, or does not give its known answers any more.
         """
+        from campaign.pool.server_processes import ServerProcesses  # psutil is not needed before
+
         assert self.health is not None
         assert self.server is not None
         told = self.health.counted
@@ -390,15 +413,15 @@ class Pilot:
             except _Stop as stop:
                 self.health.settle()
                 return str(stop)
-            why = family.look() or self.health.look()
-            if why:
-                raise ServerError(why, where=self.slot.name, log=self.tail())
+            reason = family.look() or self.health.look()
+            if reason:
+                raise ServerError(reason, where=self.slot.name, log=self.tail())
             if told != self.health.counted and time.monotonic() - self.slot.recorded > BEAT_S:
                 told = self.health.counted
-                self.record("ready")
+                self.record(ServerState.READY)
 
     def stop(self) -> None:
-        """End the server's group: at once where it is known idle, else by SIGTERM first. Then sweep."""
+        """End the server's process group: at once if it is idle, else by SIGTERM first. Then remove its files."""
         if self.place:
             self.tell_server_watchdog(GRACE_S + 10 * SILENT_S)
         if self.server is not None:
@@ -406,7 +429,7 @@ class Pilot:
                 found = made_by(self.server.pid, env_folders() - self.folders_before)
                 self.folders = sorted({*self.folders, *found})
             # One that is not well would not end by itself, and what it was asked is asked of others.
-            if self.asked and self.server.poll() is None and self.ready_s is not None and not self._idle():
+            if self.stop_request and self.server.poll() is None and self.ready_s is not None and not self._idle():
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.server.pid, signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -426,7 +449,8 @@ class Pilot:
 
     def _idle(self) -> bool:
         # An idle Triton takes seconds to obey SIGTERM; the submitter says when no request can be under way.
-        return self.slot.idle or self.asked.startswith("the lease")
+        gone = self.stop_request is not None and self.stop_request.cause is StopCause.LEASE_EXPIRED
+        return self.slot.idle or gone
 
     def tail(self) -> str:
         """The end of the server's log."""
@@ -438,7 +462,7 @@ _SHARED = "its shared memory is in the node's /dev/shm: other users may have see
 
 
 class _Stop(Exception):
-    """Time to stop, and why."""
+    """The pilot must end the server. The text is the reason."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

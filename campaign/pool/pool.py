@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from campaign.discovery.address import PoolAddress
 from campaign.discovery.credentials import Credentials
-from campaign.discovery.records import GOING, causes, found, newest, on_the_way
+from campaign.discovery.pooldir import PoolDir
+from campaign.discovery.records import ServerRecord, ServerState, causes, newest, read_records
 from campaign.errors import CampaignError, ServerError, SpecError
 from campaign.pool.local_models import DEADLINE_S, agree_and_tell, twin_of
 from campaign.pool.restarts import Restarts
@@ -36,10 +37,6 @@ from campaign.util.user_code import reference
 if TYPE_CHECKING:
     from campaign.inference.client import Servers
 
-_OWN_FILES = (
-    *("pilot.json", "lease", "stop", "job"),
-    *("claim-*", "closed-*", "trial-*", "excused-*", "server-*.json", "*-*.log", "*.csr", "*.crt"),
-)
 WEEK_S = 7 * 86400.0
 ASK_S = 10.0  # for an attached server to say which versions it has
 LOOK_S = 0.5  # between two looks for pilots that were lost
@@ -52,26 +49,26 @@ def quiet(_text: str) -> None:
 
 
 class ServerPool:
-    """A pool of servers as a context manager; leaving it leaves nothing behind.
+    """A pool of servers as a context manager. At its end all servers are ended and their files removed.
 
-    In a script of one's own::
+    In a script of your own::
 
         with ServerPool("model_repository", models=["qg_tagger"], count=2) as pool:
             pool.wait_ready()
             scores = pool.servers().infer("qg_tagger", {"X": x})
 
-    ``pool.address`` is a small recipe that travels to tasks; there, ``campaign.connect(address)`` makes it live.
+    ``pool.address`` travels to tasks. There, ``campaign.connect(address)`` opens the channels.
 
     Args:
-        spec: What to serve: a `ServerSpec`, or the path of a model repository.
-        models: Models of that repository (where ``spec`` is a path).
-        count: Servers (where ``spec`` is a path).
-        provider: Who carries the pilots: a name, a `Provider` that was entered, or any Parsl execution provider.
-        folder: Where records and logs go, seen by every machine; None: a private temporary folder, removed at the end.
-        base: Where relative paths start.
+        spec: The servers: a `ServerSpec`, or the path of a model repository.
+        models: Models of that repository (if ``spec`` is a path).
+        count: Number of servers (if ``spec`` is a path).
+        provider: Starts the pilots: a name, a `Provider` that was entered, or any Parsl execution provider.
+        folder: Folder for records and logs, which every machine sees. None: a private temporary folder.
+        base: Relative paths start here.
         say: Called with progress lines.
-        kind: Of ``spec``, where one was made already: the models it has seen are the ones that are served.
-        look: Called several times a second while entering waits for local twins; what it raises ends that.
+        kind: The server kind of ``spec``, if it was made already. The models that it has seen are served.
+        look: Called several times a second while the start waits for local twins. An exception ends the start.
         options: Further keys of `ServerSpec` or of the server kind.
     """
 
@@ -112,6 +109,10 @@ class ServerPool:
         self._nonce = secrets.token_hex(8)  # pilots of an earlier pool in the same folder may still run
         self.folder = folder or Path()
 
+    @property
+    def _dir(self) -> PoolDir:
+        return PoolDir(self.folder)
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("ServerPool owns processes and does not travel; send its .address")
 
@@ -140,16 +141,14 @@ class ServerPool:
         if why:
             raise SpecError(f"cannot be the folder of a pool: {why}", where=str(self.folder), remedy="give another")
         self._stack.enter_context(driver_watchdog.hold(self.folder, say=self.say))
-        for name in _OWN_FILES:  # of an earlier run of the same directory; whatever else lies there is not ours
-            for old in self.folder.glob(name):
-                old.unlink()
+        self._dir.clear()
         cls = type(self.kind)
         count = self.spec.count
         provider = self._provider()
         if self.kind.through_tls(provider.one_node):
             recipe["tls"] = self._open_gate(provider)
         write_json(
-            self.folder / "pilot.json",
+            self._dir.order,
             {
                 "pool": self._nonce,
                 "kind": reference(cls),
@@ -182,7 +181,7 @@ class ServerPool:
         self._replacing.start()
 
     def _versions_there(self) -> dict[str, int]:
-        """The versions that attached servers answer with now: asked for by number from now on, in every process."""
+        """The versions of models that attached servers have now. All processes ask for these versions by number."""
         given = {name: v for name in self.spec.models if (v := self.kind.version(name)) is not None}
         found: dict[str, int] = {}
         if given.keys() == self.spec.models.keys():
@@ -201,7 +200,7 @@ class ServerPool:
 
     @property
     def versions(self) -> dict[str, int]:
-        """The version of each model that answers, where it is known."""
+        """The version of each model that answers, if it is known."""
         known = {name: v for name in self.spec.models if (v := self.kind.version(name)) is not None}
         return {**self._versions, **known}
 
@@ -210,7 +209,7 @@ class ServerPool:
         try:
             wrong = ask_child(agree_and_tell, (self.twins,), DEADLINE_S, "local twins", self._look)
         finally:
-            if not there:  # else it is a campaign's, which has use for it
+            if not there:  # else a campaign uses it
                 stop_fork_server()
         if wrong is not None:
             raise wrong
@@ -241,7 +240,7 @@ class ServerPool:
             count += 1
             driver_watchdog.beat()
             try:
-                with write_aside(self.folder / "lease", "w") as stream:
+                with write_aside(self._dir.lease, "w") as stream:
                     stream.write(f"{self._nonce} {os.getpid()} {count}")
             except OSError as error:  # a full disk must not end the campaign before the lease does
                 self.say(f"the lease cannot be written: {error.strerror}")
@@ -256,7 +255,7 @@ class ServerPool:
     # While it runs.
     @property
     def address(self) -> PoolAddress:
-        """The recipe that travels to tasks."""
+        """The address that travels to tasks."""
         return PoolAddress(
             folder=str(self.folder) if self.kind.managed else "",
             batches={name: model.batch for name, model in self.spec.models.items()},
@@ -265,78 +264,75 @@ class ServerPool:
             start_deadline_s=self.spec.start_deadline_s + 10,
             request_deadline_s=self.spec.request_deadline_s,
             settle_s=self.spec.silent_s + self.spec.canary_s if self.kind.managed else 0.0,
-            records=tuple(self.kind.addresses()),
+            records=tuple(self._given_records()),
             secret=self._secret,
             twins=self.twins,
             versions=self.versions,
             pool=self._nonce if self.kind.managed else "",
         )
 
-    def records(self) -> list[dict[str, Any]]:
-        """What the pilots say of their servers."""
-        if not self.kind.managed:
-            return [dict(r) for r in self.kind.addresses()]
-        return [dict(r) for r in found(self.folder, self._nonce)]
+    def _given_records(self) -> list[ServerRecord]:
+        """Records of servers that the pool has not started."""
+        return [ServerRecord.model_validate(r, strict=False) for r in self.kind.addresses()]
 
-    def current(self) -> list[dict[str, Any]]:
-        """Of each server the record of its last incarnation."""
-        return [dict(r) for r in newest(self.records())]
+    def records(self) -> list[ServerRecord]:
+        """The records of all servers, those that have ended too."""
+        return read_records(self.folder, self._nonce) if self.kind.managed else self._given_records()
+
+    def current(self) -> list[ServerRecord]:
+        """The record of the newest server in each slot."""
+        return newest(self.records())
 
     def failure(self) -> ServerError | None:
-        """Why the pool cannot be used any more, or None while it can.
+        """Why the pool cannot be used any more. None: it can.
 
-        It cannot when a server failed to start in a way that cannot heal (the others would fail alike), or when none
-        is left and none is coming.
+        It cannot be used if a server has failed to start and a restart cannot help, because the others would fail
+        alike. It cannot be used if no server is left and none will start.
         """
         records = self.current()
-        alive = [r for r in records if r["state"] in ("starting", "ready") or on_the_way(r)]
-        ended = [r for r in records if r["state"] in GOING and not on_the_way(r)]
-        never = [r for r in ended if r["ready_s"] is None and not r["told"] and not r["generation"]]
+        alive = [r for r in records if not r.state.over or r.server_expected]
+        ended = [r for r in records if r.state.over and not r.server_expected]
+        never = [r for r in ended if r.ready_s is None and not r.stop_requested and not r.generation]
         if not self.kind.managed or (alive and not never):
             return None
         if ended:
-            return self._none_left((never or [r for r in ended if not r["told"]] or ended)[0])
+            return self._none_left((never or [r for r in ended if not r.stop_requested] or ended)[0])
         codes = [c.poll() for c in self._carried]
         if not records and self._carried and all(code is not None for code in codes):
             return self._never_came(codes)
         return None
 
-    def _none_left(self, last: Mapping[str, Any]) -> ServerError:
-        why = str(last["why"])
-        if last["generation"]:
-            told = causes(r for r in self.records() if r["state"] in GOING)
-            spent = last["generation"] >= self.spec.restarts
-            why = (
-                f"no server is left, each was replaced {max(self.spec.restarts, last['generation'])} times: {told}"
-                if spent
-                else f"{why}: {told}"
-            )
-        return ServerError(
-            why,
-            where=f"server {last['name']}",
-            remedy="; ".join([*filter(None, [str(last.get("remedy") or "")]), f"see {last['log']}"]),
-            log=str(last.get("tail", "")),
-        )
+    def _none_left(self, last: ServerRecord) -> ServerError:
+        reason = last.reason
+        if last.generation:
+            reasons = causes(r for r in self.records() if r.state.over)
+            times = max(self.spec.restarts, last.generation)
+            if last.generation >= self.spec.restarts:
+                reason = f"no server is left, each was replaced {times} times: {reasons}"
+            else:
+                reason = f"{reason}: {reasons}"
+        remedy = "; ".join([*filter(None, [last.remedy]), f"see {last.log}"])
+        return ServerError(reason, where=f"server {last.name}", remedy=remedy, log=last.tail)
 
     def _never_came(self, codes: list[int | None]) -> ServerError:
-        logs = sorted(self.folder.glob("pilot-*.log")) or sorted(self.folder.glob("*.stderr"))
+        logs = self._dir.provider_logs()
         text = logs[0].read_text(errors="replace")[-2000:] if logs else ""
         return ServerError(f"pilots ended (exit codes {codes}) before a server was started", where="pool", log=text)
 
     def wait_ready(self, count: int | None = None) -> None:
-        """Wait until servers have proved themselves.
+        """Wait until servers are ready.
 
         Args:
-            count: How many; None: all.
+            count: Number of servers. None: all.
 
         Raises:
-            ServerError: One failed, or they were not ready in time.
+            ServerError: A server has failed, or the servers were not ready in time.
         """
         if not self.kind.managed:
             return
         wanted = self.spec.count if count is None else count
         end = time.monotonic() + self.spec.start_deadline_s + 10
-        while sum(r["state"] == "ready" for r in self.current()) < wanted:
+        while sum(r.state is ServerState.READY for r in self.current()) < wanted:
             failure = self.failure()
             if failure:
                 raise failure
@@ -347,7 +343,7 @@ class ServerPool:
             time.sleep(0.05)
 
     def servers(self) -> Servers:
-        """A live handle for this process."""
+        """Connections to the servers, for this process."""
         from campaign.inference.client import connect
 
         if self._live is None:
@@ -362,28 +358,28 @@ class ServerPool:
         self._stack.close()
 
     def _stop(self) -> None:
-        """Tell the pilots, wait for them, and see that nothing of theirs is left on this node."""
+        """Ask the pilots to stop, wait for them, and remove all that they have left on this node."""
         self._leaving.set()
         if self._replacing:
-            self._replacing.join()  # nobody is sent for any more
+            self._replacing.join()  # no pilot is sent any more
         try:
-            with write_aside(self.folder / "stop", "w") as stream:
-                stream.write("idle")  # tasks have ended or were ended: no request of ours is worth waiting for
-        except OSError as error:  # a full disk: the lease is let go of, and the machine's owner asked
+            with write_aside(self._dir.stop, "w") as stream:
+                stream.write("idle")  # all tasks have ended: no request is worth waiting for
+        except OSError as error:  # a full disk: the lease ends, and the provider is asked
             self.say(f"the request to stop cannot be written: {error.strerror}")
             self._over.set()
         end = time.monotonic() + STOP_S
         while time.monotonic() < end and any(c.poll() is None for c in self._carried):
-            if self._carried and not any(r["state"] != "ended" for r in self.records()) and self._claims_settled():
+            if self._carried and self._all_ended() and self._claims_settled():
                 break
             time.sleep(0.03)
         try:
-            with ExitStack() as each:  # all are told, whatever one of them raises
+            with ExitStack() as each:  # all are cancelled, whatever one of them raises
                 for carried in self._carried:
                     each.callback(carried.cancel)
             end = time.monotonic() + CANCELLED_S
             while time.monotonic() < end and any(c.poll() is None for c in self._carried):
-                if all(r["state"] == "ended" for r in self.records()):
+                if self._all_ended():
                     break
                 time.sleep(0.03)
         finally:
@@ -391,6 +387,9 @@ class ServerPool:
             if self._beat:
                 self._beat.join()
             self._sweep()
+
+    def _all_ended(self) -> bool:
+        return all(r.state is ServerState.ENDED for r in self.records())
 
     def _claims_settled(self) -> bool:
         # A carrier that only knows "running" may poll None for long: the records say more.
@@ -400,15 +399,13 @@ class ServerPool:
         import socket
 
         for record in self.records():
-            if record["host"] == socket.gethostname() and record["place"]:
-                place = Path(
-                    record["place"]
-                )  # who lives there still, where pilot and server watchdog were killed, it says
-                told = {"shm_prefix": record["shm_prefix"], "folders": record["folders"]}
-                clear_folder(place, {**told, **(read_json(place / OWNER) or {})})
+            if record.host == socket.gethostname() and record.private_dir:
+                folder = Path(record.private_dir)
+                known = {"shm_prefix": record.shm_prefix, "folders": list(record.folders)}
+                # Where pilot and server watchdog were killed, the folder's own file names the server's processes.
+                clear_folder(folder, {**known, **(read_json(folder / OWNER) or {})})
 
     def report(self) -> list[dict[str, Any]]:
-        """One entry per incarnation of each server for the report."""
-        keep = ["name", "slot", "generation", "host", "state", "why", "warnings"]
-        keep += ["statistics", "times", "ready_s", "log"]
-        return [{k: r[k] for k in keep if k in r} for r in self.records()]
+        """One entry for the report per server, those that have ended too."""
+        keep = {"name", "slot", "generation", "host", "state", "reason", "warnings", "statistics", "times", "ready_s"}
+        return [r.model_dump(mode="json", include={*keep, "log"}, exclude_unset=True) for r in self.records()]

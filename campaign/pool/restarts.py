@@ -6,32 +6,40 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from campaign.discovery.records import LONGEST_BACKOFF_S, backoff, blank, found, name_of, newest
+from campaign.discovery.pooldir import PoolDir
+from campaign.discovery.records import (
+    LONGEST_BACKOFF_S,
+    ServerRecord,
+    ServerState,
+    backoff,
+    name_of,
+    new_record,
+    newest,
+    read_records,
+)
 from campaign.errors import CampaignError
 from campaign.protocols import PilotHandle
-from campaign.util.files import write_json
 
 LOST_S = 10.0  # at the least: a busy machine may let a pilot wait for some seconds
 Carry = Callable[[Sequence[str]], list[PilotHandle]]
 
 
 class Restarts:
-    """Looks at the records of a pool's servers.
+    """Replaces pilots that are lost. It reads the records of a pool's servers again and again.
 
     A pilot replaces its own server, but a lost pilot cannot replace itself. Its server watchdog closes its record, or
     the pilot did so when the scheduler ended it. If the whole node is lost, the record stays open and its count stands
     still. Then this class closes the record, and a pilot that wakes up later finds the record closed and ends.
 
     Args:
-        folder: The pool's.
+        folder: The pool's folder.
         restarts: How often each slot may be filled again.
-        lease_s: A record that has stood still for twice as long, and for `LOST_S`, has no pilot any more.
-        slow_s: The same before there is a server process: a pilot that looks at large files first says nothing.
-        carry: Starts one pilot with further arguments.
+        lease_s: A pilot is lost if its record has stood still for twice as long, and for `LOST_S`.
+        slow_s: The same before the server process is started. The pilot may read large files in this time.
+        carry: Starts one pilot with these additional arguments.
         say: Takes progress lines.
-        pool: The pool's nonce.
+        pool: Nonce of the pool.
     """
 
     def __init__(
@@ -40,34 +48,35 @@ class Restarts:
     ) -> None:  # fmt: skip
         self.folder, self.restarts, self.lease_s, self.carry, self.say = folder, restarts, lease_s, carry, say
         self.slow_s, self.pool = slow_s, pool
+        self.dir = PoolDir(folder)
         self._beats: dict[str, tuple[int, float]] = {}
         self._due: dict[tuple[int, int], float] = {}
         self._carried: dict[tuple[int, int], list[PilotHandle]] = {}
 
     def look(self) -> None:
-        """Called again and again; may take as long as carrying a pilot takes."""
-        for record in newest(found(self.folder, self.pool)):
-            if record["state"] != "ended":
-                self._listen(dict(record))
-            elif record.get("heir"):
-                self._replace(int(record["slot"]), int(record["generation"]) + 1, str(record["why"]))
+        """Read the records once, close those of lost pilots, and send pilots. May take as long as sending one."""
+        for record in newest(read_records(self.folder, self.pool)):
+            if record.state is not ServerState.ENDED:
+                self._listen(record)
+            elif record.restart_expected:
+                self._replace(record.slot or 0, record.generation + 1, record.reason)
 
-    def _listen(self, record: dict[str, Any]) -> None:
-        """Close a record that has stood still for too long."""
-        now, name, beat = time.monotonic(), str(record["name"]), int(record["beat"])
+    def _listen(self, record: ServerRecord) -> None:
+        """Close the record if it has stood still for too long."""
+        now, name, beat = time.monotonic(), record.name, record.beat
         known, since = self._beats.get(name, (-1, now))
         if known != beat:
             self._beats[name] = (beat, now)
-        elif now - since > (max(2 * self.lease_s, LOST_S) if record["server_pid"] else self.slow_s):
-            (self.folder / f"closed-{name}").touch()
-            why = f"{name}: nothing was heard of its pilot for {now - since:.0f} s: is the node lost?"
-            self._close({**record, "why": why})
+        elif now - since > (max(2 * self.lease_s, LOST_S) if record.server_pid else self.slow_s):
+            self.dir.closed(name).touch()
+            reason = f"{name}: nothing was heard of its pilot for {now - since:.0f} s: is the node lost?"
+            self._close(record, reason)
 
-    def _close(self, record: dict[str, Any]) -> None:
-        with suppress(OSError):  # a full disk: the next look tries again
-            write_json(self.folder / f"{record['name']}.json", {**record, "state": "ended", "told": False, "tail": ""})
+    def _close(self, record: ServerRecord, reason: str) -> None:
+        with suppress(OSError):  # the disk is full: the next look tries again
+            record.ended(reason).write(self.dir.record(record.name))
 
-    def _replace(self, slot: int, generation: int, why: str) -> None:
+    def _replace(self, slot: int, generation: int, reason: str) -> None:
         at, now = (slot, generation), time.monotonic()
         if at in self._carried:
             if all(c.poll() is not None for c in self._carried[at]):
@@ -75,17 +84,17 @@ class Restarts:
             return
         if now < self._due.setdefault(at, now + backoff(generation)):
             return
-        self.say(f"{why}; a pilot for {name_of(slot, generation)} is sent")
+        self.say(f"{reason}; a pilot for {name_of(slot, generation)} is sent")
         try:
             self._carried[at] = self.carry([f"--slot={slot}", f"--generation={generation}"])
         except (CampaignError, OSError) as error:
-            self._due[at] = now + LONGEST_BACKOFF_S  # where the disk is full, too, nothing is noted
-            self._close({**self._blank(slot, generation), "why": str(error)})
+            self._due[at] = now + LONGEST_BACKOFF_S  # also if the disk is full and no record can be written
+            self._close(self._new_record(slot, generation), str(error))
 
     def _never_came(self, slot: int, generation: int) -> None:
-        path = self.folder / f"{name_of(slot, generation)}.json"
+        path = self.dir.record(name_of(slot, generation))
         if not path.exists():  # a pilot that has come and gone has left its record
-            self._close({**self._blank(slot, generation), "why": f"{path.stem}: its pilot ended at its start"})
+            self._close(self._new_record(slot, generation), f"{path.stem}: its pilot ended at its start")
 
-    def _blank(self, slot: int, generation: int) -> dict[str, Any]:
-        return blank(slot, generation, self.folder, self.restarts, self.pool)
+    def _new_record(self, slot: int, generation: int) -> ServerRecord:
+        return new_record(slot, generation, self.folder, self.restarts, self.pool)

@@ -6,48 +6,45 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 
 class ServerProcesses:
-    """The processes that a server has started itself, as they are now.
+    """The child processes of a server that run when this object is made.
 
-    Triton never starts the Python process behind a model again, calls the model READY all the same, and lets the
-    request that it died with, and those behind it, wait for their deadline. What a model starts in its turn is the
-    model's own: it may come and go.
+    Triton never starts the Python process behind a model again. It calls the model READY all the same, and the requests
+    that were in this process wait for their deadline. Processes that a model starts belong to the model: they may come
+    and go, and are not watched.
 
     Args:
-        server: The server's process id.
+        server: Process id of the server.
         silent_s: A process that has been stopped for so long hangs.
     """
 
     def __init__(self, server: int, silent_s: float) -> None:
         self.silent_s = silent_s
-        self._names: dict[tuple[int, str], str] = {}
-        self._stopped: dict[int, float] = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            pid = int(folder.name)
-            with suppress(OSError, IndexError):
-                stat = _stat(pid)
-                if int(stat[1]) == server and stat[0] != "Z":
-                    argv = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                    self._names[pid, stat[19]] = " ".join([Path(argv[0]).name, *argv[1:2]])
+        self._names: dict[psutil.Process, str] = {}
+        self._stopped: dict[psutil.Process, float] = {}
+        with suppress(psutil.Error):
+            for child in psutil.Process(server).children():
+                with suppress(psutil.Error):
+                    if child.status() != psutil.STATUS_ZOMBIE:
+                        argv = child.cmdline() or [child.name()]
+                        self._names[child] = " ".join([Path(argv[0]).name, *argv[1:2]])
 
     def look(self) -> str:
-        """Why the server is to be replaced: one of its processes has ended or is stopped; nothing while all live."""
+        """Why the server must be replaced: one of its processes has ended or is stopped. Empty: all of them run."""
         now = time.monotonic()
-        for (pid, began), name in self._names.items():
-            state = ""
-            with suppress(OSError, IndexError):
-                stat = _stat(pid)
-                state = stat[0] if stat[19] == began else ""  # else the number is another's by now
-            if state in ("", "Z", "X"):
+        for process, name in self._names.items():
+            try:
+                # is_running is False if the process id belongs to another process by now
+                status = process.status() if process.is_running() else psutil.STATUS_DEAD
+            except psutil.NoSuchProcess:
+                status = psutil.STATUS_DEAD
+            if status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
                 return f"its process {name} has ended"
-            if state != "T":
-                self._stopped.pop(pid, None)
-            elif now - self._stopped.setdefault(pid, now) > self.silent_s:
-                return f"its process {name} has been stopped for {now - self._stopped[pid]:.0f} s"
+            if status != psutil.STATUS_STOPPED:
+                self._stopped.pop(process, None)
+            elif now - self._stopped.setdefault(process, now) > self.silent_s:
+                return f"its process {name} has been stopped for {now - self._stopped[process]:.0f} s"
         return ""
-
-
-def _stat(pid: int) -> list[str]:
-    """Fields of ``/proc/PID/stat`` after the name, which may hold anything: state, parent, group, session, ..."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

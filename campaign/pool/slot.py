@@ -1,4 +1,4 @@
-"""A server's slot in the pool's folder, as its pilot sees it: its order, its record, its stop file, its lease."""
+"""Slot: the pilot's view of the pool's folder. It reads the order and requests to stop, and writes the record."""
 
 from __future__ import annotations
 
@@ -7,21 +7,60 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from campaign.discovery.records import blank, followed, found, name_of
-from campaign.util.files import read_json, write_json
+from campaign.discovery.pooldir import PoolDir
+from campaign.discovery.records import (
+    InvalidRecord,
+    ServerRecord,
+    name_of,
+    new_record,
+    read_records,
+    restart_allowed,
+)
 from campaign.util.ownership import read_own, unfit
 
 
+class StopCause(Enum):
+    """Why a pilot ends a server that works."""
+
+    SIGNAL = "signal"
+    """The pilot got a signal: the batch system or a user ends it."""
+    REQUESTED = "requested"
+    """The driver asks all pilots to stop."""
+    LEASE_EXPIRED = "lease expired"
+    """The driver does not raise the lease's counter any more: it has ended, and no request can be under way."""
+    GIVEN_UP = "given up"
+    """The driver had no sign of life of this pilot for long, and has closed its record."""
+    POOL_GONE = "pool gone"
+    """The folder belongs to another pool by now, or is removed."""
+
+
+@dataclass(frozen=True)
+class StopRequest:
+    """A reason to end a server that works.
+
+    Attributes:
+        cause: Which reason.
+        reason: Text for the server's record.
+    """
+
+    cause: StopCause
+    reason: str
+
+
 class Lease:
-    """A counter the submitter raises, aged by this machine's own monotonic clock: file times play no part.
+    """A counter that the driver raises as long as it lives.
+
+    The pilot measures with its own monotonic clock how long the counter has stood still. Dates of files are not used.
 
     Args:
-        path: ``NONCE PID COUNT``.
-        lease_s: Its length.
-        pool: The nonce of the pool; another's counter is no sign of life.
+        path: A file with ``NONCE PID COUNT``.
+        lease_s: The lease ends if the counter stands still for so long.
+        pool: Nonce of the pool. The counter of another pool is ignored.
     """
 
     def __init__(self, path: Path, lease_s: float, pool: str) -> None:
@@ -40,123 +79,147 @@ class Lease:
 
 
 class Slot:
-    """One generation of a slot. Claimed when it is made; one that nobody wants any more ends the process with 0.
+    """One generation of a slot. The constructor claims it; if no pilot is needed, it ends the process with exit code 0.
 
-    What it is told decides which code it runs, so it is believed only if this user alone can have written it.
+    The order decides which code the pilot runs. So the pilot believes it only if this user alone can have written it.
 
     Args:
-        folder: The pool's folder, shared with the submitter.
-        slot: The server's place in the pool; None: the first that nobody has claimed.
-        generation: Which server of this slot it is, from 0.
-        pool: The nonce of the pool it is for; empty: whichever is there.
+        folder: The pool's folder, shared with the driver.
+        slot: Place in the pool. None: the first place that no pilot has claimed.
+        generation: How many servers were in this slot before.
+        pool: Nonce of the pool that the pilot was sent for. Empty: the pool in the folder.
 
     Attributes:
-        order: What the submitter wants (``pilot.json``).
-        name: The server's.
-        log: The server's.
-        lease: Of the submitter.
-        recorded: When something was last published, monotonic.
+        dir: Paths of the pool's folder.
+        order: Content of ``pilot.json``.
+        name: Name of the server.
+        log: Log of the server.
+        path: Record of the server.
+        lease: Lease of the driver.
+        recorded: When the record was last written, on the monotonic clock.
     """
 
     def __init__(self, folder: Path, slot: int | None, generation: int, pool: str) -> None:
-        self.folder, self.pool = folder, pool
+        self.folder, self.dir, self.pool = folder, PoolDir(folder), pool
         if pool and not self.wanted:
             raise SystemExit(0)
         try:
-            why, told = unfit(folder), self._told()
+            unsafe, order = unfit(folder), self._read_order()
         except OSError as error:
-            raise SystemExit(f"{folder / 'pilot.json'} cannot be believed: {error}") from None
-        if why:
-            raise SystemExit(f"{folder / 'pilot.json'} cannot be believed: {why}")
-        self.order: Mapping[str, Any] = told
+            raise SystemExit(f"{self.dir.order} cannot be believed: {error}") from None
+        if unsafe:
+            raise SystemExit(f"{self.dir.order} cannot be believed: {unsafe}")
+        self.order: Mapping[str, Any] = order
         self.pool, self.restarts = str(self.order["pool"]), int(self.order["restarts"])
         self.slot, self.generation = self._claim(slot, generation), generation
         self.name = name_of(self.slot, generation)
-        self.log, self.path = folder / f"{self.name}.log", folder / f"{self.name}.json"
-        self.lease = Lease(folder / "lease", float(self.order["lease_s"]), self.pool)
+        self.log, self.path = self.dir.server_log(self.name), self.dir.record(self.name)
+        self.lease = Lease(self.dir.lease, float(self.order["lease_s"]), self.pool)
         self.recorded = 0.0
         self._beats = 0
 
     def _claim(self, slot: int | None, generation: int) -> int:
         for number in range(int(self.order["count"])) if slot is None else (slot,):
-            claim = self.folder / name_of(number, generation).replace("server", "claim")
+            claim = self.dir.claim(name_of(number, generation))
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
                 return number
-        raise SystemExit(0)  # more were started than are wanted
+        raise SystemExit(0)  # there are more pilots than slots
 
-    # What it is told.
+    # What the driver asks for.
     @property
     def wanted(self) -> bool:
-        """Whether the folder is still that of the pool this pilot was sent for."""
+        """True if the folder still belongs to the pool that this pilot was sent for."""
         try:
-            return not unfit(self.folder) and bool(self._told()["pool"] == self.pool)
+            return not unfit(self.folder) and bool(self._read_order()["pool"] == self.pool)
         except FileNotFoundError:
             return False
         except (OSError, ValueError, LookupError, TypeError):
-            return True  # a file system that falters says nothing
+            return True  # the file system does not answer now: go on
 
-    def _told(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(read_own(self.folder / "pilot.json"))
+    def _read_order(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(read_own(self.dir.order))
         return found
 
     @property
     def closed(self) -> bool:
-        """Whether the submitter, who has heard nothing for long, has put another in its place."""
-        return (self.folder / f"closed-{self.name}").exists()
+        """True if the driver has given up this pilot, because its record stood still for too long."""
+        return self.dir.closed(self.name).exists()
 
     @property
     def stopped(self) -> bool:
-        """Whether the submitter has asked all to stop."""
-        return (self.folder / "stop").exists()
+        """True if the driver has asked all pilots to stop."""
+        return self.dir.stop.exists()
+
+    def stop_request(self) -> StopRequest | None:
+        """The request to end the server, if the driver has asked for it or has ended."""
+        if self.stopped:
+            return StopRequest(StopCause.REQUESTED, "asked to stop")
+        if self.lease.expired():
+            return StopRequest(StopCause.LEASE_EXPIRED, "the lease ran out: the submitter is gone")
+        return None
+
+    def lost_request(self) -> StopRequest | None:
+        """The request to end the server, if its place in the pool is lost. Then no other server follows it."""
+        if self.closed:
+            return StopRequest(StopCause.GIVEN_UP, "the submitter heard nothing of it for long")
+        if not self.wanted:
+            return StopRequest(StopCause.POOL_GONE, "its pool has ended")
+        return None
 
     @property
     def idle(self) -> bool:
-        """Whether it has said that no request can be under way."""
+        """True if the driver has said that no request can be under way."""
         with contextlib.suppress(OSError):
-            return (self.folder / "stop").read_text().strip() == "idle"
+            return self.dir.stop.read_text().strip() == "idle"
         return False
 
     @property
     def on_trial(self) -> bool:
-        """Whether a client tries, or has tried, a request of which servers may have died, with this slot alone."""
-        return (self.folder / f"trial-{self.slot}").exists()
+        """True if a client tries a suspect request on this slot alone, or has done so."""
+        return self.dir.trial(str(self.slot)).exists()
 
     @property
-    def followed(self) -> bool:
-        """Whether another may come after this server, unless the submitter has put one there already."""
-        return not self.closed and followed(self.slot, self.generation, self.folder, self.restarts)
+    def restart_allowed(self) -> bool:
+        """True if another server may follow in this slot, and the driver has not sent one already."""
+        return not self.closed and restart_allowed(self.slot, self.generation, self.folder, self.restarts)
 
     @property
     def has_worked(self) -> bool:
-        """Whether a server of this slot has ever been ready."""
-        return any(r["slot"] == self.slot and r["ready_s"] is not None for r in found(self.folder, self.pool))
+        """True if a server of this slot has been ready."""
+        return any(r.slot == self.slot and r.ready_s is not None for r in read_records(self.folder, self.pool))
 
-    # What it publishes.
-    def publish(self, state: str, **told: Any) -> None:
-        """Say what is known of the server, by atomic rename; nothing, where another is in its place."""
+    # What the pilot publishes.
+    def new_record(self, generation: int) -> ServerRecord:
+        """The record of a server of this slot before its pilot has done anything."""
+        return new_record(self.slot, generation, self.folder, self.restarts, self.pool)
+
+    def publish(self, record: ServerRecord) -> None:
+        """Replace the server's record. Publish nothing if the driver has sent another pilot for this slot."""
         self._beats, self.recorded = self._beats + 1, time.monotonic()
         if self.closed or not self.wanted:
             return
         with contextlib.suppress(OSError):  # the folder may be gone: then nobody reads it
-            write_json(self.path, {**self._blank(self.generation), "state": state, "beat": self._beats, **told})
+            record.model_copy(update={"beat": self._beats}).write(self.path)
 
     def publish_next(self) -> Path | None:
-        """Publish the next generation before this one's end, so that somebody is always seen to come; its record."""
-        record = self._blank(self.generation + 1)
-        path = self.folder / f"{record['name']}.json"
+        """Publish the record of the next server before this server's record ends: clients always see one coming.
+
+        Returns:
+            The file of the record; None if it could not be written.
+        """
+        record = self.new_record(self.generation + 1)
+        path = self.dir.record(record.name)
         if self.wanted:
             with contextlib.suppress(OSError):
-                write_json(path, {**record, "pid": os.getpid(), "started": time.time()})
+                record.model_copy(update={"pid": os.getpid()}).write(path)
                 return path
         return None
 
-    def withdraw_next(self, why: str) -> None:
-        """The next generation does not come: the submitter decides whether there is one."""
-        path = self.folder / f"{name_of(self.slot, self.generation + 1)}.json"
+    def withdraw_next(self, reason: str) -> None:
+        """Close the record of the next server. The driver decides whether it sends a pilot for it."""
+        path = self.dir.record(name_of(self.slot, self.generation + 1))
         if self.wanted:
-            with contextlib.suppress(OSError):
-                write_json(path, {**(read_json(path) or {}), "state": "ended", "why": why, "told": True})
-
-    def _blank(self, generation: int) -> dict[str, Any]:
-        return dict(blank(self.slot, generation, self.folder, self.restarts, self.pool))
+            with contextlib.suppress(OSError, InvalidRecord):
+                record = ServerRecord.parse(path.read_bytes(), path.stem) or self.new_record(self.generation + 1)
+                record.ended(reason, stop_requested=True).write(path)

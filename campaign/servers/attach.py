@@ -101,7 +101,7 @@ class Attach(ServerKind):
 
     def addresses(self) -> list[Mapping[str, Any]]:
         """One record per URL."""
-        return [{"name": url, "url": url, "state": "ready", "tls": self._files()} for url in self.options.urls]
+        return [{"name": url, "url": url, "state": "ready"} for url in self.options.urls]
 
     def _files(self) -> dict[str, str]:
         given = self.options.tls.model_dump() if self.options.tls else {}

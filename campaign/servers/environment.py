@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import platformdirs
+
 from campaign.errors import ServerError, SpecError
 from campaign.util.hashing import canonical_json
 
@@ -31,7 +33,7 @@ def cache_dir() -> Path:
     own = os.environ.get("CAMPAIGN_CACHE")
     if own:
         return Path(own).expanduser().resolve()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "inference-campaign"
+    return Path(platformdirs.user_cache_dir("inference-campaign")).expanduser()
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
     python -m campaign.supervision.driver_watchdog IDENTITY_OF_THE_DRIVER
 
-It is the first of several nets: where it is killed too, pilots end by their lease and jobs by their limit, each
-server's server watchdog sweeps, and ``campaign reap`` finds the rest.
+If it is killed too, pilots end by their lease and batch jobs by their time limit. Server watchdogs clean up behind
+servers. ``campaign reap`` finds the rest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SELF_S = (
 
 
 class _Held:
-    """One driver watchdog for all campaigns of this process."""
+    """The driver watchdog of this process. All campaigns of the process share it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -42,14 +42,14 @@ _held = _Held()
 
 @contextlib.contextmanager
 def hold(folder: Path, *, say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Have a driver watchdog for as long as a campaign or a pool of this process lives.
+    """Keep a driver watchdog while a campaign or a pool of this process lives.
 
-    What is written down of this process for ``campaign reap`` is taken away at the end, unless something was raised
-    then or at the end of an earlier one: a job that could not be cancelled must be found.
+    The entry of this process for ``campaign reap`` is removed at the end, unless an exception was raised now or at an
+    earlier end: a job that could not be cancelled must be found.
 
     Args:
         folder: The run directory, or the pool's folder.
-        say: Told once if the user's state directory cannot be written; nothing else depends on it.
+        say: Called once if the user's state directory cannot be written. Everything else works without it.
 
     Raises:
         OSError: The driver watchdog cannot be started.
@@ -82,7 +82,7 @@ def hold(folder: Path, *, say: Callable[[str], None] | None = None) -> Iterator[
 
 
 def beat() -> None:
-    """Called several times a second while a campaign runs: a driver watchdog that was killed is started again."""
+    """Start the driver watchdog again if it was killed. Called several times a second while a campaign runs."""
     with _held.lock, contextlib.suppress(OSError):  # no process can be started now: perhaps a second later
         if _held.process is not None and _held.pid == os.getpid():
             _held.process.beat()
@@ -90,6 +90,8 @@ def beat() -> None:
 
 def main() -> None:
     """Entry point of ``python -m campaign.supervision.driver_watchdog``."""
+    import psutil  # noqa: F401  now, because the file system with the library may be away when it is needed
+
     heard = listen(sys.argv[1:])
     mark = Mark.parse(os.environ.get(VARIABLE, ""))
     if heard is None or mark is None:

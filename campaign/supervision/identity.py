@@ -8,7 +8,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,20 @@ from typing import Any
 from campaign.util.files import write_json
 
 VARIABLE = "CAMPAIGN_RUN"
-OWNER = "owner.json"  # in a folder of ours: whose it is
+ROLE, SERVER_WATCHDOG = "CAMPAIGN_ROLE", "server watchdog"  # in the environment of a server watchdog
+OWNER = "owner.json"  # in a private folder: to whom it belongs
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A process on a machine: no other ever has the same.
+    """Identifies one process for all time. No other process ever has the same identity.
 
     Attributes:
-        host: Name of its machine.
-        boot: The kernel's random number of this boot, its first 8 characters.
-        space: Inode of its pid namespace: within a container, pids mean other processes.
-        pid: Its process id there.
-        start: When it began, in clock ticks since the boot; no change of the clock touches it.
+        host: Name of the machine.
+        boot: First 8 characters of the kernel's random number of this boot.
+        space: Inode of the pid namespace. In a container the same process id means another process.
+        pid: Process id in that namespace.
+        start: When the process began, in clock ticks since the boot. Changes of the clock do not change it.
     """
 
     host: str
@@ -39,10 +40,10 @@ class Identity:
 
     @classmethod
     def of(cls, pid: int) -> Identity:
-        """Of a process that runs here.
+        """Identity of a running process of this machine.
 
         Raises:
-            ProcessLookupError: None does.
+            ProcessLookupError: There is no such process.
         """
         began = start_time(pid)
         if began is None:
@@ -54,33 +55,33 @@ class Identity:
 
     @classmethod
     def parse(cls, text: str) -> Identity | None:
-        """Back from its text; None where it is none."""
+        """Parse the text of an identity. None: the text is no identity."""
         parts = text.split(":")
         if len(parts) != 5 or not (parts[3].isdecimal() and parts[4].isdecimal()):
             return None
         return cls(parts[0], parts[1], parts[2], int(parts[3]), int(parts[4]))
 
     def here(self) -> bool:
-        """Whether its pid is a number of this machine, since its last boot, and of this container."""
+        """True if the process id is one of this machine, of this boot and of this container."""
         return (self.host, self.boot, self.space) == _here()
 
     def alive(self) -> bool | None:
-        """Whether it runs; None where that cannot be told from here: another machine, or another container."""
+        """True if the process runs. None: not known, because it is on another machine or in another container."""
         host, boot, space = _here()
         if self.host != host:
             return None
         if self.boot != boot:
-            return False  # the machine was started anew since
+            return False  # the machine was booted again
         return start_time(self.pid) == self.start if self.space == space else None
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What every process of a campaign carries in its environment, which only its own user may read. No secret.
+    """The mark that every process of a campaign carries in its environment. Only its own user can read it.
 
     Attributes:
-        campaign: A random name, 16 hexadecimal digits.
-        driver: Who started it.
+        campaign: Random name of the campaign, 16 hexadecimal digits.
+        driver: The process that started the campaign.
     """
 
     campaign: str
@@ -91,7 +92,7 @@ class Mark:
 
     @classmethod
     def parse(cls, text: str) -> Mark | None:
-        """Back from its text; None where it is none."""
+        """Parse the text of a mark. None: the text is no mark."""
         name, _, who = text.partition("@")
         driver = Identity.parse(who)
         return cls(name, driver) if driver is not None and len(name) == 16 and name.isalnum() else None
@@ -102,40 +103,52 @@ def _here() -> tuple[str, str, str]:
     return socket.gethostname(), boot, str(Path("/proc/self/ns/pid").stat().st_ino)
 
 
-def start_time(pid: int) -> int | None:
-    """When a process began, in clock ticks since the boot; None if there is none, or only its parent has not looked."""
+def start_time(pid: int, *, zombie: bool = False) -> int | None:
+    """When a process began, in clock ticks since the boot. None: there is no such process.
+
+    This is not psutil's ``create_time``: that is a time of day, which changes with the machine's clock. Ticks since the
+    boot are the same for every process that looks, at any time. They identify a process in files and on pipes.
+
+    Args:
+        pid: Process id.
+        zombie: Also of a process that has ended while its parent has not waited for it.
+    """
     try:
         after = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
-    return None if after[0] in "ZX" else int(after[19])
+    return None if after[0] in "ZX" and not zombie else int(after[19])
+
+
+def environment_of(pid: int) -> Mapping[str, str]:
+    """The environment of a process of this user. Empty: there is no such process, or it is another user's."""
+    import psutil  # not at the top: this module is imported at every start, and few processes look at others
+
+    try:
+        process = psutil.Process(pid)
+        # root may read the environment of every process, but other users' processes are not ours
+        return process.environ() if process.uids().effective == os.geteuid() else {}
+    except (psutil.Error, OSError):
+        return {}
 
 
 def mark_of(pid: int) -> Mark | None:
-    """The mark a process carries; None without one, or where it is another user's."""
-    try:
-        if Path(f"/proc/{pid}").stat().st_uid != os.geteuid():
-            return None  # root may read everybody's, but it is not ours
-        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return None
-    head = f"{VARIABLE}=".encode()
-    found = next((v[len(head) :] for v in environment if v.startswith(head)), b"")
-    return Mark.parse(found.decode(errors="replace"))
+    """The mark that a process carries. None: it carries none, or it is another user's process."""
+    return Mark.parse(environment_of(pid).get(VARIABLE, ""))
 
 
 _own: list[Mark] = []
 
 
 def mark() -> Mark:
-    """The mark of what this process starts; made once, and anew in a process that was forked from it."""
+    """The mark of the processes that this process starts. It is made once, and again after a fork."""
     if not _own or _own[0].driver.pid != os.getpid():
         _own[:] = [Mark(secrets.token_hex(8), Identity.of(os.getpid()))]
     return _own[0]
 
 
 def environment() -> dict[str, str]:
-    """This process's environment with its mark."""
+    """The environment of this process, with its mark."""
     return {**os.environ, VARIABLE: str(mark())}
 
 
@@ -144,10 +157,10 @@ _changing = threading.RLock()
 
 @contextlib.contextmanager
 def marked() -> Iterator[None]:
-    """What is started inside, by a library that takes no environment, carries the mark.
+    """Processes that start inside this context carry the mark. For libraries that take no environment.
 
-    So does what another thread of the user's starts meanwhile, for the environment is the whole process's: be short,
-    and give `environment` where one can be given.
+    The environment belongs to the whole process, so processes that other threads start meanwhile carry the mark too.
+    Keep the context short, and use `environment` where it can be given.
     """
     with _changing:
         before = os.environ.get(VARIABLE)
@@ -162,13 +175,13 @@ def marked() -> Iterator[None]:
 
 
 def send(who: Identity, signum: int) -> bool:
-    """Signal a process, and no other that has its pid by now; whether it was there."""
+    """Send a signal to this process, never to another one with its process id. Returns True if it was there."""
     try:
         handle = os.pidfd_open(who.pid)
     except OSError:
         return False
     try:
-        if start_time(who.pid) != who.start:  # what the handle means cannot change any more
+        if start_time(who.pid) != who.start:  # the handle cannot change its process any more
             return False
         signal.pidfd_send_signal(handle, signum)
     except OSError:
@@ -179,6 +192,6 @@ def send(who: Identity, signum: int) -> bool:
 
 
 def own(folder: Path, mark: str, **more: Any) -> None:
-    """Leave in a private folder whose it is, for whoever finds it when its owner is gone."""
-    with contextlib.suppress(OSError):  # a full disk: the owner itself sweeps
+    """Write into a private folder to whom it belongs, so that others can remove it when its owner is gone."""
+    with contextlib.suppress(OSError):  # a full disk: the owner itself removes the folder
         write_json(folder / OWNER, {"mark": mark, **more})

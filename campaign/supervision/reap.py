@@ -1,7 +1,7 @@
-"""Finds and ends what a dead campaign left on this machine or in Slurm. It goes by identity, never by name.
+"""Finds and ends all that a dead campaign has left on this machine and in batch systems. Names play no part.
 
-A process is a campaign's if its environment, which only its user may read, bears the campaign's mark. A campaign is
-dead if the process that the mark names as its driver is gone: that very process, not one that has its pid by now.
+A process belongs to a campaign if its environment holds the campaign's mark. Only the user can read the environment. A
+campaign is dead if the driver that the mark names has ended. Another process with the same process id does not count.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from campaign.supervision import batch_jobs, run_registry
 from campaign.supervision.cleanup import clear
-from campaign.supervision.identity import OWNER, Identity, Mark, mark_of, send, start_time
+from campaign.supervision.identity import OWNER, ROLE, SERVER_WATCHDOG, VARIABLE, Identity, Mark, environment_of, send
 from campaign.util.files import read_json
 
 ORDERLY_S = 7.0  # a pilot gives a busy server 6 s
@@ -28,17 +28,21 @@ GUARDIANS_S = 3.0
 
 @dataclass(frozen=True)
 class Found:
-    """A process that bears a mark."""
+    """A process that bears a mark.
+
+    Attributes:
+        who: The process.
+        mark: The mark of its campaign.
+        parent: Process id of its parent.
+        what: Text that names it to the user.
+        sweeps: True for a server watchdog. It removes files of others, so it is ended last.
+    """
 
     who: Identity
     mark: Mark
     parent: int
     what: str
-
-    @property
-    def sweeps(self) -> bool:
-        """Whether it removes what others leave, and so is the last to be ended."""
-        return "campaign.supervision.server_watchdog" in self.what
+    sweeps: bool
 
     def __str__(self) -> str:
         return f"process {self.who.pid} ({self.what})"
@@ -46,12 +50,12 @@ class Found:
 
 @dataclass
 class ReapReport:
-    """What was done and what was not, a line each.
+    """A line of text for each process, folder and job.
 
     Attributes:
-        ended: What was (or would be) ended or removed.
-        left: What could not be, or nobody here can tell of.
-        live: What belongs to campaigns that run.
+        ended: Ended or removed; in a dry run: would be.
+        left: Could not be ended, or nothing is known of its campaign on this machine.
+        live: Belongs to a campaign that runs.
     """
 
     ended: list[str] = field(default_factory=list)
@@ -60,22 +64,20 @@ class ReapReport:
 
 
 def processes(campaign: str = "") -> list[Found]:
-    """This user's processes on this machine that bear a mark: any, or that of one campaign; not this process."""
+    """Processes of this user on this machine that carry a mark: of one campaign, or of any. Not this process."""
+    import psutil  # not at the top: a pilot imports this module at its start, and never calls this
+
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        pid = int(folder.name)
-        mark = mark_of(pid) if pid != os.getpid() else None
+    for pid in psutil.pids():
+        environment = environment_of(pid) if pid != os.getpid() else {}
+        mark = Mark.parse(environment.get(VARIABLE, ""))
         if mark is None or (campaign and mark.campaign != campaign):
             continue
-        began = start_time(pid)
-        if began is None:
-            continue
-        try:
-            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            parent = int((folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-            found.append(Found(Identity.of(pid), mark, parent, _short(line)))
-        except OSError:  # it ended while we looked
-            continue
+        with contextlib.suppress(OSError, psutil.Error):  # it ended while we looked
+            process = psutil.Process(pid)
+            what = _short(" ".join(process.cmdline()))
+            sweeps = environment.get(ROLE) == SERVER_WATCHDOG
+            found.append(Found(Identity.of(pid), mark, process.ppid(), what, sweeps))
     return found
 
 
@@ -86,20 +88,20 @@ def _short(line: str) -> str:
 
 
 def end(look: Callable[[], list[Found]]) -> list[Found]:
-    """End processes: in order where they can, by force where they do not; those that sweep go last.
+    """End processes: by SIGTERM, then by SIGKILL. Server watchdogs are killed last.
 
     Args:
-        look: What there is to be ended, asked again until there is nothing; new ones may have come meanwhile.
+        look: Finds the processes to end. It is called until it finds none, because new ones may have started.
 
     Returns:
-        Those that would not go.
+        Processes that did not end.
     """
     asked: set[Identity] = set()
 
     def ask(found: list[Found]) -> None:
         bearers = {f.who.pid for f in found}
         for f in found:
-            if f.parent not in bearers and f.who not in asked:  # what another of ours has started is ended by it
+            if f.parent not in bearers and f.who not in asked:  # its parent ends it
                 send(f.who, signal.SIGTERM)
                 asked.add(f.who)
 
@@ -123,7 +125,7 @@ def _wait(look: Callable[[], list[Found]], seconds: float, do: Callable[[list[Fo
 
 
 def owned(roots: set[Path]) -> Iterator[tuple[Path, Mark, dict[str, object]]]:
-    """Private folders of this user's campaigns, with the mark of each and what else its owner says."""
+    """Private folders of this user's campaigns, each with its mark and with the content of its owner's file."""
     for root in sorted(roots):
         try:
             folders = sorted(p for p in root.iterdir() if p.name.startswith("campaign-"))
@@ -131,9 +133,9 @@ def owned(roots: set[Path]) -> Iterator[tuple[Path, Mark, dict[str, object]]]:
             continue
         for folder in folders:
             path = folder / OWNER
-            try:  # the folder first: what others have put there is not even looked into
+            try:  # the folder first: files of other users are not read
                 ours = all(p.lstat().st_uid == os.geteuid() and not p.is_symlink() for p in (folder, path))
-            except OSError:  # swept while we looked
+            except OSError:  # removed meanwhile
                 continue
             told = read_json(path) if ours else None
             mark = Mark.parse(str((told or {}).get("mark", "")))
@@ -142,20 +144,20 @@ def owned(roots: set[Path]) -> Iterator[tuple[Path, Mark, dict[str, object]]]:
 
 
 def roots() -> set[Path]:
-    """Where private folders may lie."""
+    """Folders in which private folders may lie."""
     recorded = {Path(e.temporary) for e in run_registry.entries() if e.temporary}
     return {Path(tempfile.gettempdir()), Path("/tmp"), *recorded}  # noqa: S108
 
 
 def clear_folder(folder: Path, told: dict[str, object]) -> None:
-    """End what is left of the server that lived in it, and remove it with all that belongs to it."""
+    """End all processes of the server whose private folder this is, and remove its files."""
     clear({"leader": "", "shm_prefix": "", "folders": [], **told, "place": str(folder)})
 
 
 def abandoned() -> None:
-    """Sweep what pilots of this user left that were killed on this node together with their server watchdogs.
+    """Remove what pilots of this user have left that were killed on this node together with their server watchdogs.
 
-    A scheduler ends everything in a job at once where the job does not end in time: nobody is left to sweep then.
+    If a job does not end in time, a batch system kills all its processes at once. Then no process is left to clean up.
     """
     for folder, _, told in owned({Path(tempfile.gettempdir())}):
         holder = Identity.parse(str(told.get("holder", "")))
@@ -165,11 +167,11 @@ def abandoned() -> None:
 
 
 def reap(*, dry_run: bool = False, only: Mark | None = None) -> ReapReport:
-    """End and remove what dead campaigns of this user left, jobs first.
+    """End and remove all that dead campaigns of this user have left, jobs first.
 
     Args:
-        dry_run: Only say what would be done.
-        only: Of this campaign alone, whose driver is known to be gone.
+        dry_run: Only say what would be ended and removed.
+        only: Only for this campaign, whose driver has ended.
     """
     said = ReapReport()
 
@@ -178,7 +180,9 @@ def reap(*, dry_run: bool = False, only: Mark | None = None) -> ReapReport:
 
     entries = [e for e in run_registry.entries() if dead(e.mark)]
     for entry in entries:
-        batch_jobs.reap(entry, dry_run, said.ended, said.left)
+        jobs = batch_jobs.end_jobs(entry, dry_run)
+        said.ended += jobs.ended
+        said.left += jobs.left
 
     def look() -> list[Found]:
         return [f for f in processes(only.campaign if only else "") if dead(f.mark)]

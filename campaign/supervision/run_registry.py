@@ -9,7 +9,9 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import platformdirs
 
 from campaign.supervision.identity import Mark, mark
 from campaign.util.files import read_json, write_json
@@ -17,34 +19,45 @@ from campaign.util.files import read_json, write_json
 
 def state_dir() -> Path:
     """``inference-campaign/runs`` in the user's state directory."""
-    given = os.environ.get("XDG_STATE_HOME")
-    base = Path(given) if given else Path(os.environ.get("HOME") or "/nonexistent") / ".local" / "state"
-    return base / "inference-campaign" / "runs"
+    return Path(platformdirs.user_state_dir("inference-campaign"), "runs")
+
+
+class BatchJob(NamedTuple):
+    """A job that a driver has submitted to a batch system.
+
+    Attributes:
+        kind: Class name of the Parsl provider.
+        number: Number of the job. Empty: the job is about to be submitted, or was refused.
+        name: Name of the job. It holds the campaign's random name.
+    """
+
+    kind: str
+    number: str
+    name: str
 
 
 @dataclass
 class Entry:
-    """One driver and what reaches beyond its own processes.
+    """One driver, and all that it has started or made outside its own processes.
 
     Attributes:
-        mark: Its mark.
-        path: Where this is written down.
-        folders: Run directories and pools' folders.
-        temporary: Where it made private folders.
-        jobs: Jobs it gave to a scheduler: kind of provider, job id (empty: it is about to give it, or was refused), and
-            the job's name, which holds the random name.
-        secrets: Folders with keys that nobody has a use for when it is gone.
+        mark: Mark of the driver's campaigns.
+        path: File of this entry.
+        folders: Run directories and folders of pools.
+        temporary: Folder in which the driver makes private folders.
+        jobs: Batch jobs.
+        secrets: Folders with keys. Nobody needs them after the driver has ended.
     """
 
     mark: Mark
     path: Path
     folders: list[str] = field(default_factory=list)
     temporary: str = ""
-    jobs: list[tuple[str, str, str]] = field(default_factory=list)
+    jobs: list[BatchJob] = field(default_factory=list)
     secrets: list[str] = field(default_factory=list)
 
     def save(self) -> None:
-        """Write it down.
+        """Write the entry to its file.
 
         Raises:
             OSError: The folder cannot be written.
@@ -55,7 +68,7 @@ class Entry:
 
     @classmethod
     def load(cls, path: Path) -> Entry | None:
-        """Read one; None where the file is none."""
+        """Read an entry. None: the file holds none."""
         told: Any = read_json(path) or {}
         found = Mark.parse(str(told.get("mark", "")))
         if found is None or path.stem != found.campaign:
@@ -64,7 +77,9 @@ class Entry:
         if not all(isinstance(some, list) for some in (folders, jobs, secrets)) or any(not _three(j) for j in jobs):
             return None
         temporary = str(told.get("temporary", ""))
-        return cls(found, path, list(map(str, folders)), temporary, [tuple(j) for j in jobs], list(map(str, secrets)))
+        return cls(
+            found, path, list(map(str, folders)), temporary, [BatchJob(*j) for j in jobs], list(map(str, secrets))
+        )
 
 
 def _three(job: Any) -> bool:
@@ -72,7 +87,7 @@ def _three(job: Any) -> bool:
 
 
 def entries() -> Iterator[Entry]:
-    """Those written down by this user."""
+    """The entries of this user."""
     with contextlib.suppress(OSError):
         for path in sorted(state_dir().glob("*.json")):
             with contextlib.suppress(OSError):
@@ -84,8 +99,8 @@ _mine: list[Entry] = []
 _changing = threading.Lock()
 
 
-def remember(*, folder: Path | None = None, job: tuple[str, str, str] | None = None, secret: Path | None = None) -> str:
-    """Write down something of this process's campaigns; returns why it could not be, empty if it was."""
+def remember(*, folder: Path | None = None, job: BatchJob | None = None, secret: Path | None = None) -> str:
+    """Add something to the entry of this process. Returns why it could not be written; empty: it was written."""
     with _changing:
         if not _mine or _mine[0].mark != mark():
             _mine[:] = [Entry(mark(), state_dir() / f"{mark().campaign}.json", temporary=tempfile.gettempdir())]
@@ -101,7 +116,7 @@ def remember(*, folder: Path | None = None, job: tuple[str, str, str] | None = N
 
 
 def forget() -> None:
-    """Nothing is left: take this process's entry away."""
+    """Remove the entry of this process, because nothing is left of its campaigns."""
     with _changing:
         for entry in _mine:
             with contextlib.suppress(OSError):

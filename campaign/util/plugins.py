@@ -12,6 +12,7 @@ from campaign.errors import SpecError
 from campaign.util.messages import unknown
 from campaign.util.user_code import module_of
 
+BATCH_JOBS = "campaign.batch_jobs"
 PROVIDERS, SERVERS, STAGES = "campaign.providers", "campaign.servers", "campaign.stages"
 
 

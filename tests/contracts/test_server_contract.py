@@ -123,13 +123,13 @@ def test_an_unknown_option_is_refused(kind: str) -> None:
 def test_a_pool_of_it_infers_and_leaving_ends_what_it_started(kind: str, long_lived_pool: ServerPool) -> None:
     """The known answer comes from its servers; afterwards those it started are gone, all others run on."""
     running, lying = set(ours()), lying_about()
-    urls = [str(r["url"]) for r in long_lived_pool.records()]
+    urls = [str(r.url) for r in long_lived_pool.records()]
     x = np.arange(100, dtype=np.float32).reshape(-1, 1)
     with ServerPool(spec(kind, urls), base=PROJECT) as pool:
         pool.wait_ready()
         assert pool.servers().infer("slow", {"X": x})["Y"].tobytes() == x.tobytes()
-        assert [r["state"] for r in pool.records()] == ["ready"]
-        own = {str(r["url"]) for r in pool.records()}
+        assert [r.state for r in pool.records()] == ["ready"]
+        own = {str(r.url) for r in pool.records()}
         assert (own == set(urls)) is not pool.kind.managed
     assert wait_until(lambda: not left((running, lying)), 5), left((running, lying))
     assert set(ours()) >= running
@@ -262,13 +262,13 @@ def test_models_that_take_long_to_be_looked_at_are_waited_for(tmp_path: Path) ->
     given = ServerSpec(kind="own.py:Served", models=MODELS, lease_s=4, **USABLE["triton"]([]))
     with ServerPool(given, base=tmp_path) as pool:
         pool.wait_ready()
-        assert [r["name"] for r in pool.records()] == ["server-0"]
+        assert [r.name for r in pool.records()] == ["server-0"]
     (tmp_path / "own.py").write_text(SLOW_TO_LAY_OUT.replace("DELAY", "60"))
     with ServerPool(given, base=tmp_path) as pool:
-        assert wait_until(lambda: any(r["place"] for r in pool.records()), 30)
+        assert wait_until(lambda: any(r.private_dir for r in pool.records()), 30)
         (record,) = pool.records()
-    assert not Path(record["place"]).exists()
-    assert not psutil.pid_exists(record["pid"])
+    assert not Path(record.private_dir).exists()
+    assert not psutil.pid_exists(record.pid)
 
 
 def touch_model(folder: Path) -> dict[str, Any]:

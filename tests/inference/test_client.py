@@ -117,7 +117,7 @@ def test_requests_are_spread_over_the_servers(long_lived_pool: ServerPool) -> No
     """Least outstanding: with a model that takes its time, every server gets its share."""
 
     def executions() -> list[int]:
-        return [r["statistics"].get("slow", [0, 0])[1] for r in long_lived_pool.records()]
+        return [r.statistics.get("slow", [0, 0])[1] for r in long_lived_pool.records()]
 
     start = executions()
     live = connect(long_lived_pool.address)
@@ -316,7 +316,7 @@ def test_a_request_has_a_deadline(long_lived_pool: ServerPool) -> None:
 
 def test_a_model_without_a_canary_is_served_with_a_warning(long_lived_pool: ServerPool) -> None:
     """Only shapes were checked, and the record says so."""
-    assert all("no_canary has no canary.npz" in "".join(r["warnings"]) for r in long_lived_pool.records())
+    assert all("no_canary has no canary.npz" in "".join(r.warnings) for r in long_lived_pool.records())
 
 
 @pytest.mark.faults
@@ -348,7 +348,7 @@ def test_kills_and_retries_change_no_byte() -> None:
         pool.wait_ready()
         whole = pool.servers().infer("slow", {"X": x})["Y"].tobytes()
         mean = pool.servers().infer("batch_sensitive", {"X": x})["Y"].tobytes()
-        pids = [r["server_pid"] for r in pool.records()]
+        pids = [r.server_pid for r in pool.records()]
         killer = threading.Timer(0.2, lambda: (os.kill(pids[0], signal.SIGKILL), os.kill(pids[1], signal.SIGSTOP)))
         killer.start()
         live = connect(pool.address)
@@ -360,7 +360,7 @@ def test_kills_and_retries_change_no_byte() -> None:
         live.close()
         os.kill(pids[2], signal.SIGKILL)
         os.kill(pids[1], signal.SIGKILL)
-        assert wait_until(lambda: all(r["state"] == "ended" for r in pool.records()), 10)
+        assert wait_until(lambda: all(r.state == "ended" for r in pool.records()), 10)
         gone = connect(pool.address)
         with pytest.raises(ServerError, match="no server is left"):
             gone.infer("slow", {"X": x})
@@ -383,7 +383,7 @@ def test_the_last_resort_is_asked_when_nobody_is_left() -> None:
         live = connect(pool.address)
         live._dispatcher.last = last
         assert live.infer("slow", {"X": column(16)})["Y"].tobytes() == column(16).tobytes()
-        os.kill(pool.records()[0]["server_pid"], signal.SIGKILL)
+        os.kill(pool.records()[0].server_pid, signal.SIGKILL)
         assert (live.infer("slow", {"X": column(13)})["Y"] == 7).all()
         assert (sorted(seen), live.rows) == ([5, 8], {"first": 16, "local_twin": 13})
         with pytest.raises(ServerError, match=r"no server is left.*it is tired"):
@@ -394,7 +394,7 @@ def test_the_last_resort_is_asked_when_nobody_is_left() -> None:
 
 def test_attached_servers_are_used_as_they_are(long_lived_pool: ServerPool) -> None:
     """Kind ``attach``: by URL, started and stopped by somebody else."""
-    urls = [r["url"] for r in long_lived_pool.records()]
+    urls = [r.url for r in long_lived_pool.records()]
     from campaign.spec.models import ServerSpec
 
     spec = ServerSpec(kind="attach", models={"batch_sensitive": {"batch": 64}}, urls=urls)
@@ -402,7 +402,7 @@ def test_attached_servers_are_used_as_they_are(long_lived_pool: ServerPool) -> N
         y = pool.servers().infer("batch_sensitive", {"X": column(200)})["Y"]
     reference = long_lived_pool.servers().infer("batch_sensitive", {"X": column(200)})["Y"]
     assert y.tobytes() == reference.tobytes()
-    assert all(r["state"] == "ready" for r in long_lived_pool.records()), "they run on"
+    assert all(r.state == "ready" for r in long_lived_pool.records()), "they run on"
 
 
 def test_records_hold_no_secret_and_are_whole(long_lived_pool: ServerPool) -> None:
@@ -452,12 +452,12 @@ def test_who_shares_requests_does_not_show(servers: Servers) -> None:
 def test_a_record_that_cannot_be_used_leaves_nobody_waiting(long_lived_pool: ServerPool, tmp_path: Path) -> None:
     """A server's record that leads nowhere, found while requests fail: their caller is told."""
     for record in long_lived_pool.records():
-        (tmp_path / f"{record['name']}.json").write_text(json.dumps(record))
+        record.write(tmp_path / f"{record.name}.json")
     servers = connect(
         dataclasses.replace(long_lived_pool.address, folder=str(tmp_path), request_deadline_s=0.02, settle_s=0)
     )
     servers.model("slow")
-    bad = {**long_lived_pool.records()[0], "name": "server-9", "url": 9}
+    bad = {**long_lived_pool.records()[0].model_dump(mode="json"), "name": "server-9", "url": 9}
     (tmp_path / "server-9.json").write_text(json.dumps(bad))
     time.sleep(0.6)  # so that the next look at the records is due when the first request has failed
     told: list[CampaignError] = []

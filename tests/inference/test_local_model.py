@@ -169,7 +169,7 @@ def test_the_twin_answers_when_no_server_is_left(slow):
     """The campaign completes with the same outputs, counts the rows, and says that it cannot be reproduced."""
     driver = start("run", "c.yaml", "--run-dir", "r", "--set", "servers.restarts=0", cwd=slow)
     reach_the_middle(driver, slow / "r")
-    os.kill(records(slow / "r")[0]["server_pid"], signal.SIGKILL)
+    os.kill(records(slow / "r")[0].server_pid, signal.SIGKILL)
     output, _ = driver.communicate(timeout=120)
     assert driver.returncode == 0, output
     report = report_of(slow / "r")

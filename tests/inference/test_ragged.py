@@ -241,7 +241,7 @@ def test_the_answers_are_those_of_tritonclient(long_lived_pool: ServerPool, serv
     """Byte-equal with tritonclient's own `infer` of the same request."""
     import tritonclient.grpc as grpcclient
 
-    client = grpcclient.InferenceServerClient(long_lived_pool.records()[0]["url"])
+    client = grpcclient.InferenceServerClient(long_lived_pool.records()[0].url)
     event = some(9, seed=7)[-1]
     inputs = []
     for tensor in (F, E, W):

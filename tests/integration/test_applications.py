@@ -81,7 +81,7 @@ def test_two_applications_share_one_pool(shared_data: Path, long_lived_pool: Ser
             {
                 "campaign": "shared",
                 "datasets": {"d": {"files": "a.root", "tree": "events"}},
-                "servers": {"kind": "attach", "urls": [r["url"] for r in long_lived_pool.records()],
+                "servers": {"kind": "attach", "urls": [r.url for r in long_lived_pool.records()],
                             "models": {"qg_tagger": {"batch": 512}}},
                 "stages": {"jets": {"use": "s.py:jets"},
                            "tag": {"use": "infer", "from": "jets", "model": "qg_tagger",

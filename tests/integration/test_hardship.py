@@ -113,8 +113,8 @@ def test_a_jump_of_the_clock_ends_nothing_and_leaves_nothing(slow: Path, before:
     reach_the_middle(driver, slow / "r")
     for jump in ("+1d\n", "-1d\n"):
         now.write_text(jump)
-        answered = sum(n for _, n in records(slow / "r")[0]["statistics"].values())
-        more = lambda: sum(n for _, n in records(slow / "r")[0]["statistics"].values()) > answered  # noqa: B023, E731
+        answered = sum(n for _, n in records(slow / "r")[0].statistics.values())
+        more = lambda: sum(n for _, n in records(slow / "r")[0].statistics.values()) > answered  # noqa: B023, E731
         assert wait_until(lambda: more() or driver.poll() is not None, 60)  # noqa: B023
     output, _ = driver.communicate(timeout=200)
     assert driver.returncode == 0, output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from campaign.discovery.records import ServerRecord, read_records
 from campaign.supervision.identity import Identity, mark_of
 from tests.conftest import (
     alive,
@@ -50,18 +50,18 @@ def before() -> Before:
     return set(ours()), lying_about()
 
 
-def records(run_dir: Path) -> list[dict[str, Any]]:
-    """What the pilots say."""
-    return [json.loads(p.read_text()) for p in sorted((run_dir / "servers").glob("server-*.json"))]
+def records(run_dir: Path) -> list[ServerRecord]:
+    """The records of the run's servers."""
+    return read_records(run_dir / "servers", None)
 
 
 def in_the_middle(run_dir: Path, servers: int = 1) -> bool:
     """Every server is ready, has answered, and has a request in flight at this moment: its model says so."""
     found = records(run_dir)
     return len(found) == servers and all(
-        r["state"] == "ready"
-        and sum(n for _, n in r["statistics"].values())
-        and (run_dir.parent / "in-flight" / str(r["server_pid"])).exists()
+        r.state == "ready"
+        and sum(n for _, n in r.statistics.values())
+        and (run_dir.parent / "in-flight" / str(r.server_pid)).exists()
         for r in found
     )
 
@@ -140,16 +140,16 @@ def test_the_pilot_killed_leaves_nothing_of_its_server(slow: Path, before: Befor
     driver = start("run", "c.yaml", "--run-dir", "r", "--set", "servers.restarts=0", cwd=slow)
     reach_the_middle(driver, slow / "r")
     record = records(slow / "r")[0]
-    os.kill(record["pid"], signal.SIGKILL)
-    assert wait_until(lambda: not alive(record["server_pid"]), 5)
-    assert wait_until(lambda: not Path(record["place"]).exists(), 5)
+    os.kill(record.pid, signal.SIGKILL)
+    assert wait_until(lambda: not alive(record.server_pid), 5)
+    assert wait_until(lambda: not Path(record.private_dir).exists(), 5)
     output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 1, output
 
 
-def kill_server(record: dict[str, Any]) -> None:
+def kill_server(record: ServerRecord) -> None:
     """SIGKILL the server itself."""
-    os.kill(record["server_pid"], signal.SIGKILL)
+    os.kill(record.server_pid, signal.SIGKILL)
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_one_of_two_servers_killed_changes_no_bit(slow: Path) -> None:
     assert driver.returncode == 0, output
     report = report_of(slow / "r")
     assert report["rows"]["other_server"] > 0
-    assert report["servers"][0]["why"].startswith("server-0: the server ended by signal 9")
+    assert report["servers"][0]["reason"].startswith("server-0: the server ended by signal 9")
     assert command("run", "c.yaml", "--run-dir", "whole", cwd=slow).returncode == 0
     assert hashes(slow / "r") == hashes(slow / "whole")
 
@@ -189,7 +189,7 @@ def test_a_run_leaves_no_port_and_its_sockets_are_private(slow: Path) -> None:
     driver = start("run", "c.yaml", "--run-dir", "r", cwd=slow)
     reach_the_middle(driver, slow / "r")
     record = records(slow / "r")[0]
-    server = psutil.Process(record["server_pid"])
+    server = psutil.Process(record.server_pid)
     listening: Callable[[psutil.Process], list[Any]] = lambda p: [  # noqa: E731  one line, used twice
         c for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN
     ]
@@ -199,11 +199,11 @@ def test_a_run_leaves_no_port_and_its_sockets_are_private(slow: Path) -> None:
     assert drivers == {Identity.of(driver.pid)}, "a process that does not bear the mark would not be ended"
     assert not listening(server)
     assert not [c for child in server.children(recursive=True) for c in listening(child)]
-    place = Path(record["place"])
+    place = Path(record.private_dir)
     assert place.stat().st_mode & 0o777 == 0o700
-    assert Path(record["url"].removeprefix("unix:")).is_socket()
+    assert Path(record.url.removeprefix("unix:")).is_socket()
     assert regions_of(record)
-    assert not list(Path("/dev/shm").glob(f"{record['shm_prefix']}*")), "they lie in a /dev/shm of the server's own"
+    assert not list(Path("/dev/shm").glob(f"{record.shm_prefix}*")), "they lie in a /dev/shm of the server's own"
     assert driver.wait(60) == 0
     driver.communicate()
     assert not place.exists()
@@ -219,11 +219,11 @@ def below(root: int, word: str) -> list[int]:
     return found
 
 
-def watchers(driver: int, record: dict[str, Any]) -> list[int]:
+def watchers(driver: int, record: ServerRecord) -> list[int]:
     """The driver's driver watchdog and the pilot's server watchdog."""
     return [
         *below(driver, "campaign.supervision.driver_watchdog"),
-        *below(record["pid"], "campaign.supervision.server_watchdog"),
+        *below(record.pid, "campaign.supervision.server_watchdog"),
     ]
 
 
@@ -254,9 +254,9 @@ def test_the_lease_alone_is_enough(slow: Path, before: Before) -> None:
     for pid in (*driver_watchdogs, driver.pid):
         os.kill(pid, signal.SIGKILL)
     driver.communicate(timeout=15)
-    gone = lambda: not (alive(record["pid"]) or alive(record["server_pid"]) or Path(record["place"]).exists())  # noqa: E731
+    gone = lambda: not (alive(record.pid) or alive(record.server_pid) or Path(record.private_dir).exists())  # noqa: E731
     assert wait_until(gone, 15)
-    assert records(slow / "r")[-1]["why"].startswith("the lease ran out")
+    assert records(slow / "r")[-1].reason.startswith("the lease ran out")
     assert command("reap", cwd=slow).returncode == 0  # two nets cut at once: folders of the driver itself remain for it
     assert wait_until(lambda: not left(before), 15), left(before)
 
@@ -288,13 +288,13 @@ def test_a_pilot_that_stops_is_ended_by_its_server_watchdog(slow: Path, before: 
     driver = start("run", "c.yaml", "--run-dir", "r", *settings, cwd=slow)
     reach_the_middle(driver, slow / "r")
     record = records(slow / "r")[0]
-    (server_watchdog,) = below(record["pid"], "campaign.supervision.server_watchdog")
+    (server_watchdog,) = below(record.pid, "campaign.supervision.server_watchdog")
     os.kill(server_watchdog, signal.SIGKILL)
     assert wait_until(
-        lambda: below(record["pid"], "campaign.supervision.server_watchdog") not in ([], [server_watchdog]), 15
+        lambda: below(record.pid, "campaign.supervision.server_watchdog") not in ([], [server_watchdog]), 15
     )
-    os.kill(record["pid"], signal.SIGSTOP)
-    gone = lambda: not (alive(record["pid"]) or alive(record["server_pid"]) or Path(record["place"]).exists())  # noqa: E731
+    os.kill(record.pid, signal.SIGSTOP)
+    gone = lambda: not (alive(record.pid) or alive(record.server_pid) or Path(record.private_dir).exists())  # noqa: E731
     assert wait_until(gone, 15)
     driver.send_signal(signal.SIGINT)
     driver.communicate(timeout=30)

@@ -192,11 +192,11 @@ def test_one_attached_server_serves_a_campaign(small: Path) -> None:
     with ServerPool(PROJECT / "tests" / "models", models=models) as pool:
         pool.wait_ready()
         made = campaign_dict("slow", variations={})
-        made["servers"] = {"kind": "attach", "urls": pool.records()[0]["url"], "models": {"slow": {"batch": 256}}}
+        made["servers"] = {"kind": "attach", "urls": pool.records()[0].url, "models": {"slow": {"batch": 256}}}
         (small / "c.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
         done = command("run", "c.yaml", "--run-dir", "r", cwd=small)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert pool.records()[0]["state"] == "ready"
+        assert pool.records()[0].state == "ready"
 
 
 def test_a_pool_removes_nothing_that_is_not_its_own(tmp_path: Path) -> None:

@@ -179,6 +179,7 @@ def test_what_cannot_be_removed_keeps_nobody_from_the_rest(tmp_path: Path) -> No
     stranger = region("sweep_evil")
     script = (
         "import os, sys, tempfile; from pathlib import Path\n"
+        "import psutil  # that user cannot read the library\n"
         "from campaign.supervision.identity import own; from campaign.supervision.reap import abandoned, reap\n"
         "mark, holder, prefix = sys.argv[1:]\n"
         "os.setresgid(12345, 12345, 12345); os.setresuid(12345, 12345, 12345)\n"
@@ -218,25 +219,25 @@ def test_reap_ends_what_nothing_else_can(slow: Path, before: Before, provider: s
     late = ("--set", "servers.models.slow.parameters.delay_s=4")
     settings = ("--provider", provider, "--set", "servers.lease_s=3600", *late)
     live = start("run", "c.yaml", "--run-dir", "live", *late, cwd=slow)
-    assert wait_until(lambda: any(r["state"] == "ready" for r in records(slow / "live")), 120)
+    assert wait_until(lambda: any(r.state == "ready" for r in records(slow / "live")), 120)
     driver = start("run", "c.yaml", "--run-dir", "r", *settings, cwd=slow)
     reach_the_middle(driver, slow / "r")
     record = records(slow / "r")[0]
     killed = watchers(driver.pid, record)
     assert len(killed) == 2
     if provider == "local":  # pilots of this provider would see the driver go: as if they did not
-        os.kill(record["pid"], signal.SIGSTOP)
+        os.kill(record.pid, signal.SIGSTOP)
     for pid in (*killed, driver.pid):
         os.kill(pid, signal.SIGKILL)
     driver.communicate(timeout=10)
-    assert Path(record["place"]).exists()
+    assert Path(record.private_dir).exists()
     said = command("reap", cwd=slow)
     assert said.returncode == 0, said.stderr
-    assert f"process {record['pid']} " in said.stdout, said.stdout
-    assert not Path(record["place"]).exists()
+    assert f"process {record.pid} " in said.stdout, said.stdout
+    assert not Path(record.private_dir).exists()
     assert "its campaign's driver runs" in said.stdout
     assert live.poll() is None
-    assert psutil.pid_exists(records(slow / "live")[0]["server_pid"])
+    assert psutil.pid_exists(records(slow / "live")[0].server_pid)
     live.send_signal(signal.SIGINT)
     output, _ = live.communicate(timeout=60)
     assert live.returncode == 130, output

@@ -27,6 +27,7 @@ from cryptography import x509
 from tritonclient.utils import InferenceServerException
 
 from campaign import ServerPool, ServerSpec, connect
+from campaign.discovery.records import ServerRecord, read_records
 from campaign.errors import CampaignError, ModelError, ServerError
 from campaign.inference.kserve import open_client
 from campaign.pool.server_kind import make_kind
@@ -105,10 +106,10 @@ def intrude(**order: Any) -> dict[str, str]:
     return said
 
 
-def family(record: dict[str, Any]) -> list[int]:
+def family(record: ServerRecord) -> list[int]:
     """A pilot, its server and what that has started."""
-    server = psutil.Process(record["server_pid"])
-    return [record["pid"], server.pid, *(p.pid for p in server.children(recursive=True))]
+    server = psutil.Process(record.server_pid)
+    return [record.pid, server.pid, *(p.pid for p in server.children(recursive=True))]
 
 
 @NEEDS_ROOT
@@ -123,9 +124,9 @@ def test_what_another_user_leaves_under_our_names_stops_nothing(
     pool = ServerPool(REPOSITORY, models=MODELS, folder=tmp_path / "pool")
     try:
         with pool:
-            assert wait_until(lambda: any(r["shm_prefix"] for r in pool.records()), 60)
+            assert wait_until(lambda: any(r.shm_prefix for r in pool.records()), 60)
             record = pool.records()[0]
-            shared = Path("/dev/shm", f"{record['shm_prefix']}evil")
+            shared = Path("/dev/shm", f"{record.shm_prefix}evil")
             owner = {"mark": f"{'d' * 16}@{dead_driver()}", "holder": str(dead_driver()), "leader": "", "folders": []}
             said = intrude(leave=[(str(shared), ""), (str(evil / "owner.json"), json.dumps(owner))])
             assert set(said.values()) == {f"GOT {NOBODY}"}
@@ -133,8 +134,8 @@ def test_what_another_user_leaves_under_our_names_stops_nothing(
             pool.wait_ready()
             assert answers(pool)["first"] == len(X)
         (last,) = pool.records()
-        assert last["state"] == "ended"
-        assert not Path(record["place"]).exists()
+        assert last.state == "ended"
+        assert not Path(record.private_dir).exists()
         assert (shared.lstat().st_mode, shared.lstat().st_uid) == (before.st_mode, NOBODY)
         assert (evil / "owner.json").exists()
     finally:
@@ -147,7 +148,7 @@ def test_another_user_gets_nothing(long_lived_pool: dict[str, ServerPool], open_
     """Sockets, ports, shared memory, records, environments, memory, signals: all refused to another uid."""
     pool = long_lived_pool[kind]
     record = pool.records()[0]
-    place, url, folder = Path(record["place"]), str(record["url"]), pool.folder
+    place, url, folder = Path(record.private_dir), str(record.url), pool.folder
     assert regions_of(record)
     pids = family(record)
     save_job(Job({}, {}, pool.address, 1, 1.0), open_folder / "job.pickle")
@@ -157,7 +158,7 @@ def test_another_user_gets_nothing(long_lived_pool: dict[str, ServerPool], open_
         "write": [str(folder / "server-9.json"), str(folder / "stop"), str(place / "models" / "x")],
         "pids": pids,
         "urls": [url],
-        "forge": [{**record, "name": "server-0"}],
+        "forge": [{**record.model_dump(mode="json"), "name": "server-0"}],
     }
     if kind == "tls":
         ca = json.loads((folder / "pilot.json").read_text())["recipe"]["tls"]["ca"]
@@ -166,7 +167,7 @@ def test_another_user_gets_nothing(long_lived_pool: dict[str, ServerPool], open_
     assert len(said) > 5 * len(pids)
     assert {k: v for k, v in said.items() if not v.startswith("refused")} == {}
     assert answers(pool)["first"] == len(X)
-    visible = [p.name for p in Path("/dev/shm").iterdir() if p.name.startswith(record["shm_prefix"])]
+    visible = [p.name for p in Path("/dev/shm").iterdir() if p.name.startswith(record.shm_prefix)]
     assert visible == [], "no name of a region is to be seen in the node's /dev/shm"
 
 
@@ -176,12 +177,12 @@ def test_without_a_shared_memory_of_its_own_a_servers_regions_are_closed() -> No
     with ServerPool(REPOSITORY, models=MODELS, private_shm=False) as pool:
         pool.wait_ready()
         (record,) = pool.records()
-        regions = list(Path("/dev/shm").glob(f"{record['shm_prefix']}*"))
+        regions = list(Path("/dev/shm").glob(f"{record.shm_prefix}*"))
         assert regions
         assert [r for r in regions if r.stat().st_mode & 0o077] == []
         said = intrude(read=list(map(str, regions)))
         assert all(v.startswith("refused: PermissionError") for v in said.values())
-        assert "node's /dev/shm" in record["warnings"][-1]
+        assert "node's /dev/shm" in record.warnings[-1]
         assert answers(pool)["first"] == len(X)
 
 
@@ -248,8 +249,8 @@ def test_an_unprivileged_user_gets_a_shared_memory_of_his_own() -> None:
 def test_who_is_let_in_can_infer_and_nothing_else(long_lived_pool: dict[str, ServerPool], kind: str) -> None:
     """No client loads or unloads models, registers shared memory, or reads or changes logs and traces."""
     pool = long_lived_pool[kind]
-    record = next(r for r in pool.address.servers() if r["name"] == "server-0")
-    client = open_client(record)
+    record = next(r for r in pool.address.servers() if r.name == "server-0")
+    client = open_client(pool.address.endpoint(record))
     forbidden: dict[str, Callable[[], Any]] = {
         "load": lambda: client.load_model("slow"),
         "unload": lambda: client.unload_model("slow"),
@@ -291,21 +292,21 @@ def test_a_request_goes_to_the_right_server_where_a_record_leads_to_another(
     """A record that leads to another campaign's server, or to another of ours, is dropped; the rows are answered."""
     mine, other = long_lived_pool["tls"], long_lived_pool["other"]
     real, second = mine.records()
-    asked = other.records()[0]["statistics"]
-    for slot, url in ((1, other.records()[0]["url"]), (2, second["url"])):
-        forged = {**real, "name": f"server-{slot}", "slot": slot, "url": url}
-        (tmp_path / f"server-{slot}.json").write_text(json.dumps(forged))
+    asked = other.records()[0].statistics
+    for slot, url in ((1, other.records()[0].url), (2, second.url)):
+        forged = real.model_copy(update={"name": f"server-{slot}", "slot": slot, "url": url})
+        forged.write(tmp_path / f"server-{slot}.json")
     address = dataclasses.replace(mine.address, folder=str(tmp_path), request_deadline_s=20)
     servers = connect(address)
     with pytest.raises(ServerError, match="refused, it is not the server of this record"):
         servers.infer("slow", {"X": X})
     servers.close()
-    (tmp_path / "server-0.json").write_text(json.dumps(real))
+    real.write(tmp_path / "server-0.json")
     servers = connect(address)
     assert servers.infer("slow", {"X": X})["Y"].tobytes() == X.tobytes()
     assert set(servers._connections.connections) == {"server-0"}
     servers.close()
-    assert other.records()[0]["statistics"] == asked
+    assert other.records()[0].statistics == asked
 
 
 def test_a_model_that_changed_since_it_was_planned_is_not_served(tmp_path: Path) -> None:
@@ -329,7 +330,7 @@ def test_a_model_that_changed_since_it_was_planned_is_not_served(tmp_path: Path)
             with pytest.raises(ServerError, match=f"{path} has changed") as caught:
                 pool.wait_ready()
             assert "model slow" in str(caught.value)
-            assert pool.records()[0]["server_pid"] is None
+            assert pool.records()[0].server_pid is None
         path.write_bytes(before)
     touched["weights"].unlink()
     with ServerPool(spec, base=tmp_path, kind=kind) as pool, pytest.raises(ServerError, match="cannot be read"):
@@ -357,12 +358,12 @@ def test_a_file_too_large_to_be_copied_is_looked_at_and_linked_to(tmp_path: Path
         lay_out(tmp_path / "b", "m", what, "embedded")
 
 
-def live(campaign: Path, driver: subprocess.Popen[str]) -> list[dict[str, Any]]:
+def live(campaign: Path, driver: subprocess.Popen[str]) -> list[ServerRecord]:
     """Records once every server is ready and has a request in flight."""
 
-    def found() -> list[dict[str, Any]]:
-        made = [json.loads(p.read_text()) for p in (campaign / "r" / "servers").glob("server-*.json")]
-        return [r for r in made if r["state"] == "ready" and (campaign / "in-flight" / str(r["server_pid"])).exists()]
+    def found() -> list[ServerRecord]:
+        made = read_records(campaign / "r" / "servers", None)
+        return [r for r in made if r.state == "ready" and (campaign / "in-flight" / str(r.server_pid)).exists()]
 
     assert wait_until(found, 60), driver.communicate(timeout=60)
     return found()
@@ -398,15 +399,15 @@ def test_a_campaign_behind_tls_gives_the_same_and_writes_no_secret(behind_tls: P
     """The outputs' hashes are those over a socket; no key stands in a file, a command line, an environment, a log."""
     driver = start("run", "c.yaml", "--run-dir", "r", cwd=behind_tls)
     (record,) = live(behind_tls, driver)
-    assert record["url"].startswith("ipv4:")
+    assert record.url.startswith("ipv4:")
     pids = {driver.pid, *ours()} - {os.getpid()}
-    assert record["server_pid"] in pids
+    assert record.server_pid in pids
     assert KEY not in spoken(pids)
     assert b"grpc-server-key" in spoken(pids), "the server's command line was looked at"
     assert (behind_tls / "r" / "job.pickle").exists()
     assert KEY not in written(behind_tls / "r")
-    assert KEY not in written(Path(record["place"])), "the server's key lies where the server alone can see it"
-    assert KEY in (Path(f"/proc/{record['server_pid']}/root{record['place']}") / "tls" / "key.pem").read_bytes()
+    assert KEY not in written(Path(record.private_dir)), "the server's key lies where the server alone can see it"
+    assert KEY in (Path(f"/proc/{record.server_pid}/root{record.private_dir}") / "tls" / "key.pem").read_bytes()
     output, _ = driver.communicate(timeout=120)
     assert driver.returncode == 0, output
     assert KEY not in written(behind_tls / "r") + output.encode()
@@ -421,8 +422,8 @@ def test_nothing_of_a_campaign_behind_tls_is_left(behind_tls: Path, victim: str)
     """SIGKILL: no process, no region, no folder, no port, and with them no key; a server that is lost is replaced."""
     driver = start("run", "c.yaml", "--run-dir", "r", "--set", "servers.lease_s=3", cwd=behind_tls)
     (record,) = live(behind_tls, driver)
-    port = int(record["url"].rsplit(":", 1)[1])
-    os.kill({"server": record["server_pid"], "pilot": record["pid"], "driver": driver.pid}[victim], signal.SIGKILL)
+    port = int(record.url.rsplit(":", 1)[1])
+    os.kill({"server": record.server_pid, "pilot": record.pid, "driver": driver.pid}[victim], signal.SIGKILL)
     output, _ = driver.communicate(timeout=120)
     if victim != "driver":
         assert driver.returncode == 0, output
@@ -431,7 +432,7 @@ def test_nothing_of_a_campaign_behind_tls_is_left(behind_tls: Path, victim: str)
 
     def gone() -> bool:
         used = any(c.laddr and c.laddr.port == port for c in psutil.net_connections("tcp") if c.status == "LISTEN")
-        return not used and not Path(record["place"]).exists() and not set(ours()) & {record["server_pid"]}
+        return not used and not Path(record.private_dir).exists() and not set(ours()) & {record.server_pid}
 
     assert wait_until(gone, 15)
     assert KEY not in written(behind_tls / "r")
@@ -442,7 +443,7 @@ def test_through_parsl_too_and_a_header_stands_nowhere(long_lived_pool: dict[str
     """Parsl's own channel is closed to others; a secret header of attached servers stands in no file."""
     record = long_lived_pool["socket"].records()[0]
     servers = {
-        "kind": "attach", "urls": [record["url"]], "models": {"slow": {"batch": 256}},
+        "kind": "attach", "urls": [record.url], "models": {"slow": {"batch": 256}},
         "headers": {"x-pool": "$POOL_TOKEN"},
     }  # fmt: skip
     stages = yaml_of(small)["stages"]
@@ -480,10 +481,8 @@ def test_a_squatter_is_told_nothing_and_named_in_the_report(behind_tls: Path) ->
             "run", "c.yaml", "--run-dir", "r", "--set", "servers.lease_s=600", "--set", slower, cwd=behind_tls
         )
         (record,) = live(behind_tls, driver)
-        forged = {**record, "name": "server-9", "slot": 9, "heir": False, "url": f"ipv4:127.0.0.1:{port}"}
-        aside = behind_tls / "r" / "servers" / ".aside"
-        aside.write_text(json.dumps(forged))
-        aside.rename(aside.with_name("server-9.json"))
+        changes = {"name": "server-9", "slot": 9, "restart_expected": False, "url": f"ipv4:127.0.0.1:{port}"}
+        record.model_copy(update=changes).write(behind_tls / "r" / "servers" / "server-9.json")
         output, _ = driver.communicate(timeout=120)
         assert driver.returncode == 0, output
     finally:
@@ -510,11 +509,11 @@ def test_between_jobs_of_a_scheduler_it_is_tls_by_itself(slurm: None, small: Pat
     driver = start("run", "c.yaml", "--run-dir", "r", cwd=small)
     path = small / "r" / "servers" / "server-0.json"
     assert wait_until(lambda: path.exists() and json.loads(path.read_text())["state"] == "ready", 120)
-    record = json.loads(path.read_text())
+    (record,) = read_records(path.parent, None)
     cert = x509.load_pem_x509_certificate((small / "r" / "servers" / "server-0.crt").read_bytes())
     output, _ = driver.communicate(timeout=240)
     assert driver.returncode == 0, output
-    assert record["url"].startswith("ipv4:")
+    assert record.url.startswith("ipv4:")
     assert 600 < (cert.not_valid_after_utc - cert.not_valid_before_utc).total_seconds() < 1800
     assert hashes(small / "r") == hashes(small / "here")
     assert KEY not in written(small / "r")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -18,7 +17,7 @@ import pytest
 import yaml
 
 from campaign import ServerPool
-from campaign.discovery.records import newest
+from campaign.discovery.records import ServerRecord, newest, read_records
 from campaign.util.files import write_json
 from tests.conftest import (
     PROJECT,
@@ -36,7 +35,6 @@ from tests.conftest import (
 )
 from tests.memory import limited
 
-Record = dict[str, Any]
 Run = Callable[..., subprocess.Popen[str]]
 FAULTS, SLOW = pytest.mark.faults, pytest.mark.slow
 
@@ -81,24 +79,20 @@ def run(small: Path) -> Iterator[Run]:
             driver.communicate(timeout=60)
 
 
-def records(folder: Path) -> list[Record]:
-    """What the pilots say of the servers there are now."""
-    found = []
-    for path in (folder / "r" / "servers").glob("server-*.json"):
-        found.append(json.loads(path.read_text()))
-    return [dict(r) for r in newest(found)]
+def records(folder: Path) -> list[ServerRecord]:
+    """The record of the newest server in each slot."""
+    return newest(read_records(folder / "r" / "servers", None))
 
 
 def executions(folder: Path) -> int:
     """Requests that all servers have answered, by their own count."""
-    paths = (folder / "r" / "servers").glob("server-*.json")
-    return sum(json.loads(p.read_text())["statistics"].get("slow", [0, 0])[1] for p in paths)
+    return sum(r.statistics.get("slow", [0, 0])[1] for r in read_records(folder / "r" / "servers", None))
 
 
-def busy(folder: Path, record: Record) -> bool:
+def busy(folder: Path, record: ServerRecord) -> bool:
     """Whether a server has answered, and has a request in flight at this moment: its model says so."""
-    answered = record["statistics"].get("slow", [0, 0])[1]
-    return bool(record["state"] == "ready" and answered and (folder / "in-flight" / str(record["server_pid"])).exists())
+    answered = record.statistics.get("slow", [0, 0])[1]
+    return bool(record.state == "ready" and answered and (folder / "in-flight" / str(record.server_pid)).exists())
 
 
 def reach(driver: subprocess.Popen[str], law: Callable[[], bool]) -> None:
@@ -115,13 +109,13 @@ def finish(driver: subprocess.Popen[str], folder: Path, code: int = 0) -> str:
     return output
 
 
-def stub(record: Record) -> int:
+def stub(record: ServerRecord) -> int:
     """The process behind the model."""
-    children = psutil.Process(record["server_pid"]).children(recursive=True)
+    children = psutil.Process(record.server_pid).children(recursive=True)
     return next(p.pid for p in children if "triton_python_backend_stub" in " ".join(p.cmdline()))
 
 
-def starve(record: Record, folder: Path) -> None:
+def starve(record: ServerRecord, folder: Path) -> None:
     """Put the process behind the model under a limit, and let it take memory until the kernel ends it."""
     pid = stub(record)
     with limited() as procs:
@@ -133,11 +127,11 @@ def starve(record: Record, folder: Path) -> None:
         assert wait_until(lambda: not alive(pid), 30)
 
 
-FOUND: dict[str, tuple[Callable[[Record, Path], None], str]] = {
-    "killed": (lambda r, _: os.kill(r["server_pid"], signal.SIGKILL), "the server ended by signal 9"),
-    "crashed": (lambda r, _: os.kill(r["server_pid"], signal.SIGSEGV), "the server ended (by signal|with exit code)"),
-    "stopped": (lambda r, _: os.kill(r["server_pid"], signal.SIGSTOP), "it has not answered for [0-9]+ s"),
-    "drained": (lambda r, _: os.kill(r["server_pid"], signal.SIGTERM), "the server ended with exit code|no available"),
+FOUND: dict[str, tuple[Callable[[ServerRecord, Path], None], str]] = {
+    "killed": (lambda r, _: os.kill(r.server_pid, signal.SIGKILL), "the server ended by signal 9"),
+    "crashed": (lambda r, _: os.kill(r.server_pid, signal.SIGSEGV), "the server ended (by signal|with exit code)"),
+    "stopped": (lambda r, _: os.kill(r.server_pid, signal.SIGSTOP), "it has not answered for [0-9]+ s"),
+    "drained": (lambda r, _: os.kill(r.server_pid, signal.SIGTERM), "the server ended with exit code|no available"),
     "stub killed": (
         lambda r, _: os.kill(stub(r), signal.SIGKILL),
         "its process triton_python_backend_stub .* has ended",
@@ -162,8 +156,8 @@ def test_a_server_that_fails_is_replaced(small: Path, run: Run, undisturbed: dic
     finish(driver, small)
     report = report_of(small / "r")
     assert [s["name"] for s in report["servers"]] == ["server-0", "server-0.1"]
-    assert re.search(why, report["servers"][0]["why"])
-    assert report["servers"][1]["why"] == "asked to stop"
+    assert re.search(why, report["servers"][0]["reason"])
+    assert report["servers"][1]["reason"] == "asked to stop"
     # One that crashes may still give the answer it was working on: it says a lot before it dies.
     assert report["rows"]["restarted_server"] > 0 or fault == "crashed"
     assert report["rows"]["parked"] == 0
@@ -175,9 +169,9 @@ def test_all_servers_killed_at_half_time(small: Path, run: Run, undisturbed: dic
     """Both are replaced, what they were working on is asked again, and the outputs are those of an undisturbed run."""
     prepare(small, delay_s=0.3, count=2)
     driver = run()
-    reach(driver, lambda: executions(small) > 65 // 2 and all(r["state"] == "ready" for r in records(small)))
+    reach(driver, lambda: executions(small) > 65 // 2 and all(r.state == "ready" for r in records(small)))
     for record in records(small):
-        os.kill(record["server_pid"], signal.SIGKILL)
+        os.kill(record.server_pid, signal.SIGKILL)
     finish(driver, small)
     report = report_of(small / "r")
     assert [s["name"] for s in report["servers"]] == ["server-0", "server-0.1", "server-1", "server-1.1"]
@@ -204,8 +198,8 @@ def test_a_budget_that_is_spent_ends_the_campaign_with_its_causes(
     prepare(small, restarts=1)
     driver = run()
     for name in ("server-0", "server-0.1"):
-        reach(driver, lambda name=name: any(r["name"] == name and busy(small, r) for r in records(small)))
-        os.kill(records(small)[0]["server_pid"], signal.SIGKILL)
+        reach(driver, lambda name=name: any(r.name == name and busy(small, r) for r in records(small)))
+        os.kill(records(small)[0].server_pid, signal.SIGKILL)
     finish(driver, small, 1)
     report = report_of(small / "r")
     assert report["status"] == "failed"
@@ -221,8 +215,8 @@ def test_a_server_killed_while_it_starts_is_started_again(small: Path, run: Run,
     """A signal is not the model's own word: another is tried, where a model that does not load would not be."""
     prepare(small)
     driver = run()
-    reach(driver, lambda: any(r["state"] == "starting" and r["server_pid"] for r in records(small)))
-    os.kill(records(small)[0]["server_pid"], signal.SIGKILL)
+    reach(driver, lambda: any(r.state == "starting" and r.server_pid for r in records(small)))
+    os.kill(records(small)[0].server_pid, signal.SIGKILL)
     finish(driver, small)
     assert report_of(small / "r")["servers"][0]["ready_s"] is None
     assert hashes(small / "r") == undisturbed
@@ -242,16 +236,16 @@ def test_a_pilot_that_is_lost_is_sent_again(
     """Killed, or told to go by somebody who is not the campaign: the submitter sends another for its slot."""
     prepare(small, count=2)
     driver = run("--provider", provider)
-    reach(driver, lambda: all(r["state"] == "ready" for r in records(small)) and executions(small) > 2)
+    reach(driver, lambda: all(r.state == "ready" for r in records(small)) and executions(small) > 2)
     record = records(small)[0]
-    os.kill(record["pid"], signum)
-    assert wait_until(lambda: not Path(record["place"]).exists(), 15)
-    reach(driver, lambda: records(small)[0]["name"] == "server-0.1")
+    os.kill(record.pid, signum)
+    assert wait_until(lambda: not Path(record.private_dir).exists(), 15)
+    reach(driver, lambda: records(small)[0].name == "server-0.1")
     output = finish(driver, small)
     report = report_of(small / "r")
     assert [s["name"] for s in report["servers"]] == ["server-0", "server-0.1", "server-1"]
     why = "server-0: its pilot was killed" if signum == signal.SIGKILL else "signal SIGTERM"
-    assert report["servers"][0]["why"] == why
+    assert report["servers"][0]["reason"] == why
     assert f"{why}; a pilot for server-0.1 is sent" in output
     assert hashes(small / "r") == undisturbed
 
@@ -270,18 +264,18 @@ def test_a_pilot_that_is_not_heard_of_is_given_up(
     reach(driver, lambda: any(busy(small, r) for r in records(small)))
     record = records(small)[0]
     (server_watchdog,) = [
-        p.pid for p in psutil.Process(record["pid"]).children() if "campaign.supervision.server_watchdog" in p.cmdline()
+        p.pid for p in psutil.Process(record.pid).children() if "campaign.supervision.server_watchdog" in p.cmdline()
     ]
-    os.kill(record["pid"], signal.SIGSTOP)
+    os.kill(record.pid, signal.SIGSTOP)
     os.kill(server_watchdog, signal.SIGKILL)
-    reach(driver, lambda: records(small)[0]["name"] == "server-0.1")
-    assert psutil.pid_exists(record["server_pid"]), "nobody has ended it"
+    reach(driver, lambda: records(small)[0].name == "server-0.1")
+    assert psutil.pid_exists(record.server_pid), "nobody has ended it"
     if wakes:
-        os.kill(record["pid"], signal.SIGCONT)
-        reach(driver, lambda: not Path(record["place"]).exists() and not psutil.pid_exists(record["server_pid"]))
+        os.kill(record.pid, signal.SIGCONT)
+        reach(driver, lambda: not Path(record.private_dir).exists() and not psutil.pid_exists(record.server_pid))
     finish(driver, small)
     first = report_of(small / "r")["servers"][0]
-    assert re.fullmatch("server-0: nothing was heard of its pilot for [0-9]+ s: is the node lost[?]", first["why"])
+    assert re.fullmatch("server-0: nothing was heard of its pilot for [0-9]+ s: is the node lost[?]", first["reason"])
     assert hashes(small / "r") == undisturbed
 
 
@@ -351,7 +345,7 @@ def test_rows_of_a_task_that_is_done_in_the_end_are_not_parked(tmp_path: Path) -
     """A balancer without servers for a while: tasks fail and are tried again; nothing is lost, so says the report."""
     with ServerPool(PROJECT / "tests" / "models", models={"slow": {"batch": 64}}) as pool:
         pool.wait_ready()
-        handler, server = Faltering(pool.records()[0]["url"]), grpc.server(ThreadPoolExecutor(4))
+        handler, server = Faltering(pool.records()[0].url), grpc.server(ThreadPoolExecutor(4))
         server.add_generic_rpc_handlers((handler,))
         url = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         server.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from campaign.discovery.records import read_records
 from tests.conftest import PROJECT, alive, command, left, lying_about, ours, wait_until
 from tests.integration.test_left_behind import below
 
@@ -81,8 +81,8 @@ class Held:
         assert self.driver.poll() is None, (self.folder / "log").read_text()
         if not (self.folder / "answered").exists():
             return False
-        self.record = json.loads((self.folder / "pool" / "server-0.json").read_text())
-        return (self.folder / str(self.record["server_pid"])).exists()
+        self.record = read_records(self.folder / "pool", None)[0]
+        return (self.folder / str(self.record.server_pid)).exists()
 
     @property
     def job(self) -> str:
@@ -98,8 +98,8 @@ class Held:
 
     def there(self) -> bool:
         """Whether anything of its server is there."""
-        shm = list(Path("/dev/shm").glob(self.record["shm_prefix"] + "*"))
-        return bool(shm) or Path(self.record["place"]).exists() or alive(self.record["server_pid"])
+        shm = list(Path("/dev/shm").glob(self.record.shm_prefix + "*"))
+        return bool(shm) or Path(self.record.private_dir).exists() or alive(self.record.server_pid)
 
 
 def queue() -> dict[str, str]:

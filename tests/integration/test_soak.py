@@ -13,13 +13,14 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 
+from campaign.discovery.records import ServerRecord
 from tests.conftest import alive, campaign_dict, left, lying_about, make_small, ours, start, wait_until
 from tests.integration.test_left_behind import records
 
@@ -36,14 +37,14 @@ class Live:
 
     driver: subprocess.Popen[str]
     run_dir: Path
-    record: dict[str, object] = field(default_factory=dict)
+    record: ServerRecord | None = None
     blows: int = 0
 
     def look(self) -> bool:
         """Whether a server is ready, has answered, and has a request in flight; takes its record."""
         for r in reversed(records(self.run_dir)):
-            mark = self.run_dir.parent / "in-flight" / str(r["server_pid"])
-            if r["state"] == "ready" and sum(n for _, n in r["statistics"].values()) and mark.exists():
+            mark = self.run_dir.parent / "in-flight" / str(r.server_pid)
+            if r.state == "ready" and sum(n for _, n in r.statistics.values()) and mark.exists():
                 self.record = r
                 return psutil.pid_exists(self.pilot) and bool(
                     self.server_watchdog() and self.driver_watchdog() and self.workers()
@@ -52,7 +53,7 @@ class Live:
 
     @property
     def place(self) -> Path:
-        return Path(str(self.record["place"]))
+        return Path(self.record.private_dir)
 
     def pilot_lives(self) -> bool:
         return alive(self.pilot)
@@ -66,11 +67,11 @@ class Live:
 
     @property
     def pilot(self) -> int:
-        return int(str(self.record["pid"]))
+        return int(self.record.pid or 0)
 
     @property
     def server(self) -> int:
-        return int(str(self.record["server_pid"]))
+        return int(self.record.server_pid or 0)
 
     def server_watchdog(self) -> list[int]:
         return self.among(self.pilot, "campaign.supervision.server_watchdog")

@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from tritonclient.utils import InferenceServerException
 
-from campaign.discovery.address import PoolAddress
+from campaign.discovery.address import Endpoint, PoolAddress
 from campaign.discovery.credentials import Credentials
 from campaign.driver.check import check
 from campaign.errors import PartialError, ServerError, SpecError
@@ -90,8 +90,7 @@ def identity(ca: CampaignCA, name: str, valid_s: float = 3600.0) -> Any:
 
 def call(listening: Listening, secret: Credentials | None, name: str = "server-0") -> InferenceServerException | None:
     """One request by our own channel, as to the server of that name; what came of it."""
-    record = {"name": name, "url": listening.url, "secret": secret}
-    channel = open_channel(record)
+    channel = open_channel(Endpoint(name, listening.url, secret))
     try:
         pending = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer").future(b"data", timeout=20)
         answer, error = outcome(pending)
@@ -183,7 +182,7 @@ def test_whoever_else_listens_is_told_nothing(ours: CampaignCA, theirs: Campaign
     )
     error = call(listening, ours.client())
     assert error is not None
-    assert identity_refused(error, {"secret": ours.client()}), error
+    assert identity_refused(error, ours.client()), error
     assert not permanent(error)
     assert listening.handler.requests == 0
 
@@ -241,14 +240,14 @@ def test_a_socket_is_reached_through_the_folder_that_was_looked_at(tmp_path: Pat
     folder.mkdir(mode=0o700)
     url = f"unix:{folder}/t.sock:0"
     first = serve(address=url)
-    channel = open_channel({"name": "server-0", "url": url, "own": True})
+    channel = open_channel(Endpoint("server-0", url, in_private_dir=True))
     ask = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
     assert ask(b"data", timeout=20) == b"data"
     shutil.rmtree(folder)
     folder.mkdir(mode=0o700)
     second = serve(address=url)
     first.handler.requests = 0
-    with open_channel({"name": "server-0", "url": url, "own": True}) as fresh:
+    with open_channel(Endpoint("server-0", url, in_private_dir=True)) as fresh:
         assert fresh.unary_unary("/inference.GRPCInferenceService/ModelInfer")(b"new", timeout=20) == b"new"
     path = Path(door(url)[0].removeprefix("unix:"))
     assert path.exists()
@@ -279,7 +278,7 @@ def test_a_folder_that_is_not_ours_alone_leads_nowhere(tmp_path: Path, serve: An
         os.chown(folder, 65534, 65534)
         (tmp_path / "link").symlink_to(folder)
         url = url.replace("campaign-x", "link") if how.startswith("a link") else url
-    with open_channel({"name": "server-0", "url": url, "own": True}) as channel, pytest.raises(grpc.RpcError):
+    with open_channel(Endpoint("server-0", url, in_private_dir=True)) as channel, pytest.raises(grpc.RpcError):
         channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(b"data", timeout=20)
     assert listening.handler.requests == 0
 
@@ -297,8 +296,8 @@ def record(folder: Path, **changes: Any) -> Path:
 def refusal(folder: Path, secret: Credentials | None = None) -> str:
     """Why the folder's only record is not believed; empty where it is."""
     (found,) = PoolAddress(str(folder), {}, secret=secret).servers()
-    assert found["state"] in ("ready", "ended")
-    return "" if found["state"] == "ready" else str(found["why"])
+    assert found.state in ("ready", "ended")
+    return "" if found.state == "ready" else found.reason
 
 
 def test_a_pilots_record_is_believed(tmp_path: Path, ours: CampaignCA) -> None:
@@ -336,8 +335,9 @@ def test_a_record_of_a_pool_behind_tls_leads_to_a_port(tmp_path: Path, ours: Cam
 def test_what_a_record_says_of_secrets_is_passed_over(tmp_path: Path) -> None:
     """Certificates and headers come with the address, never from a file."""
     record(tmp_path, headers={"token": "x"}, secret="x", own=False)
-    (found,) = PoolAddress(str(tmp_path), {}).servers()
-    assert (found["headers"], found["secret"], found["own"]) == ({}, None, True)
+    address = PoolAddress(str(tmp_path), {})
+    (found,) = address.servers()
+    assert address.endpoint(found) == Endpoint("server-0", found.url, None, in_private_dir=True)
 
 
 @NEEDS_ROOT
@@ -461,8 +461,8 @@ def test_a_handshake_that_fails_refuses_only_servers_of_ours(ours: CampaignCA, s
     thread.join(10)
     assert error is not None
     assert "handshake failed" in str(error).lower()
-    assert identity_refused(error, {"secret": mine})
-    assert not identity_refused(error, {"secret": dataclasses.replace(mine, domain="")})
+    assert identity_refused(error, mine)
+    assert not identity_refused(error, dataclasses.replace(mine, domain=""))
     assert not permanent(error)
 
 

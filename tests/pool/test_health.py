@@ -37,10 +37,10 @@ def long_lived_pool() -> Iterator[ServerPool]:
     before = (set(ours()), lying_about())
     with ServerPool(REPOSITORY, models=MODELS, lease_s=600) as pool:
         pool.wait_ready()
-        os.kill(pool.records()[0]["pid"], signal.SIGSTOP)
+        os.kill(pool.records()[0].pid, signal.SIGSTOP)
         yield pool
-        os.kill(pool.records()[0]["server_pid"], signal.SIGCONT)
-        os.kill(pool.records()[0]["pid"], signal.SIGCONT)
+        os.kill(pool.records()[0].server_pid, signal.SIGCONT)
+        os.kill(pool.records()[0].pid, signal.SIGCONT)
     assert wait_until(lambda: not left(before), 5), left(before)
 
 
@@ -48,7 +48,7 @@ def health(pool: ServerPool, *models: str, every_s: float = 0.2, deadline_s: flo
     """Somebody who looks after some of the server's models, and has seen their first proof."""
     canaries = {m: str(p) if (p := REPOSITORY / m / "canary.npz").exists() else None for m in models}
     made = Health(
-        canary.client_of("server-0", pool.records()[0]["url"]), canaries,
+        canary.client_of("server-0", pool.records()[0].url), canaries,
         every_s=every_s, deadline_s=deadline_s, silent_s=silent_s,
     )  # fmt: skip
     for model in models:
@@ -67,7 +67,7 @@ def watch(made: Health, seconds: float) -> str:
 
 def stub(pool: ServerPool, model: str) -> int:
     """The process behind a model."""
-    children = psutil.Process(pool.records()[0]["server_pid"]).children(recursive=True)
+    children = psutil.Process(pool.records()[0].server_pid).children(recursive=True)
     alive = [p for p in children if p.status() != psutil.STATUS_ZOMBIE]
     return next(p.pid for p in alive if f"/{model}/" in " ".join(p.cmdline()))
 
@@ -109,7 +109,7 @@ def test_a_model_that_was_taken_out_is_found(long_lived_pool: ServerPool) -> Non
 def test_failures_of_others_requests_bring_the_canary_at_once(long_lived_pool: ServerPool) -> None:
     """The process behind a model has died: READY all the same, but the first request that fails gives it away."""
     made = health(long_lived_pool, "stub_dies", every_s=60)
-    family = ServerProcesses(long_lived_pool.records()[0]["server_pid"], 3)
+    family = ServerProcesses(long_lived_pool.records()[0].server_pid, 3)
     assert family.look() == ""
     os.kill(stub(long_lived_pool, "stub_dies"), signal.SIGKILL)
     assert wait_until(lambda: "stub_dies/1/model.py has ended" in family.look(), 5)
@@ -144,7 +144,7 @@ def test_what_a_model_starts_in_its_turn_may_come_and_go() -> None:
 def test_a_model_that_hangs_is_found_by_its_canary(long_lived_pool: ServerPool) -> None:
     """The process behind it is stopped: nothing is answered within the deadline."""
     made = health(long_lived_pool, "batch_sensitive")
-    family = ServerProcesses(long_lived_pool.records()[0]["server_pid"], 1)
+    family = ServerProcesses(long_lived_pool.records()[0].server_pid, 1)
     os.kill(stub(long_lived_pool, "batch_sensitive"), signal.SIGSTOP)
     assert "model batch_sensitive does not serve its canary" in watch(made, 20)
     assert wait_until(lambda: "batch_sensitive/1/model.py has been stopped for" in family.look(), 10)
@@ -156,7 +156,7 @@ def test_a_model_that_hangs_is_found_by_its_canary(long_lived_pool: ServerPool) 
 def test_a_server_that_hangs_is_found_by_its_silence(long_lived_pool: ServerPool) -> None:
     """Stopped as a whole it says nothing to anybody."""
     made = health(long_lived_pool, "no_canary", every_s=60)
-    os.kill(long_lived_pool.records()[0]["server_pid"], signal.SIGSTOP)
+    os.kill(long_lived_pool.records()[0].server_pid, signal.SIGSTOP)
     assert "it has not answered for" in watch(made, 30)
-    os.kill(long_lived_pool.records()[0]["server_pid"], signal.SIGCONT)
+    os.kill(long_lived_pool.records()[0].server_pid, signal.SIGCONT)
     made.close()

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from campaign import ServerPool
-from campaign.discovery.records import blank, name_of
+from campaign.discovery.records import name_of, new_record, read_records
 from campaign.pool import server_log
 from campaign.pool.pilot import Pilot
 from campaign.util.files import write_json
@@ -70,21 +70,22 @@ def test_pilots_of_the_run_before_end_where_it_is_started_again(tmp_path: Path, 
     holder = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(PROJECT)})
     assert holder.stdout is not None
     assert holder.stdout.readline() == "ready\n"
-    old = [json.loads((folder / f"server-{i}.json").read_text()) for i in range(2)]
+    old = read_records(folder, None)
+    assert [r.name for r in old] == ["server-0", "server-1"]
     for pid in (*child(holder.pid, "campaign.supervision.driver_watchdog"), holder.pid):
         os.kill(pid, signal.SIGKILL)
     holder.communicate()
-    assert all(psutil.pid_exists(r["pid"]) for r in old)
+    assert all(psutil.pid_exists(r.pid) for r in old)
     with ServerPool(REPOSITORY, models=MODELS, count=2, folder=folder, lease_s=3600, restarts=0, listen=listen) as pool:
-        assert not {r["pid"] for r in pool.records()} & {r["pid"] for r in old}
+        assert not {r.pid for r in pool.records()} & {r.pid for r in old}
         pool.wait_ready()
-        assert wait_until(lambda: not any(psutil.pid_exists(r["pid"]) for r in old), 30)
-        assert not any(Path(r["place"]).exists() or psutil.pid_exists(r["server_pid"]) for r in old)
+        assert wait_until(lambda: not any(psutil.pid_exists(r.pid) for r in old), 30)
+        assert not any(Path(r.private_dir).exists() or psutil.pid_exists(r.server_pid) for r in old)
         live = pool.servers()
         assert live.infer("slow", {"X": X})["Y"].tobytes() == X.tobytes()
-        assert [(r["name"], r["state"]) for r in pool.records()] == [("server-0", "ready"), ("server-1", "ready")]
+        assert [(r.name, r.state) for r in pool.records()] == [("server-0", "ready"), ("server-1", "ready")]
         assert not live.refused
-    assert [r["why"] for r in pool.records()] == ["asked to stop"] * 2
+    assert [r.reason for r in pool.records()] == ["asked to stop"] * 2
 
 
 def test_a_pilot_that_comes_for_another_pool_ends_quietly(tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_the_server_watchdog_of_a_later_generation_knows_its_record(tmp_path: Pa
     pilot.kill()
     pilot.wait()
     assert wait_until(lambda: json.loads(path.read_text())["state"] == "ended", 30)
-    assert json.loads(path.read_text())["why"] == "server-0.1: its pilot was killed"
+    assert json.loads(path.read_text())["reason"] == "server-0.1: its pilot was killed"
 
 
 def test_what_other_slots_have_done_is_no_reason_to_try_again(tmp_path: Path) -> None:
@@ -120,8 +121,8 @@ def test_what_other_slots_have_done_is_no_reason_to_try_again(tmp_path: Path) ->
     pilot.server = subprocess.Popen(["false"])
     pilot.server.wait()
     for slot, heals in ((10, False), (11, False), (1, True)):
-        record = {**blank(slot, 0, tmp_path, 3, "ab"), "state": "ended", "ready_s": 1.0}
-        write_json(tmp_path / f"{name_of(slot, 0)}.json", record)
+        record = new_record(slot, 0, tmp_path, 3, "ab").model_copy(update={"ready_s": 1.0})
+        record.ended("").write(tmp_path / f"{name_of(slot, 0)}.json")
         assert pilot.heals() is heals
 
 

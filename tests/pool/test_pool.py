@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import signal
@@ -19,9 +18,8 @@ import psutil
 import pytest
 
 from campaign import ServerPool, connect
-from campaign.discovery.records import blank
+from campaign.discovery.records import ServerRecord, ServerState, new_record, read_records
 from campaign.errors import ServerError
-from campaign.util.files import write_json
 from tests.conftest import PROJECT, left, lying_about, ours, regions_of, wait_until
 
 REPOSITORY = PROJECT / "tests" / "models"
@@ -69,7 +67,7 @@ def test_a_server_is_starting_then_ready_then_ended(tmp_path: Path) -> None:
     pool = ServerPool(REPOSITORY, models=MODELS, folder=tmp_path / "pool")
 
     def look() -> str:
-        state = "".join(r["state"] for r in pool.records())
+        state = "".join(r.state for r in pool.records())
         if state and [state] != seen[-1:]:
             seen.append(state)
         return state
@@ -77,18 +75,18 @@ def test_a_server_is_starting_then_ready_then_ended(tmp_path: Path) -> None:
     with pool:
         assert wait_until(lambda: look() == "ready", 30), pool.records()
         record = pool.records()[0]
-        assert not gone(record["pid"])
-        assert psutil.Process(record["server_pid"]).ppid() == record["pid"]
-        assert Path(record["url"].removeprefix("unix:").removesuffix(":0")).parent == Path(record["place"])
+        assert not gone(record.pid)
+        assert psutil.Process(record.server_pid).ppid() == record.pid
+        assert Path(record.url.removeprefix("unix:").removesuffix(":0")).parent == Path(record.private_dir)
         assert identity(pool)
     look()
     assert seen in (["starting", "ready", "ended"], ["ready", "ended"])  # the first may be missed, the order not
     record = pool.records()[0]
-    assert (record["why"], record["told"], record["tail"]) == ("asked to stop", True, "")
-    assert record["statistics"] == {"slow": [-(-len(X) // 8) * 8, -(-len(X) // 8)]}, "the canary is not counted"
-    assert gone(record["pid"])
-    assert gone(record["server_pid"])
-    assert not Path(record["place"]).exists()
+    assert (record.reason, record.stop_requested, record.tail) == ("asked to stop", True, "")
+    assert record.statistics == {"slow": [-(-len(X) // 8) * 8, -(-len(X) // 8)]}, "the canary is not counted"
+    assert gone(record.pid)
+    assert gone(record.server_pid)
+    assert not Path(record.private_dir).exists()
 
 
 @pytest.mark.faults
@@ -97,12 +95,12 @@ def test_each_end_has_its_reason(tmp_path: Path) -> None:
     with ServerPool(REPOSITORY, models=MODELS, count=3, folder=tmp_path / "pool", restarts=0) as pool:
         pool.wait_ready()
         first, second, _ = pool.records()
-        os.kill(first["pid"], signal.SIGTERM)
-        os.kill(second["server_pid"], signal.SIGKILL)
-        assert wait_until(lambda: [r["state"] for r in pool.records()] == ["ended", "ended", "ready"], 15)
+        os.kill(first.pid, signal.SIGTERM)
+        os.kill(second.server_pid, signal.SIGKILL)
+        assert wait_until(lambda: [r.state for r in pool.records()] == ["ended", "ended", "ready"], 15)
         assert pool.failure() is None, "one is left"
         assert identity(pool)
-    assert [(r["why"], r["told"]) for r in pool.records()] == [
+    assert [(r.reason, r.stop_requested) for r in pool.records()] == [
         ("signal SIGTERM", True),
         ("server-1: the server ended by signal 9", False),
         ("asked to stop", True),
@@ -113,8 +111,8 @@ def test_each_end_has_its_reason(tmp_path: Path) -> None:
 def test_the_pool_has_failed_as_soon_as_clients_find_nobody(tmp_path: Path, state: str) -> None:
     """While the last server is still being swept, too: what a client says then would be held against its file."""
     pool = ServerPool(REPOSITORY, models=MODELS, folder=tmp_path)
-    record = {**blank(0, 0, tmp_path, 3, pool._nonce), "state": state, "heir": False, "why": "a wrong answer"}
-    write_json(tmp_path / "server-0.json", record)
+    changes = {"state": ServerState(state), "restart_expected": False, "reason": "a wrong answer"}
+    new_record(0, 0, tmp_path, 3, pool._nonce).model_copy(update=changes).write(tmp_path / "server-0.json")
     with pytest.raises(ServerError, match="no server is left"):
         connect(pool.address).infer("slow", {"X": X})
     assert "a wrong answer" in str(pool.failure())
@@ -133,25 +131,25 @@ def test_a_killed_server_is_replaced_in_its_place(tmp_path: Path) -> None:
         def look() -> None:
             while not over.wait(0.005):
                 records = pool.current()
-                if pool.failure() or not any(r["state"] in ("starting", "ready") or r["heir"] for r in records):
+                if pool.failure() or not any(r.state in ("starting", "ready") or r.restart_expected for r in records):
                     nobody_came.append(records)
 
         looking = threading.Thread(target=look)
         looking.start()
         try:
-            os.kill(first["server_pid"], signal.SIGKILL)
+            os.kill(first.server_pid, signal.SIGKILL)
             assert live.infer("slow", {"X": X})["Y"].tobytes() == X.tobytes()
-            assert wait_until(lambda: pool.current()[0]["statistics"].get("slow") == [104, 13], 10), "13 of 8 rows"
+            assert wait_until(lambda: pool.current()[0].statistics.get("slow") == [104, 13], 10), "13 of 8 rows"
         finally:
             over.set()
             looking.join()
         assert not nobody_came
         first, second = pool.records()
-        assert [r["name"] for r in (first, second)] == ["server-0", "server-0.1"]
-        assert (first["state"], first["why"]) == ("ended", "server-0: the server ended by signal 9")
-        assert second["state"] == "ready"
-        assert first["pid"] == second["pid"], "the pilot keeps its machine"
-        assert not Path(first["place"]).exists()
+        assert [r.name for r in (first, second)] == ["server-0", "server-0.1"]
+        assert (first.state, first.reason) == ("ended", "server-0: the server ended by signal 9")
+        assert second.state == "ready"
+        assert first.pid == second.pid, "the pilot keeps its machine"
+        assert not Path(first.private_dir).exists()
         assert live.rows == {"first": len(X), "restarted_server": len(X)}
 
 
@@ -161,14 +159,14 @@ def test_a_restart_that_cannot_heal_is_not_repeated(tmp_path: Path) -> None:
     pool = ServerPool(REPOSITORY, models=["crashes_at_load"], folder=tmp_path / "pool", restarts=5)
     with pytest.raises(ServerError, match="failed to load 'crashes_at_load'"), pool:
         pool.wait_ready()
-    assert [r["name"] for r in pool.records()] == ["server-0"]
+    assert [r.name for r in pool.records()] == ["server-0"]
 
 
 def test_a_pool_without_servers_says_why(tmp_path: Path) -> None:
     """When the last server has died the pool's failure names it and how it ended."""
     with ServerPool(REPOSITORY, models=MODELS, folder=tmp_path / "pool", restarts=0) as pool:
         pool.wait_ready()
-        os.kill(pool.records()[0]["server_pid"], signal.SIGKILL)
+        os.kill(pool.records()[0].server_pid, signal.SIGKILL)
         assert wait_until(lambda: pool.failure() is not None, 15)
         assert "the server ended by signal 9" in str(pool.failure())
         assert "server server-0" in str(pool.failure())
@@ -208,15 +206,15 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[ServerEr
 def test_a_bad_model_is_named_and_its_server_is_stopped(model: str, failed: dict[str, Any]) -> None:
     """Wrong answer, crash, hang: never called ready; the error has the name and the log's end."""
     error, (record,) = failed[model]
-    for text in [*BAD[model], "server-0", "remedy: ", f"see {record['log']}", "log:"]:
+    for text in [*BAD[model], "server-0", "remedy: ", f"see {record.log}", "log:"]:
         assert text in str(error)
     assert error.log.strip()
     assert pickle.loads(pickle.dumps(error)).log == error.log
-    assert (record["state"], record["told"]) == ("ended", False)
-    assert record["ready_s"] is None
-    assert Path(record["log"]).stat().st_size > len(record["tail"]) > 0
-    assert gone(record["pid"])
-    assert gone(record["server_pid"])
+    assert (record.state, record.stop_requested) == ("ended", False)
+    assert record.ready_s is None
+    assert Path(record.log).stat().st_size > len(record.tail) > 0
+    assert gone(record.pid)
+    assert gone(record.server_pid)
 
 
 def test_a_socket_that_would_not_fit_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +226,7 @@ def test_a_socket_that_would_not_fit_is_said_so(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ServerError, match="is too long for a Unix socket") as caught, pool:
         pool.wait_ready()
     assert str(long) in str(caught.value)
-    assert pool.records()[0]["server_pid"] is None
+    assert pool.records()[0].server_pid is None
     assert not list(long.iterdir())
 
 
@@ -258,21 +256,21 @@ def test_without_its_submitter_a_server_ends_by_its_lease(tmp_path: Path, signum
     argv = [sys.executable, str(tmp_path / "holder.py"), str(REPOSITORY), str(tmp_path / "pool")]
     holder = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(PROJECT)})
 
-    def records() -> list[dict[str, Any]]:
-        return [json.loads(p.read_text()) for p in sorted((tmp_path / "pool").glob("server-*.json"))]
+    def records() -> list[ServerRecord]:
+        return read_records(tmp_path / "pool", None)
 
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "ready\n"
         before = records()
-        assert [r["state"] for r in before] == ["ready", "ready"]
+        assert [r.state for r in before] == ["ready", "ready"]
         holder.send_signal(signum)
-        assert wait_until(lambda: all(gone(r["server_pid"]) and gone(r["pid"]) for r in before), 2 + 8)
+        assert wait_until(lambda: all(gone(r.server_pid) and gone(r.pid) for r in before), 2 + 8)
     finally:
         holder.kill()
         holder.communicate()
-    assert [r["why"] for r in records()] == ["the lease ran out: the submitter is gone"] * 2
-    assert not any(Path(r["place"]).exists() for r in records())
+    assert [r.reason for r in records()] == ["the lease ran out: the submitter is gone"] * 2
+    assert not any(Path(r.private_dir).exists() for r in records())
 
 
 # Pools among themselves.
@@ -292,13 +290,12 @@ def test_two_pools_in_one_process_do_not_know_each_other() -> None:
             first.wait_ready()
             second.wait_ready()
             mine, other = first.records()[0], second.records()[0]
-            assert {k for k in mine if mine[k] == other[k]} >= {"name", "state"}
-            assert not {"url", "place", "shm_prefix", "pid", "server_pid", "log"} & {
-                k for k in mine if mine[k] == other[k]
-            }
+            same = {k for k in ServerRecord.model_fields if getattr(mine, k) == getattr(other, k)}
+            assert same >= {"name", "state"}
+            assert not {"url", "private_dir", "shm_prefix", "pid", "server_pid", "log"} & same
             assert identity(first)
             assert identity(second)
-        assert wait_until(lambda: gone(other["server_pid"]), 5)
+        assert wait_until(lambda: gone(other.server_pid), 5)
         assert regions_of(mine)
         assert not regions_of(other)
         assert identity(first)
@@ -309,7 +306,7 @@ def test_a_pool_outlives_the_thread_that_opened_it() -> None:
     pool = in_thread(ServerPool(REPOSITORY, models=MODELS).__enter__)
     try:
         pool.wait_ready()
-        pid = pool.records()[0]["server_pid"]
+        pid = pool.records()[0].server_pid
         assert in_thread(lambda: identity(pool))
         assert identity(pool)
         assert not gone(pid)
@@ -395,7 +392,7 @@ def test_instances_are_copies_that_share_the_work(long_lived_pool: ServerPool) -
     copies = live.infer("teller", {"X": np.zeros((8 * 40, 1), np.float32)})["I"]
     live.close()
     assert set(np.unique(copies)) == {0, 1}
-    server = psutil.Process(long_lived_pool.records()[0]["server_pid"])
+    server = psutil.Process(long_lived_pool.records()[0].server_pid)
     stubs = [p for p in server.children(recursive=True) if "triton_python_backend_stub" in p.name() + p.cmdline()[0]]
     assert len(stubs) == 2
 
@@ -407,5 +404,5 @@ def test_a_pilot_too_many_ends_quietly(long_lived_pool: ServerPool) -> None:
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert [r["name"] for r in long_lived_pool.records()] == ["server-0"]
-    assert long_lived_pool.records()[0]["state"] == "ready"
+    assert [r.name for r in long_lived_pool.records()] == ["server-0"]
+    assert long_lived_pool.records()[0].state == "ready"

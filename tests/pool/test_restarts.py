@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from campaign.discovery.records import backoff, blank, causes, newest, on_the_way
+from campaign.discovery.records import ServerRecord, backoff, causes, new_record, newest, read_records
 from campaign.errors import ProviderError
 from campaign.pool.restarts import Restarts
 from campaign.protocols import PilotHandle
@@ -35,16 +33,14 @@ class Child:
         self.process.wait()
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
+def records(folder: Path) -> list[ServerRecord]:
     """All records, the newest last."""
-    found = [json.loads(p.read_text()) for p in folder.glob("server-*.json")]
-    return sorted(found, key=lambda r: r["generation"])
+    return read_records(folder, None)
 
 
 def lost(folder: Path, restarts: int) -> None:
     """The record of a server whose pilot was killed."""
-    record = blank(0, 0, folder, restarts)
-    write_json(folder / "server-0.json", {**record, "state": "ended", "told": False, "why": "its pilot was killed"})
+    new_record(0, 0, folder, restarts).ended("its pilot was killed").write(folder / "server-0.json")
 
 
 @pytest.fixture(autouse=True)
@@ -66,12 +62,12 @@ def test_pilots_that_end_at_their_start_spend_the_budget(tmp_path: Path) -> None
 
     def spent() -> bool:
         replacer.look()
-        return not on_the_way(newest(records(tmp_path))[0])
+        return not newest(records(tmp_path))[0].server_expected
 
     assert wait_until(spent, 30)
     replacer.look()
     assert sent == [["--slot=0", "--generation=1"], ["--slot=0", "--generation=2"]]
-    assert [r["name"] for r in records(tmp_path)] == ["server-0", "server-0.1", "server-0.2"]
+    assert [r.name for r in records(tmp_path)] == ["server-0", "server-0.1", "server-0.2"]
     told = causes(records(tmp_path))
     assert told == "its pilot was killed (server-0); its pilot ended at its start (server-0.1, server-0.2)"
 
@@ -91,8 +87,8 @@ def test_a_provider_that_refuses_is_asked_again_within_the_budget(tmp_path: Path
     for _ in range(3):
         replacer.look()
     assert said == ["its pilot was killed; a pilot for server-0.1 is sent"]
-    assert records(tmp_path)[1]["why"] == str(error)
-    assert not on_the_way(records(tmp_path)[1])
+    assert records(tmp_path)[1].reason == str(error)
+    assert not records(tmp_path)[1].server_expected
 
 
 def test_where_nothing_can_be_noted_nobody_is_asked_all_the_time(tmp_path: Path) -> None:
@@ -113,9 +109,9 @@ def test_where_nothing_can_be_noted_nobody_is_asked_all_the_time(tmp_path: Path)
 def test_records_of_others_or_of_no_server_are_passed_over(tmp_path: Path) -> None:
     """Of another pool in the same folder, under a wrong name, a field of a wrong type: the others are looked at."""
     lost(tmp_path, restarts=1)
-    good = blank(1, 0, tmp_path, 1)
+    good = new_record(1, 0, tmp_path, 1).model_dump(mode="json")
     write_json(tmp_path / "server-1.json", good)
-    write_json(tmp_path / "server-0.1.json", {**blank(0, 1, tmp_path, 1, pool="another")})
+    new_record(0, 1, tmp_path, 1, pool="another").write(tmp_path / "server-0.1.json")
     for i, change in enumerate(({"slot": []}, {"name": "../x"}, {"generation": "x"}, {"beat": None}, {"state": {}}), 2):
         write_json(tmp_path / f"server-{i}.json", {**good, "name": f"server-{i}", "slot": i, **change})
     (tmp_path / "server-9.json").write_text("[" * 100_000)

@@ -231,7 +231,7 @@ def test_onnx_files_are_served_as_they_are(tmp_path):
         both = servers.infer("two", {"I": i, "F": f, "B": b})
         assert (both["S"].dtype, both["S"].tolist()) == (np.float16, (i + 0.5).tolist())
         assert both["C"].tolist() == (~b).tolist()
-        said = " ".join(pool.records()[0]["warnings"])
+        said = " ".join(pool.records()[0].warnings)
         assert "model bare has no canary.npz" in said
         assert "model plain has no" not in said
     before = pool.kind.identity("plain")

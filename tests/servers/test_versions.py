@@ -135,7 +135,7 @@ class TestServed:
     def test_an_attached_server_is_asked_for_one_version_by_number(self, pool):
         """The newest it has, or the campaign's; one that is not there is an error that names it."""
         (record,) = pool.records()
-        options = {"urls": [record["url"]]}
+        options = {"urls": [record.url]}
         spec = ServerSpec.model_validate(
             {"kind": "attach", "models": {"plain": {}, "older": {"version": 2}}, **options}
         )
