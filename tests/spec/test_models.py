@@ -219,7 +219,7 @@ def infers(model="tagger", inputs="X", output="SCORE", **changes):
     [
         (lambda: infers(servers=None), ("stages", "predict"), "the campaign has no 'servers'"),
         (lambda: infers("taggre"), ("stages", "predict", "model"), "did you mean 'tagger'"),
-        (lambda: infers(inputs="Y"), ("stages", "predict", "inputs", "Y"), "none of the inputs of tagger.*known: X"),
+        (lambda: infers(inputs="Y"), ("stages", "predict", "inputs", "Y"), "not one of the inputs of tagger.*known: X"),
         (lambda: infers(output="SCORES"), ("stages", "predict", "outputs", "score"), "did you mean 'SCORE'"),
     ],
 )

@@ -81,7 +81,7 @@ WRONG = {
     "missing stages": ("stages:", "variations_:", 1, "stages", "this key is needed"),
     "bad name": ("jes_up:", "jes/up:", 17, "variations.jes/up", "a name is made of letters"),
     "number as a name": ("jes_up:", "7:", 17, "variations.7", "a key is text, and 7 is a number"),
-    "unknown stage": ("from: predict}", "from: predikt}", 14, "stages.first.from", "'predikt' is none of"),
+    "unknown stage": ("from: predict}", "from: predikt}", 14, "stages.first.from", "'predikt' is not one of"),
     "duplicate key": ("provider: local", "campaign: again", 10, "campaign", "stands twice"),
     "duplicate inner key": ("tree: JES", "tree: A, tree: B", 17, "variations.jes_up.tree", "stands twice"),
 }  # fmt: skip
@@ -199,7 +199,7 @@ WRONG_SETS = {
     "campaign.name=x": "'campaign' is 'demo' and has no keys",
     "server.count=2": "did you mean 'servers'?",
     "servers.count=many": "a whole number is needed",
-    "stages.first.from=nope": "'nope' is none of",
+    "stages.first.from=nope": "'nope' is not one of",
 }
 
 
