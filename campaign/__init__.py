@@ -3,6 +3,7 @@
 if __name__ != "campaign":  # the __path__ line below would otherwise make campaign.campaign a second package
     raise ImportError("import campaign, not " + __name__)
 
+import logging
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,8 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # a program that uses campaign decides what it shows
 
 # A wheel holds providers/ and stages/ inside this folder; a checkout keeps them beside it.
 if not Path(__file__).with_name("providers").is_dir():

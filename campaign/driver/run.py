@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from pathlib import Path
@@ -25,7 +26,10 @@ from campaign.storage.receipts import Receipts
 from campaign.storage.rundir import RunDir
 from campaign.supervision import driver_watchdog
 from campaign.supervision.forkserver import stop_fork_server
+from campaign.util.logs import log_to
 from campaign.util.os_errors import in_words, no_room
+
+logger = logging.getLogger(__name__)
 
 
 def run(
@@ -64,7 +68,10 @@ def run(
     rundir = RunDir(Path(run_dir).resolve() if run_dir else default_run_dir(campaign))
     checked = check(campaign)
     try:
-        with rundir.owned(), signals() as stop, driver_watchdog.hold(rundir.root, say=shown.say):
+        with (
+            rundir.owned(), log_to(rundir.driver_log), signals() as stop,
+            driver_watchdog.hold(rundir.root, say=shown.say),
+        ):  # fmt: skip
             made = Run(checked, rundir, shown, stop).run()
     except OSError as error:
         raise in_words(error, rundir.root) from error
@@ -119,6 +126,7 @@ class Run:
         self._sign()
         self.report.wall_s = round(time.monotonic() - self.clock, 3)
         self.report.save()
+        logger.info("%s after %.1f s: %s", self.report.status, self.report.wall_s, self.report.tasks)
         self.shown.close()
         return self.report
 
@@ -147,6 +155,7 @@ class Run:
         state.remember(plan, self.rundir)
         state.withdraw(plan, self.rundir)
         self.work.todo = plan.todo(state.index.missing())
+        logger.info("plan %s: %d groups of tasks to do", plan.digest[:16], len(self.work.todo))
 
     def _hash_inputs(self) -> None:
         """Hash inputs beside the work. An old manifest and report are wrong from now on, unless there is no work."""

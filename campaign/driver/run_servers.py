@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,6 +17,8 @@ from campaign.protocols import Provider
 from campaign.report.progress import Progress
 from campaign.storage.rundir import RunDir
 from campaign.worker.job import JobTicket, save_job
+
+logger = logging.getLogger(__name__)
 
 
 class RunServers:
@@ -72,6 +75,7 @@ class RunServers:
         self._stack.enter_context(self.pool)
         self._passed("pool")
         if self.pool.kind.managed:
+            logger.info("starting %d servers of kind %s", spec.count, spec.kind)
             self._shown.say(f"servers   starting {spec.count} of kind {spec.kind}")
         return self.pool.address
 
@@ -115,4 +119,5 @@ class RunServers:
                 name for name in pool.spec.models if any(f"model {name} has no" in str(r.warnings) for r in records)
             ]
             known = "known answers given" if not without else f"no known answer of {', '.join(without)}"
+            logger.info("%d servers ready after %.1f s, %s", len(records), slowest, known)
             self._shown.say(f"servers   {len(records)} ready, {known}, after {slowest:.1f} s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable
@@ -39,6 +40,9 @@ else:
 
 NOWHERE = np.empty(0, np.int64)
 AHEAD = 3  # calls waiting per worker: enough that none idles, few enough that the driver's memory stays small
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -213,6 +217,7 @@ class Scheduler:
         if not error.permanent and self.tries[at] <= self.plan.campaign.retries:
             return True
         self._locate(error)
+        logger.warning("task failed: %s", error)
         if self.state.note(error):
             self.shown.fail(str(error))
         self.state.counts["failed"] += 1
@@ -296,6 +301,7 @@ class Scheduler:
         if isinstance(found, CampaignError) or self.state.cannot(reduce):  # its inputs were withdrawn meanwhile
             if isinstance(found, CampaignError) and not self.state.cannot(reduce) and self.state.note(found):
                 self.shown.fail(str(found))
+                logger.warning("reduce stage failed: %s", found)
             self._reduce_failed(reduce)
             return
         self.state.asked(found)

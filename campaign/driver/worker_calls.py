@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -40,6 +41,9 @@ class WorkerCall:
     losses: int = 0
     id: str = ""
     part: Callable[[int], tuple[WorkerCall, WorkerCall]] | None = None
+
+
+logger = logging.getLogger(__name__)
 
 
 class WorkerCalls:
@@ -116,6 +120,7 @@ class WorkerCalls:
             self._at.pop(call.id, None)
             call.then(future.result())
             return
+        logger.warning("call %s on %s was lost: %s", call.id, call.what, error)
         self._learn()
         self._at.pop(call.id, None)  # whatever is sent again has its own place, or another name
         death = self._deaths.pop(call.id, None)

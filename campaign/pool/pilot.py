@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -38,6 +39,7 @@ from campaign.supervision.env_folders import env_folders, made_by
 from campaign.supervision.linux import die_with_parent
 from campaign.supervision.reap import abandoned
 from campaign.supervision.server_watchdog import Closing, ServerWatchdog
+from campaign.util.logs import FORMAT
 from campaign.util.threads import aside
 from campaign.util.user_code import named
 
@@ -52,6 +54,9 @@ GRACE_S = 6.0  # of a server that may be busy, between SIGTERM and SIGKILL
 SILENT_S = 5.0  # beyond the lease: a pilot that has not looked around for so long is ended by its server watchdog
 EXCUSE_S = 1.0  # within so long a client condemns a request that a server has died of
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+logger = logging.getLogger(__name__)
 
 
 class Pilot:
@@ -176,6 +181,8 @@ class Pilot:
         self, state: ServerState, reason: str = "", stop_requested: bool = False, remedy: str = "", tail: str = ""
     ) -> None:
         """Publish the server's record."""
+        if state is not self.state:
+            logger.info("%s: %s %s", self.slot.name, state.value, reason)
         self.state, counted = state, self.health.counted if self.health else {}
         new = self.slot.new_record(self.slot.generation)
         record = ServerRecord(
@@ -475,6 +482,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--watchdog", default="")
     parser.add_argument("--wait", type=float, default=0.0)
     given = parser.parse_args(argv)
+    logging.basicConfig(format=FORMAT, level=logging.INFO)  # its standard error is a file in the pool's folder
     parent = os.environ.pop("CAMPAIGN_PARENT", "")
     if parent:
         die_with_parent(signal.SIGTERM)

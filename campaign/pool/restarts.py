@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,6 +24,9 @@ from campaign.protocols import PilotHandle
 
 LOST_S = 10.0  # at the least: a busy machine may let a pilot wait for some seconds
 Carry = Callable[[Sequence[str]], list[PilotHandle]]
+
+
+logger = logging.getLogger(__name__)
 
 
 class Restarts:
@@ -86,6 +90,7 @@ class Restarts:
             return
         self.say(f"{reason}; a pilot for {name_of(slot, generation)} is sent")
         try:
+            logger.info("slot %d: submitting generation %d: %s", slot, generation, reason)
             self._carried[at] = self.carry([f"--slot={slot}", f"--generation={generation}"])
         except (CampaignError, OSError) as error:
             self._due[at] = now + LONGEST_BACKOFF_S  # also if the disk is full and no record can be written

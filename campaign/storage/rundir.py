@@ -94,6 +94,15 @@ class RunDir:
         return self.root / "logs"
 
     @property
+    def driver_log(self) -> Path:
+        """The log of the driver."""
+        return self.logs / "driver.log"
+
+    def worker_log(self, name: str) -> Path:
+        """The log of a worker process."""
+        return self.logs / f"worker-{name}.log"
+
+    @property
     def request_stop(self) -> Path:
         """A file whose presence asks the running campaign to stop."""
         return self.root / "stop"

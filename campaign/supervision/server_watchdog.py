@@ -8,6 +8,7 @@ It acts when the pilot ends without a message that it ended in order, and when t
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import sys
@@ -20,6 +21,7 @@ from campaign.supervision.cleanup import clear
 from campaign.supervision.identity import ROLE, SERVER_WATCHDOG, VARIABLE, Identity, own
 from campaign.supervision.watchdog import DetachedProcess, listen
 from campaign.util.files import read_json, write_json
+from campaign.util.logs import keep_log
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ class Closing:
     def as_json(self) -> dict[str, Any]:
         """For the pipe."""
         return {"record": str(self.record), "only_if": dict(self.only_if), "changes": dict(self.changes)}
+
+
+logger = logging.getLogger(__name__)
 
 
 class ServerWatchdog(DetachedProcess):
@@ -89,6 +94,9 @@ def main() -> None:
     if heard is None:
         return
     _, known = heard
+    if known.get("closing"):
+        keep_log(Path(known["closing"]["record"]).with_name("watchdog.log"))
+    logger.info("the pilot of %s ended or is silent: ending the server %s", known.get("place"), known.get("leader"))
     clear(known)
     if known.get("closing"):
         _close_record(**known["closing"])

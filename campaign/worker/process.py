@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
+import os
+import platform
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from campaign.errors import StageError
 from campaign.inference.client import Servers, connect
 from campaign.planning.task import Task
 from campaign.protocols import Source
+from campaign.storage.rundir import RunDir
+from campaign.util.logs import keep_log
 from campaign.worker.job import Job, JobTicket
 from campaign.worker.stage_errors import at_stage, own_errors
+
+logger = logging.getLogger(__name__)
 
 
 def _keep_freed_memory() -> None:
@@ -33,6 +41,10 @@ def _keep_freed_memory() -> None:
 def worker_of(ticket: JobTicket) -> Worker:
     """The state of this process for a run. The first task creates it, and the next tasks use it again."""
     _keep_freed_memory()
+    rundir = RunDir(Path(ticket.path).parent)
+    if rundir.logs.is_dir():  # a look before the run has no run directory
+        keep_log(rundir.worker_log(f"{platform.node()}-{os.getpid()}"))
+        logger.info("worker started, job %s", ticket.digest[:16])
     return Worker(ticket.job())
 
 

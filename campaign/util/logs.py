@@ -1,0 +1,63 @@
+"""Writes the records of campaign's loggers into a file, with the time (UTC), the process and the module.
+
+Each module has a logger of its own, ``logging.getLogger(__name__)``. Nothing is written unless a file is opened here or
+the program that uses campaign sets up logging: the package's logger has a handler that does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+FORMAT = "%(asctime)s.%(msecs)03dZ %(process)d %(levelname)s %(name)s: %(message)s"
+
+
+class _Formatter(logging.Formatter):
+    converter = staticmethod(time.gmtime)
+
+
+def _handler(path: Path) -> logging.Handler:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(_Formatter(FORMAT, "%Y-%m-%dT%H:%M:%S"))
+    return handler
+
+
+def keep_log(path: Path) -> None:
+    """Write records of level INFO and above to a file, for the rest of this process.
+
+    Args:
+        path: The file; records are added to its end. If it cannot be written, the process goes on without it.
+    """
+    logger = logging.getLogger("campaign")
+    with contextlib.suppress(OSError):
+        logger.addHandler(_handler(path))
+        logger.setLevel(logging.INFO)
+
+
+@contextlib.contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Write records of level INFO and above to a file, until the block is left.
+
+    Args:
+        path: The file; records are added to its end. If it cannot be written, the run goes on without it.
+    """
+    logger = logging.getLogger("campaign")
+    try:
+        handler = _handler(path)
+    except OSError:  # a full disk: other errors say so
+        yield
+        return
+    before = logger.level
+    logger.addHandler(handler)
+    if logger.getEffectiveLevel() > logging.INFO:
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        handler.close()
