@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from campaign.discovery.address import PoolAddress
-from campaign.driver import manifest, summary
+from campaign.driver import manifest, report_page, summary
 from campaign.driver.check import Checked, check, default_run_dir, job_of, override
 from campaign.driver.failed_files import FailedFiles
 from campaign.driver.partial_index import PartialIndex
@@ -146,6 +146,7 @@ class Run:
         self.report.profile = summary.profiled(self.profile, self.plan, self.state, self.pool).to_json()
         self._sign()
         self.report.wall_s = round(time.monotonic() - self.clock, 3)
+        report_page.finish(self.report, self.plan, self.state, self.rundir)
         self.report.save()
         self.shown.close()
         return self.report
@@ -193,6 +194,7 @@ class Run:
         if not self._complete:
             self.rundir.manifest.unlink(missing_ok=True)
             self.rundir.report.unlink(missing_ok=True)
+            self.rundir.page.unlink(missing_ok=True)
         self.hashes = manifest.InputHashes(self.plan, known)
         self.hashes.start()
 

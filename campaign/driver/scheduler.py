@@ -179,6 +179,7 @@ class Scheduler:
 
     def _arrived(self, shape: TaskTemplate, places: Places, answer: tasks.Answer, given: TaskInputs) -> None:
         self.state.account(answer)
+        self._timed(shape, places, answer)
         self.queue.measured(shape, len(places), answer.wall_s)
         if answer.done:
             done = places[np.frombuffer(answer.done, np.int64)]
@@ -200,6 +201,16 @@ class Scheduler:
                 self.state.rungs["parked"] -= parked  # not lost yet
         if again:
             self.queue.add(PendingTasks(shape, np.array(again)))
+
+    def _timed(self, shape: TaskTemplate, places: Places, answer: tasks.Answer) -> None:
+        """Keep when its worker was in these tasks."""
+        events, stages = shape.events, list(dict.fromkeys(line.stage for line in shape.lines))
+
+        def about(i: int) -> dict[str, Any]:
+            return {"file": events.files.url(int(places[i])), "dataset": events.dataset, "stages": stages}
+
+        end = answer.starts[0] + answer.wall_s if answer.starts else 0.0
+        self.state.times.add(answer.worker, answer.starts, end, about)
 
     def _task_failed(self, shape: TaskTemplate, place: int, error: CampaignError, read: int = -1) -> bool:
         """Note it; True if the task is to be tried again. ``read``: where the receipt of its artefact lies."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import socket
 import time
 from array import array
 from collections import Counter
@@ -39,6 +41,8 @@ class Answer:
         rungs: Rows by how they were answered (`campaign.inference.client.RUNGS`).
         rows: Rows by stage.
         wall_s: How long it took.
+        worker: Host and pid of its worker.
+        starts: When each of its tasks began, seconds since the epoch.
         spent: Where its seconds went.
         answered: When its first prediction was there, seconds since the epoch; 0: none.
         peak_mb: The most memory its worker has had until now.
@@ -54,6 +58,8 @@ class Answer:
     rungs: Counter[str] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
     wall_s: float = 0.0
+    worker: str = ""
+    starts: array[float] = field(default_factory=lambda: array("d"))
     spent: Timing = field(default_factory=Timing)
     answered: float = 0.0
     peak_mb: float = 0.0
@@ -99,7 +105,7 @@ def run_batch(
         answer.rungs = Counter(worker._servers.rows) - before
         del answer.rungs["parked"]
         answer.refused = worker._servers.refused
-    answer.wall_s = time.monotonic() - start
+    answer.wall_s, answer.worker = time.monotonic() - start, f"{socket.gethostname()} {os.getpid()}"
     answer.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return answer
 
@@ -109,6 +115,7 @@ def _each(
     pack: PackWriter, deadline: Deadline, log: StageLog | None, answer: Answer,
 ) -> Iterator[bytes]:  # fmt: skip
     for i in range(len(batch)):
+        answer.starts.append(time.time())
         task, parked = batch.task(i), worker.parked
         try:
             chain = Pipeline(worker, rundir, task, frozen, expected[i] if expected else "", pack, marks)
