@@ -99,6 +99,23 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
         if do is _report:
             command.add_argument("--profile", action="store_true", help="say where each second went")
+            form = command.add_mutually_exclusive_group()
+            form.add_argument(
+                "--text", dest="form", action="store_const", const="text", help="for a terminal (default)"
+            )
+            form.add_argument(
+                "--json", dest="form", action="store_const", const="json", help="report.json, for a program"
+            )
+            form.add_argument("--html", dest="form", action="store_const", const="html", help="write report.html anew")
+            command.set_defaults(form="text")
+
+    show = _command(
+        commands, "show", "show the outputs of a run, or the histograms of one output, in the terminal", _show
+    )
+    show.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    show.add_argument(
+        "output", nargs="?", metavar="OUTPUT", help="STAGE/DATASET/VARIATION, or with /HISTOGRAM behind it"
+    )
 
     verify = _command(
         commands, "verify", "hold a complete run against its manifest, and do a sample of its tasks again", _verify
@@ -331,12 +348,17 @@ def _stop(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from campaign.report.report import Report
+    from campaign.cli.show import report
 
-    report = Report.load(_existing(args))
-    if report is None:
-        raise CampaignError("has no report yet", where=str(args.run_dir), remedy="see 'campaign status'")
-    print(report.text(profile=args.profile))
+    print(report(_existing(args), args.form, profile=args.profile))
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from campaign.cli.show import show
+
+    for line in show(_existing(args), args.output):
+        print(line)
     return 0
 
 

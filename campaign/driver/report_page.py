@@ -121,6 +121,7 @@ def gather(report: Report, rundir: RunDir, within_s: float = float("inf")) -> Co
         Track(f"worker {name}", [(start, stop, "working") for start, stop in spans])
         for name, spans in notes.get("workers", {}).items()
     ]
+    reduces = [Track(str(name), [(start, stop, "reducing")]) for name, start, stop in notes.get("reduces", ())]
     began = float(report.profile.get("began", 0.0))
     recipe = str(notes.get("recipe") or signed.get("recipe", {}).get("yaml", ""))
     return Content(
@@ -128,7 +129,7 @@ def gather(report: Report, rundir: RunDir, within_s: float = float("inf")) -> Co
         others=list(_others(report)),
         undrawn=undrawn,
         artefacts=list(_artefacts(report, rundir)),
-        timeline=Timeline(wall, [_track(s) for s in servers], workers, report.profile.get("timeline", {})),
+        timeline=Timeline(wall, [_track(s) for s in servers], workers, reduces, report.profile.get("timeline", {})),
         servers=[_hours(s) for s in servers],
         slowest=[x for x in notes.get("slowest", ()) if isinstance(x, dict)],
         failures=list(_failures(report, rundir)),
@@ -198,14 +199,15 @@ def _others(report: Report) -> Iterator[tuple[str, str]]:
     for name in names[:MOST_OTHERS]:
         output = report.outputs[name]
         try:
-            yield name, _said(output["kind"], Path(output["path"]))[:MOST_OTHER]
+            yield name, said(output["kind"], Path(output["path"]))[:MOST_OTHER]
         except (OSError, ValueError) as error:
             yield name, f"cannot be read: {error}"
     if names[MOST_OTHERS:]:
         yield f"{len(names) - MOST_OTHERS} more outputs", "They are in the table of outputs."
 
 
-def _said(kind: str, path: Path) -> str:
+def said(kind: str, path: Path) -> str:
+    """The content of an output that is no histograms: counts, the types of columns, a frozen value."""
     if kind == COUNTS:
         counts = json.loads(path.read_text())
         return "\n".join(f"{name}: {value}" for name, value in counts.items())

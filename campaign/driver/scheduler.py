@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -271,9 +272,10 @@ class Scheduler:
             self._receive(reduce, Receipt(UNFINISHED, reduce.stage, "all", reduce.variation, "", FROZEN, "", 0))
         slim, name = reducing.ReduceCall(reduce.stage, reduce.variation, reduce.frozen), self._id()
         args = (self.job, self.root, slim, merged, frozen, metadata, self.state.missing(reduce), name)
-        about = (reduce, self.state.made_from(reduce))
+        about, began = (reduce, self.state.made_from(reduce)), time.time()
 
         def take(found: reducing.Reduced | CampaignError) -> None:
+            self.state.times.add_reduce(f"{reduce.stage}/{reduce.variation}", began, time.time())
             self._reduced(*about, found)
 
         self.calls.submit(

@@ -40,12 +40,14 @@ class Timeline:
     Attributes:
         wall_s: Length of the run.
         servers, workers: Tracks.
+        reduces: Tracks of reduce stages.
         marks: Seconds from the start, by the names of `MARKS`.
     """
 
     wall_s: float
     servers: Sequence[Track] = ()
     workers: Sequence[Track] = ()
+    reduces: Sequence[Track] = ()
     marks: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -53,7 +55,7 @@ def draw(timeline: Timeline) -> str:
     """The timeline as HTML; empty where nothing is known."""
     if not timeline.servers and not timeline.workers:
         return ""
-    rows = [*timeline.servers[:MOST], *timeline.workers[:MOST]]
+    rows = [*timeline.servers[:MOST], *timeline.workers[:MOST], *timeline.reduces[:MOST]]
     curve = bool(timeline.workers)
     height = TOP + ROW * len(rows) + 8 + (CURVE + 14 if curve else 0) + 34
     end = max(timeline.wall_s, *(span[1] for row in rows for span in row.spans), 1e-3)
@@ -134,6 +136,7 @@ def _legend(timeline: Timeline) -> str:
             ("starting", "server starts"),
             ("serving", "server is ready"),
             ("working", "worker is in a task"),
+            ("reducing", "reduce stage, from its call to its answer"),
         )
     )
     left = [

@@ -111,13 +111,13 @@ def _sections(report: Report, content: Content) -> Iterator[tuple[str, Iterable[
     yield "Failures", _failures(report, content)
     yield "Histograms", _histograms(content)
     yield "Figures and tables of stages", _artefacts(content)
-    yield "Other outputs", _others(content)
     yield "Timeline", [gantt.draw(content.timeline)]
     yield "Where the time went", _time(report, content)
     yield "Rows by the rung that answered", _rungs(report)
     yield "Slowest files", _slowest(content)
     yield "Datasets", _datasets(report)
     yield "Servers", _servers(report)
+    yield "Other outputs", _others(content)
     yield "Outputs and digests", _outputs(report, content)
     yield "Versions", _versions(report, content)
     yield "Campaign file", [f"<pre>{escaped(content.recipe)}</pre>"] if content.recipe else []
@@ -225,7 +225,7 @@ def _artefacts(content: Content) -> Iterator[str]:
         if a.picture
     ]
     if pictures:
-        yield f'<div class="grid">{"".join(pictures)}</div>'
+        yield f'<div class="grid pictures">{"".join(pictures)}</div>'
     for a in content.artefacts:
         if a.text:
             yield f"<details><summary>{escaped(a.name)}</summary><pre>{escaped(a.text)}</pre></details>"
@@ -239,7 +239,7 @@ def _artefacts(content: Content) -> Iterator[str]:
 def _others(content: Content) -> Iterator[str]:
     for output, said in content.others:
         name, shown = escaped(output), escaped(_cut(said))
-        yield f'<details data-outputs="{name}"><summary>{name}</summary><pre>{shown}</pre></details>'
+        yield f'<details class="raw" data-outputs="{name}"><summary>{name}</summary><pre>{shown}</pre></details>'
 
 
 def _time(report: Report, content: Content) -> Iterator[str]:
@@ -260,7 +260,7 @@ def _time(report: Report, content: Content) -> Iterator[str]:
         yield "<h3>Worker seconds by use</h3>" + table(("use", "seconds", "share"), shares)
     hours_of = hours_table(report.profile, list(content.servers))
     used = [
-        [name, hours(busy), hours(idle), _bar(busy / (busy + idle) if busy + idle else 0.0)]
+        [name, hours(busy), hours(idle), _bar(busy / ((busy + idle) or 1.0)) if busy else "not measured"]
         for name, busy, idle in hours_of
     ]
     yield "<h3>Hours busy and idle</h3>" + table(("what", "busy", "idle", "busy share"), used)
@@ -286,7 +286,7 @@ def _slowest(content: Content) -> Iterator[str]:
             ]
             for x in content.slowest
         ]
-        yield table(heads, rows)
+        yield table(heads, rows) + '<p class="note">Each row is the longest task on its file.</p>'
 
 
 def _datasets(report: Report) -> Iterator[str]:

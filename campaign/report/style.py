@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _STACK = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59")
-_LINES = ("#bd1f01", "#2a8f3c", "#832db6", "#e76300", "#00838a", "#a96b59", "#717581", "#d6007f")
+_LINES = ("#d43d2f", "#2fa84a", "#a35be0", "#f08a24", "#1aa3aa", "#b98474", "#8a8f9c", "#e8459a")
 _LIGHT = (
     "--fg:#1b1d20;--bg:#fff;--soft:#f3f4f6;--line:#d3d7dd;--dim:#59616d;--accent:#1d63b0;--data:#000;--good:#1c7c3a;"
     "--bad:#b3261e;--work:#3f90da;--serve:#2a8f3c;--start:#ffa90e;"
@@ -49,6 +49,7 @@ white-space:pre-wrap;overflow-wrap:anywhere;margin:.4rem 0}
 details{margin:.5rem 0}summary{cursor:pointer;color:var(--accent)}
 .bar{display:inline-block;height:.7rem;background:var(--work);vertical-align:middle;min-width:1px}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(350px,1fr));gap:1.4rem 1.8rem}
+.pictures{grid-template-columns:repeat(auto-fill,minmax(460px,1fr))}
 figure{margin:0;min-width:0;break-inside:avoid}
 figcaption{font-weight:600;font-size:.92rem;overflow-wrap:anywhere}
 figure ul{margin:.1rem 0 0;padding:0;list-style:none;color:var(--dim);font-size:.8rem}
@@ -73,6 +74,8 @@ svg{width:100%;height:auto;display:block}svg text{fill:var(--fg);font-size:11px}
 path.starting{fill:var(--start)}
 path.serving{fill:var(--serve)}
 path.working{fill:var(--work)}
+path.reducing{fill:var(--dim)}
+.key i.reducing{background:var(--dim)}
 path.busy{fill:var(--work);fill-opacity:.45}
 .mark{stroke:var(--fg);stroke-dasharray:2 3;fill:none}.number{font-weight:600}
 ol.marks{font-size:.85rem;color:var(--dim);columns:3;margin:.3rem 0;padding-left:1.4rem}
@@ -81,9 +84,9 @@ ol.marks{font-size:.85rem;color:var(--dim);columns:3;margin:.3rem 0;padding-left
     + "@media print{"
     + f":root{{{_LIGHT}color-scheme:light}}"
     + """body{max-width:none;padding:0;font-size:10.5pt}nav{display:none}a{color:inherit;text-decoration:none}
-details::details-content{content-visibility:visible;display:block;height:auto}
+details:not(.raw)::details-content{content-visibility:visible;display:block;height:auto}
 h2{break-after:avoid}table,pre,.warn{break-inside:auto}tr{break-inside:avoid}
-.grid{grid-template-columns:1fr 1fr;gap:.5rem 1rem}.grid svg{max-width:80mm}
+.grid,.pictures{grid-template-columns:1fr 1fr;gap:.5rem 1rem}.grid svg{max-width:80mm}
 figure img{max-width:84mm}
 figcaption{font-size:8.5pt}.legend,figure ul{font-size:7pt;line-height:1.3}
 pre,code{font-size:6.8pt}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}

@@ -11,12 +11,17 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours of a terminal
 _ILLEGAL = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
+def plain(text: str) -> str:
+    """Text without a terminal's colours."""
+    return _ESCAPES.sub("", text)
+
+
 def escaped(text: object) -> str:
     """Text that stands in HTML and XML for itself; characters that neither can hold become U+FFFD."""
-    plain = _ILLEGAL.sub("\ufffd", _ESCAPES.sub("", str(text)))
+    found = _ILLEGAL.sub("\ufffd", plain(str(text)))
     for character, name in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;")):
-        plain = plain.replace(character, name)
-    return plain
+        found = found.replace(character, name)
+    return found
 
 
 def short(number: float) -> str:
