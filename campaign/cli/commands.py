@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from campaign.errors import CampaignError
 from campaign.util.messages import counted
 
 if TYPE_CHECKING:
@@ -170,13 +169,20 @@ def stop(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """``campaign report``."""
+    from campaign.cli.show import report
     from campaign.driver.status import existing
-    from campaign.report.report import Report
 
-    found = Report.load(existing(args.run_dir).root)
-    if found is None:
-        raise CampaignError("has no report yet", where=str(args.run_dir), remedy="see 'campaign status'")
-    print(found.text(profile=args.profile))
+    print(report(existing(args.run_dir).root, args.form, profile=args.profile))
+    return 0
+
+
+def show(args: argparse.Namespace) -> int:
+    """``campaign show``."""
+    from campaign.cli.show import show
+    from campaign.driver.status import existing
+
+    for line in show(existing(args.run_dir).root, args.output):
+        print(line)
     return 0
 
 

@@ -55,12 +55,23 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
         if function is do.report:
             command.add_argument("--profile", action="store_true", help="show where the time went")
+            form = command.add_mutually_exclusive_group()
+            form.add_argument("--text", dest="form", action="store_const", const="text", help="text (default)")
+            form.add_argument("--json", dest="form", action="store_const", const="json", help="report.json")
+            form.add_argument("--html", dest="form", action="store_const", const="html", help="write report.html again")
+            command.set_defaults(form="text")
         if function is do.logs:
             which = command.add_mutually_exclusive_group()
             which.add_argument("--file", metavar="NAME", default="", help="logs of input files with this in their name")
             which.add_argument("--server", metavar="NAME", default="", help="logs of a server, e.g. server-0")
             which.add_argument("--failed", action="store_true", help="logs of input files that failed")
             command.add_argument("--follow", action="store_true", help="go on printing until the run is over")
+
+    show = _command(commands, "show", "show the outputs of a run, or the histograms of one output", do.show)
+    show.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    show.add_argument(
+        "output", nargs="?", metavar="OUTPUT", help="STAGE/DATASET/VARIATION, or STAGE/DATASET/VARIATION/HISTOGRAM"
+    )
 
     verify = _command(
         commands, "verify", "compare a complete run with its manifest, and repeat a sample of its tasks", do.verify

@@ -14,7 +14,6 @@ from typing import Any
 from campaign.driver.partial_index import PartialIndex
 from campaign.errors import CampaignError, SpecError
 from campaign.outputs.columns import COLUMNS
-from campaign.outputs.counts import COUNTS
 from campaign.outputs.merge import Merged
 from campaign.planning.datasets import is_url
 from campaign.planning.plan import Plan
@@ -182,8 +181,7 @@ def _code(code: StageCode) -> dict[str, Any]:
 def _output(rundir: RunDir, merged: Merged) -> dict[str, Any]:
     told: dict[str, Any] = {"kind": merged.kind, "sha256": merged.sha256, "path": _inside(rundir, merged.path)}
     if merged.kind != COLUMNS:  # those are their partials, but for those that were rewritten
-        files = [merged.path, merged.root, merged.path.with_suffix(".exact.json") if merged.kind == COUNTS else None]
-        told["files"] = {_inside(rundir, f): file_digest(f) for f in files if f is not None}
+        told["files"] = {_inside(rundir, f): file_digest(f) for f in merged.single_files}
     elif merged.rewritten:
         told["rewritten"] = {name: list(digests) for name, digests in merged.rewritten.items()}
     return dict(told)

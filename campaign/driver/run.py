@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from campaign.driver import manifest, summary
+from campaign.driver import manifest, report_page, summary
 from campaign.driver.check import Checked, check, default_run_dir, override
 from campaign.driver.execution import STOPPED, Execution
 from campaign.driver.failed_files import FailedFiles
@@ -125,6 +125,7 @@ class Run:
         self._fill()
         self._sign()
         self.report.wall_s = round(time.monotonic() - self.clock, 3)
+        report_page.finish(self.report, self.work.plan, self.work.state, self.rundir)
         self.report.save()
         logger.info("%s after %.1f s: %s", self.report.status, self.report.wall_s, self.report.tasks)
         self.shown.close()
@@ -166,6 +167,7 @@ class Run:
         if not self.work.complete:
             self.rundir.manifest.unlink(missing_ok=True)
             self.rundir.report.unlink(missing_ok=True)
+            self.rundir.page.unlink(missing_ok=True)
         self.hashes = manifest.InputHashes(self.work.plan, known)
         self.hashes.start()
 

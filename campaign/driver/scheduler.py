@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -173,6 +174,7 @@ class Scheduler:
 
     def _arrived(self, shape: TaskTemplate, places: Places, answer: tasks.Answer, given: TaskInputs) -> None:
         self.state.account(answer)
+        self._timed(shape, places, answer)
         self.queue.measured(shape, len(places), answer.wall_s)
         if answer.done:
             done = places[np.frombuffer(answer.done, np.int64)]
@@ -194,6 +196,16 @@ class Scheduler:
                 self.state.rungs["parked"] -= parked  # not lost yet
         if again:
             self.queue.add(PendingTasks(shape, np.array(again)))
+
+    def _timed(self, shape: TaskTemplate, places: Places, answer: tasks.Answer) -> None:
+        """Keep when its worker was in these tasks."""
+        events, stages = shape.events, list(dict.fromkeys(line.stage for line in shape.lines))
+
+        def about(i: int) -> dict[str, Any]:
+            return {"file": events.files.url(int(places[i])), "dataset": events.dataset, "stages": stages}
+
+        end = answer.starts[0] + answer.wall_s if answer.starts else 0.0
+        self.state.times.add(answer.worker, answer.starts, end, about)
 
     def _task_failed(self, shape: TaskTemplate, place: int, error: CampaignError, read: int = -1) -> bool:
         """Note the error of a task. Returns True if the task is to be tried again.
@@ -264,9 +276,10 @@ class Scheduler:
         missing, name = self.state.missing(reduce), self._id()
         called = reducing.ReduceCall(reduce.stage, reduce.variation, merged, frozen, metadata, missing)
         args = (self.job, self.root, called, name)
-        about = (reduce, self.state.made_from(reduce))
+        about, began = (reduce, self.state.made_from(reduce)), time.time()
 
         def take(found: reducing.Reduced | CampaignError) -> None:
+            self.state.times.add_reduce(f"{reduce.stage}/{reduce.variation}", began, time.time())
             self._reduced(*about, found)
 
         self.calls.submit(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from campaign.driver.failed_files import FailedFiles, missing
 from campaign.driver.merged_outputs import of_receipt, restored
 from campaign.driver.partial_index import PartialIndex, Places
+from campaign.driver.task_times import TaskTimes
 from campaign.errors import CampaignError, InputError, ProviderError
 from campaign.outputs.merge import Merged
 from campaign.planning.plan import InputGroup, Layer, Output, Plan, Reduce
@@ -58,6 +59,7 @@ class State:
         tasks_s: Seconds in batches of tasks, summed over workers.
         answered: When the first prediction was there, seconds since the epoch; 0: none yet.
         peak_mb: The most memory a worker has had.
+        times: When workers were in tasks.
     """
 
     index: PartialIndex
@@ -75,6 +77,7 @@ class State:
     tasks_s: float = 0.0
     answered: float = 0.0
     peak_mb: float = 0.0
+    times: TaskTimes = field(default_factory=TaskTimes)
     _unsettled: set[Layer] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -99,6 +99,8 @@ def _outputs(made: Report, plan: Plan, state: State) -> None:
         made.outputs[output.name] = told = {"path": str(merged.path), "kind": merged.kind, "sha256": merged.sha256}
         if merged.root:
             told["root"] = str(merged.root)
+        if merged.uhi:
+            told["uhi"] = str(merged.uhi)
         if notes := notes_of(merged):
             told["notes"] = notes
         if state.incomplete(output):

@@ -63,9 +63,21 @@ class Merged:
         if self.kind == COLUMNS:
             shutil.rmtree(self.path, ignore_errors=True)
             return
-        for path in (self.path, self.path.with_suffix(".exact.json"), self.root):
+        for path in (self.path, self.path.with_suffix(".exact.json"), self.root, self.uhi):
             if path is not None:
                 path.unlink(missing_ok=True)
+
+    @property
+    def uhi(self) -> Path | None:
+        """The same histograms in the `uhi` serialization, once `export` has written them."""
+        path = self.path.with_name(self.path.name.removesuffix(".hists.npz") + ".uhi.zip")
+        return path if self.kind == HISTOGRAMS and path.exists() else None
+
+    @property
+    def single_files(self) -> list[Path]:
+        """The files of an output that is no folder of columns."""
+        exact = self.path.with_suffix(".exact.json") if self.kind == COUNTS else None
+        return [path for path in (self.path, self.root, exact, self.uhi) if path is not None]
 
     def load(self) -> Any:
         """The content as a reduce stage gets it: ``{name: hist.Hist}``, an awkward array, or ``{name: number}``."""
@@ -370,11 +382,14 @@ def _kinds(target: Target, kinds: set[str]) -> OutputError:
 
 
 def export(merged: Merged) -> Merged:
-    """Write the ROOT file of merged histograms. Apart from the merge, because no later stage waits for it."""
+    """Write merged histograms as ROOT and as `uhi`. Apart from the merge, because no later stage waits for it."""
     from campaign.histogram.root_file import write_root  # uproot: for workers alone
+    from campaign.outputs.uhi_file import write_uhi
 
-    root, left_out = write_root(merged.load(), merged.path)
-    made = replace(merged, root=root, notes=(*merged.notes, *left_out))
+    histograms = merged.load()
+    _, not_in_uhi = write_uhi(histograms, merged.path)
+    root, left_out = write_root(histograms, merged.path)
+    made = replace(merged, root=root, notes=(*merged.notes, *left_out, *not_in_uhi))
     return replace(made, files=fingerprint(made))
 
 
@@ -386,5 +401,4 @@ def fingerprint(merged: Merged) -> str:
     if merged.kind == COLUMNS:
         with os.scandir(merged.path) as entries:
             return digest(sorted([e.name, e.stat().st_size, e.stat().st_mtime_ns] for e in entries))
-    files = [merged.path, merged.root, merged.path.with_suffix(".exact.json") if merged.kind == COUNTS else None]
-    return digest([file_digest(f) for f in files if f is not None])
+    return digest([file_digest(f) for f in merged.single_files])

@@ -407,5 +407,18 @@ class ServerPool:
 
     def report(self) -> list[dict[str, Any]]:
         """One entry for the report per server, those that have ended too."""
-        keep = {"name", "slot", "generation", "host", "state", "reason", "warnings", "statistics", "times", "ready_s"}
-        return [r.model_dump(mode="json", include={*keep, "log"}, exclude_unset=True) for r in self.records()]
+        keep = {
+            "name",
+            "slot",
+            "generation",
+            "host",
+            "state",
+            "reason",
+            "stop_requested",
+            "warnings",
+            "statistics",
+            "times",
+        }
+        return [
+            r.model_dump(mode="json", include={*keep, "ready_s", "log"}, exclude_unset=True) for r in self.records()
+        ]

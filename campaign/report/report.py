@@ -32,9 +32,10 @@ class Report:
         limit: Rows of each file that were read, None: all.
         run_dir: Where everything lies.
         datasets: ``{name: {files, events}}``, events read once from the nominal tree.
-        outputs: ``{stage/dataset/variation: {path, kind, sha256, ...}}``; where files are missing from it, or from what
-            its frozen values were made of, also ``incomplete: true``, ``missing: {files, entries, sum_of_weights}``
-            (null: unknown) and ``because``: incomplete outputs it depends on.
+        outputs: ``{stage/dataset/variation: {path, kind, sha256, ...}}``; histograms also ``root`` and ``uhi``; where
+            files are missing from it, or from what its frozen values were made of, also ``incomplete: true``,
+            ``missing: {files, entries, sum_of_weights}`` (null: unknown) and ``because``: incomplete outputs it
+            depends on.
         lost: Files that failed for good: ``{file, dataset, error, entries, sum_of_weights}`` (null: unknown).
         tasks: Counts: total, done (in this run), reused (from earlier ones), failed.
         servers: What each server was and did.

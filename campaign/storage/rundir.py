@@ -35,6 +35,16 @@ class RunDir:
         return self.root / "report.json"
 
     @property
+    def page(self) -> Path:
+        """``report.html``: the report as a page."""
+        return self.root / "report.html"
+
+    @property
+    def page_notes(self) -> Path:
+        """What the page shows and the report does not hold: times of workers and servers, the campaign file."""
+        return self.root / "logs" / "page.json"
+
+    @property
     def manifest(self) -> Path:
         """``manifest.json``: what a complete run was made from, and what it has made."""
         return self.root / "manifest.json"

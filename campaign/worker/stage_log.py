@@ -42,7 +42,8 @@ def log_of(folder: Path, url: str, dataset: str) -> Path:
         dataset: Its dataset.
     """
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", url.rstrip("/").rpartition("/")[2])[:80]
-    return folder / dataset / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:6]}.log"
+    digest = hashlib.sha256(url.encode(errors="surrogateescape")).hexdigest()  # a name may hold bytes that are no text
+    return folder / dataset / f"{name}-{digest[:6]}.log"
 
 
 class StageLog:

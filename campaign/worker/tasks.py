@@ -5,7 +5,9 @@ Errors are returned, because a returned error reaches the driver with all its fi
 
 from __future__ import annotations
 
+import os
 import resource
+import socket
 import time
 from array import array
 from collections import Counter
@@ -43,6 +45,8 @@ class Answer:
         rungs: Number of rows by answer (`campaign.inference.client.RUNGS`).
         rows: Number of rows by stage.
         wall_s: Seconds that the batch took.
+        worker: Host and process id of the worker.
+        starts: Time at which each task began, seconds since the epoch.
         spent: These seconds by stage and activity.
         answered: Time of the first prediction, seconds since the epoch. 0: no prediction.
         peak_mb: The most memory that the worker has used until now.
@@ -58,6 +62,8 @@ class Answer:
     rungs: Counter[str] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
     wall_s: float = 0.0
+    worker: str = ""
+    starts: array[float] = field(default_factory=lambda: array("d"))
     spent: Timing = field(default_factory=Timing)
     answered: float = 0.0
     peak_mb: float = 0.0
@@ -92,7 +98,7 @@ def run_batch(job: JobTicket, root: str, batch: Batch, inputs: BatchInputs, call
         answer = Answer(errors=[(i, error) for i in range(len(batch))])
     answer.rungs, answer.refused = rows.rungs, rows.refused
     del answer.rungs["parked"]
-    answer.wall_s = time.monotonic() - start
+    answer.wall_s, answer.worker = time.monotonic() - start, f"{socket.gethostname()} {os.getpid()}"
     answer.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return answer
 
@@ -119,6 +125,7 @@ class _BatchRun:
     def lines(self, batch: Batch) -> Iterator[bytes]:
         """Do each task, and write its outcome into the answer. Yields the receipts as lines of the log."""
         for i in range(len(batch)):
+            self.answer.starts.append(time.time())
             task, parked = batch.task(i), self.worker.parked
             try:
                 with own_errors(lambda error, task=task: _not_read(error, task)):  # type: ignore[misc]

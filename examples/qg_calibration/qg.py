@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import awkward as ak
+import corrections
 import hist
 import matrix_method
 import numpy as np
@@ -153,6 +154,8 @@ def extract(merged: Any, ctx: Any) -> dict[str, Any]:
     result = {"nominal": NOMINAL, "pt_edges": PT_EDGES, "cut_edges": edges, "options": options}
     suffix = "" if ctx.variation == "nominal" else f"_{ctx.variation}"
     (ctx.artefacts / f"scale_factors{suffix}.json").write_text(json.dumps(result, indent=1))
+    table = corrections.correction_set(result, ctx.variation)
+    (ctx.artefacts / f"scale_factors{suffix}.correctionlib.json").write_text(json.dumps(table, indent=1))
     (ctx.artefacts / f"scale_factors{suffix}.txt").write_text(plots.table(result))
     if ctx.variation == "nominal":
         plots.draw(merged, result, ctx.artefacts)

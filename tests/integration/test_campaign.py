@@ -14,6 +14,7 @@ from campaign import load
 from campaign.driver.run import run
 from campaign.outputs import read_columns, read_histograms
 from tests.conftest import change, command, hashes, make_small, report_of, yaml_of
+from tests.report.pages import ET, outside, shown
 
 
 @pytest.fixture
@@ -77,6 +78,45 @@ def test_the_merged_histogram_is_the_sum_of_the_rows(finished: Path) -> None:
         assert np.array_equal(file["p"].values(), merged.values())
         assert np.array_equal(file["p"].variances(), merged.variances())
     assert len(edges) == 21
+
+
+def test_the_page_of_a_run_shows_all_of_it(finished: Path) -> None:
+    """report.html: every output, worker, server and slow file of the run; no address outside, no note of a failure."""
+    report, text = report_of(finished / "one"), (finished / "one" / "report.html").read_text()
+    root = ET.fromstring(text.partition("\n")[2])
+    assert shown(root) == set(report["outputs"])
+    assert not outside(text, root)
+    assert not [w for w in report["warnings"] if "report.html" in w]
+    notes = json.loads((finished / "one" / "logs" / "page.json").read_text())
+    (spans,) = notes["workers"].values()
+    assert 0 < spans[0][0] < spans[-1][1] < report["wall_s"]
+    assert {x["file"] for x in notes["slowest"]} == {str(p) for p in (finished / "data").rglob("*.root")}
+    assert [(s["name"], s["started"] < s["ready"] < s["ended"]) for s in notes["servers"]] == [("server-0", True)]
+    for name in ("server-0", "worker ", "batch_sensitive", "SHA-256", "campaign: "):
+        assert name in text, name
+    done = command("report", "one", "--html", cwd=finished)
+    assert (done.returncode, done.stdout.strip()) == (0, str(finished / "one" / "report.html"))
+    assert (finished / "one" / "report.html").read_text() == text, "made again from the run directory, it is the same"
+
+
+def test_report_and_show_print_what_the_run_made(finished: Path) -> None:
+    """`report --json` is report.json; `show` lists the outputs, draws a histogram, and gives its content as a table."""
+    report = report_of(finished / "one")
+    assert json.loads(command("report", "one", "--json", cwd=finished).stdout) == report
+    assert command("report", "one", "--text", cwd=finished).stdout == command("report", "one", cwd=finished).stdout
+    listed = command("show", "one", cwd=finished).stdout
+    assert [line.split()[0] for line in listed.splitlines()] == list(report["outputs"])
+    done = command("show", "one", "first/mc/nominal/p", cwd=finished)
+    assert done.returncode == 0, done.stderr
+    table = [line.split() for line in done.stdout.splitlines() if line.startswith("  [")]
+    merged = read_histograms(Path(report["outputs"]["first/mc/nominal"]["path"]))["p"].to_hist()
+    assert [float(row[2]) for row in table] == pytest.approx(merged.values().tolist(), rel=1e-11)
+    assert [float(row[3]) ** 2 for row in table] == pytest.approx(merged.variances().tolist(), rel=1e-11)
+    assert "y: double" in command("show", "one", "predict/mc/nominal", cwd=finished).stdout
+    for wrong, near in (("first/mc/nominl", "first/mc/nominal"), ("first/mc/nominal/q", "p")):
+        done = command("show", "one", wrong, cwd=finished)
+        assert done.returncode == 2
+        assert near in done.stderr
 
 
 def test_what_a_variation_does_not_touch_is_not_repeated(finished: Path) -> None:

@@ -16,6 +16,7 @@ from campaign.driver.check import check
 from campaign.spec import yaml_file
 from tests.conftest import PROJECT, command, hashes, report_of
 from tests.physics import laws
+from tests.physics.test_corrections import assert_evaluates
 
 pytestmark = pytest.mark.slow  # the whole example, at its default size: a minute
 
@@ -79,6 +80,11 @@ def test_the_report_holds_every_output_and_figure(calibrated: Path) -> None:
         assert report["artefacts"].get(name.replace(".png", ".pdf"))
     assert "scale_factors/nominal/scale_factors.txt" in report["artefacts"]
     assert "500-600 GeV" in Path(report["artefacts"]["scale_factors/nominal/scale_factors.txt"]).read_text()
+
+
+def test_correctionlib_evaluates_the_scale_factors(calibrated: Path) -> None:
+    """The correctionlib file of the run gives the numbers of its table."""
+    assert_evaluates(calibrated / "r" / "artefacts" / "scale_factors" / "nominal", scale_factors(calibrated / "r"))
 
 
 def test_a_weight_only_variation_sends_no_request(calibrated: Path) -> None:
