@@ -45,8 +45,8 @@ class Verification:
 
     Attributes:
         run_dir: The run directory.
-        findings: Everything that differs from the manifest.
-        notes: Sentences for the reader: parts that were not verified, versions that differ.
+        findings: All differences.
+        notes: What a reader should know: what was not verified, versions that differ.
         checked: Counts: files by kind, ``bytes``, ``inputs`` by content, ``tasks`` and ``recomputed`` partials.
     """
 
@@ -190,7 +190,7 @@ def _identity(rundir: RunDir, checked: Checked, told: Mapping[str, Any], sample:
 
 
 def _differs(rundir: RunDir, checked: Checked, told: Mapping[str, Any], made: Verification) -> None:
-    """Find why the plan differs. Compares size, date and metadata of every input file."""
+    """Why the plan has changed: size, date and metadata of every file, or what nothing here has a name for."""
     plan_file = PlanFile.read(rundir)
     if plan_file is None:
         made.findings.append(Finding("plan", "plan.json", "cannot be read: the changed inputs cannot be listed"))

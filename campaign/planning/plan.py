@@ -99,7 +99,7 @@ class TaskTemplate:
 
     @property
     def events(self) -> InputGroup:
-        """The input files of the tasks."""
+        """The input group of the files."""
         return self.lines[0].events
 
     @cached_property
@@ -109,7 +109,7 @@ class TaskTemplate:
 
     @cached_property
     def nominal(self) -> bool:
-        """True if a layer belongs to no variation."""
+        """True if some of them belong to no variation."""
         return any(line.variation == NOMINAL for line in self.lines)
 
     @cached_property
@@ -211,13 +211,13 @@ class Plan:
 
     @cached_property
     def events(self) -> list[InputGroup]:
-        """Every group of input files, each once."""
+        """The input groups, each once."""
         return list(dict.fromkeys(line.events for line in self.lines))
 
     def todo(
         self, missing: Mapping[InputGroup, Mapping[frozenset[Layer], NDArray[np.int64]]] | None = None
     ) -> list[PendingTasks]:
-        """The tasks that are to be done, in canonical order.
+        """The pending tasks, in canonical order.
 
         Args:
             missing: For each group of files, the files by the layers that they have partials of. None: there are none.
@@ -237,7 +237,7 @@ class Plan:
         return replace(self, outputs=[], reduces=[])
 
     def infers(self, stage: str) -> bool:
-        """True if a stage calls a model."""
+        """True if a stage calls servers."""
         code = self.code[stage]
         return code.uses_servers or isinstance(code.options.get("model"), str)
 
@@ -265,7 +265,7 @@ def tasks_of(some: PendingTasks) -> Iterator[Task]:
 
 
 def shapes(lines: Iterable[Layer], have: frozenset[Layer]) -> list[TaskTemplate]:
-    """Put layers that read the same input into one task. Leave out layers whose partial exists.
+    """Join layers that read the same input into one task; leave out layers that have their partials.
 
     Args:
         lines: All layers of one group of files.

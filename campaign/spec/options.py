@@ -20,14 +20,14 @@ def option_models(what: str) -> dict[str, type[BaseModel]]:
 def check_options(
     options: type[BaseModel], given: Mapping[str, Any], key: tuple[str, ...], owner: type[BaseModel], remedy: str = ""
 ) -> BaseModel:
-    """Validate options. The value of a field with ``repr=False`` is a secret and is not shown.
+    """Validate options. A value given for a field with ``repr=False`` is a secret and is never shown.
 
     Args:
         options: The model of the options.
         given: The options.
-        key: Their place in the campaign.
-        owner: The model of the campaign whose own keys stand beside the options.
-        remedy: Remedy for an unknown key.
+        key: Where they stand in the campaign.
+        owner: The model of the campaign whose own keys stand beside them.
+        remedy: What to do about a key that is not one of them.
 
     Raises:
         SpecError: Holds the wrong key, the value that was found and the values that are allowed.

@@ -69,7 +69,7 @@ def _registered(group: str, name: str, key: tuple[str, ...]) -> Any:
 
 
 def _hint(group: str, name: str) -> str:
-    """The suggestion of one of the classes for an unknown name; see `campaign.protocols.Provider.hint`."""
+    """The hint that one of the classes gives for an unknown name; see `campaign.protocols.Provider`."""
     for entry in _found(group).values():
         with suppress(ImportError, AttributeError):  # what it needs is not installed, or it says nothing
             if said := entry.load().hint(name):
