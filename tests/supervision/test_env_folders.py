@@ -19,11 +19,11 @@ def test_each_server_takes_the_folder_that_it_has_made() -> None:
     other = Path("/nonexistent")
     try:
         with ServerPool(PROJECT / "tests" / "models", models=MODELS, count=2) as pool:
-            assert wait_until(lambda: [bool(r["server_pid"]) for r in pool.records()] == [True, True], 60)
+            assert wait_until(lambda: [bool(r.server_pid) for r in pool.records()] == [True, True], 60)
             other = Path(tempfile.mkdtemp(prefix="python_env_", dir="/tmp"))
             pool.wait_ready()
-            assert wait_until(lambda: all(r["state"] == "ready" for r in pool.records()), 60)
-            folders = [r["folders"] for r in pool.records()]
+            assert wait_until(lambda: all(r.state == "ready" for r in pool.records()), 60)
+            folders = [r.folders for r in pool.records()]
             assert [len(f) for f in folders] == [1, 1]
             assert len({str(other), *folders[0], *folders[1]}) == 3
             assert {str(other), *folders[0], *folders[1]} <= env_folders()
