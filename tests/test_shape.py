@@ -12,7 +12,6 @@ MOST_PARAMETERS = 8
 MOST_LINES = 400
 MANY_PARAMETERS = {
     "campaign.pool.pool.ServerPool.__init__",  # named arguments of a script; all but the first have defaults
-    "campaign.worker.tasks._each",
 }
 LONG_FILES = {
     "campaign.inference.client",

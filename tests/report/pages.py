@@ -62,8 +62,8 @@ def made_up(
         "made-up", str(root), status=COMPLETE, outputs=outputs, profile=profile, wall_s=103.0,
         datasets={"mc": {"files": files, "events": files * 1000}, "data": {"files": files, "events": files * 10}},
         tasks={"total": files, "done": files, "reused": 0, "failed": 0}, rows={"first": files * 1000, "parked": 0},
-        servers=[{"name": "server-0", "host": "node0", "state": "ended", "reason": "asked to stop", "stop_requested": True, "ready_s": 2.0,
-                  "statistics": {"tagger": [files * 1000, files]}}],
+        servers=[{"name": "server-0", "host": "node0", "state": "ended", "reason": "asked to stop",
+                  "stop_requested": True, "ready_s": 2.0, "statistics": {"tagger": [files * 1000, files]}}],
         lost=[{"file": f"/data/lost{i}.root", "dataset": "mc", "error": error, "entries": None, "sum_of_weights": None}
               for i in range(lost)],
         versions={"python": "3.11"},
