@@ -14,7 +14,7 @@ from typing import Any
 from campaign.driver.partial_index import PartialIndex
 from campaign.errors import CampaignError, SpecError
 from campaign.outputs.columns import COLUMNS
-from campaign.outputs.merge import Merged
+from campaign.outputs.merged import Merged
 from campaign.planning.datasets import is_url
 from campaign.planning.plan import Plan
 from campaign.planning.plan_file import file_lists

@@ -17,7 +17,8 @@ from campaign.driver.state import State
 from campaign.driver.worker_calls import WorkerCall, WorkerCalls
 from campaign.errors import CampaignError, OutputError, PartialError
 from campaign.outputs.histograms import HISTOGRAMS
-from campaign.outputs.merge import Merged, Target
+from campaign.outputs.merge import Target
+from campaign.outputs.merged import Merged
 from campaign.planning.plan import InputGroup, Layer, Output, Plan
 from campaign.report.progress import Progress
 from campaign.storage.receipts import Receipts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from campaign.outputs.merge import Merged, fingerprint
+from campaign.outputs.merged import Merged, fingerprint
 from campaign.planning.plan import Output
 from campaign.storage.receipts import MERGED, Receipt
 from campaign.storage.rundir import RunDir

@@ -14,7 +14,7 @@ from campaign.driver.merged_outputs import of_receipt, restored
 from campaign.driver.partial_index import PartialIndex, Places
 from campaign.driver.task_times import TaskTimes
 from campaign.errors import CampaignError, InputError, ProviderError
-from campaign.outputs.merge import Merged
+from campaign.outputs.merged import Merged
 from campaign.planning.plan import InputGroup, Layer, Output, Plan, Reduce
 from campaign.report.timing import Timing
 from campaign.storage.frozen_values import thaw

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from campaign.errors import SpecError
 from campaign.outputs.histograms import HISTOGRAMS
-from campaign.outputs.merge import Merged
+from campaign.outputs.merged import Merged
 from campaign.planning.plan import Output, Plan
 from campaign.spec.models import NOMINAL
 from campaign.worker.weight_use import ROUNDED, UNUSED, WEIGHED

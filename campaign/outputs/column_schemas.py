@@ -224,7 +224,7 @@ def differences(merged: Mapping[str, Any]) -> Iterator[str]:
     """One sentence for each output that other programs cannot read as one table.
 
     Args:
-        merged: The outputs there are (`campaign.outputs.merge.Merged`), by name.
+        merged: The outputs there are (`campaign.outputs.merged.Merged`), by name.
     """
     for name, output in sorted(merged.items()):
         for note in output.notes:

@@ -11,17 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from campaign.errors import CampaignError, OutputError, PartialError
-from campaign.outputs.merge import (
-    Leaf,
-    Merged,
-    Target,
-    between,
-    export,
-    merge_leaf,
-    merge_leaves,
-    merge_whole,
-    spoilt,
-)
+from campaign.outputs.merge import Leaf, Target, between, export, merge_leaf, merge_leaves, merge_whole, spoilt
+from campaign.outputs.merged import Merged
 from campaign.planning.task import Keys
 from campaign.storage.receipts import Receipt, parse
 from campaign.storage.rundir import RunDir

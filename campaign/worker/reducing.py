@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from campaign.errors import CampaignError
-from campaign.outputs.merge import LazyMerged, Merged
+from campaign.outputs.merged import LazyMerged, Merged
 from campaign.storage.frozen_values import Frozen, freeze
 from campaign.storage.rundir import RunDir
 from campaign.util.hashing import file_digest

@@ -8,7 +8,7 @@ from campaign.driver.failed_files import FailedFiles
 from campaign.driver.partial_index import PartialIndex
 from campaign.driver.state import State
 from campaign.driver.work import Work
-from campaign.outputs.merge import Merged
+from campaign.outputs.merged import Merged
 from campaign.storage.receipts import Receipts
 from tests.planning.test_plan import folder_of, make
 

@@ -17,16 +17,8 @@ from campaign import Columns, Counts, Histogram, Histograms
 from campaign.errors import AxesMismatch, OutputError, PartialError
 from campaign.outputs.histograms import read_histograms
 from campaign.outputs.kinds import as_output, start_partial
-from campaign.outputs.merge import (
-    LazyMerged,
-    Target,
-    export,
-    fingerprint,
-    merge_leaf,
-    merge_leaves,
-    merge_whole,
-    spoilt,
-)
+from campaign.outputs.merge import Target, export, merge_leaf, merge_leaves, merge_whole, spoilt
+from campaign.outputs.merged import LazyMerged, fingerprint
 from campaign.storage.packs import PackWriter
 from campaign.storage.receipts import Receipt
 from campaign.storage.rundir import RunDir

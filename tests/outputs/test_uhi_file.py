@@ -17,7 +17,8 @@ from hypothesis import given, settings
 
 from campaign.histogram.histogram import Histogram
 from campaign.outputs.histograms import write_histograms
-from campaign.outputs.merge import Merged, export
+from campaign.outputs.merge import export
+from campaign.outputs.merged import Merged
 from campaign.outputs.uhi_file import write_uhi
 from tests.histogram.test_axes import histograms
 from tests.histogram.test_histogram import FLOAT_AXES
