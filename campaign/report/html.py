@@ -160,7 +160,8 @@ def _cell(value: Any) -> str:
 
 
 def _bar(share: float) -> Markup:
-    return Markup(f'<span class="bar" style="width:{max(0.0, min(1.0, share)) * 12:.2f}rem"></span> {share:.1%}')
+    said = "&lt; 0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
+    return Markup(f'<span class="bar" style="width:{max(0.0, min(1.0, share)) * 12:.2f}rem"></span> {said}')
 
 
 def _cut(text: str) -> str:

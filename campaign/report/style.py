@@ -40,7 +40,9 @@ overflow-wrap:anywhere}
 table{border-collapse:collapse;font-size:.9rem;max-width:100%}
 th,td{text-align:left;padding:.22rem .8rem .22rem 0;border-bottom:1px solid var(--line);
 vertical-align:top;overflow-wrap:anywhere}
-th{color:var(--dim);font-weight:600}
+th{color:var(--dim);font-weight:600;white-space:nowrap}
+td{min-width:5.5rem}
+td.n{min-width:0}
 td.n,th.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 .wide{overflow-x:auto}
 code,pre{font:.82rem/1.45 ui-monospace,"DejaVu Sans Mono",monospace}code{overflow-wrap:anywhere}

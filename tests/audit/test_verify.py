@@ -120,6 +120,7 @@ def test_nothing_in_the_run_directory_is_changed_where_servers_answer(place):
 IN_THE_RUN = {
     "outputs/first/mc/nominal.hists.npz": "output",
     "outputs/first/mc/tree_up.root": "output",
+    "outputs/first/mc/branch_up.uhi.zip": "output",
     "outputs/predict/data/nominal/000001.parquet": "output",
     "outputs/second/mc/weight_up.json": "output",
     "outputs/second/mc/nominal.exact.json": "output",

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from campaign.histogram.histogram import Histogram
 from campaign.outputs.histograms import write_histograms
 from campaign.outputs.merge import export
-from campaign.outputs.merged import Merged
+from campaign.outputs.merged import Merged, fingerprint
 from campaign.outputs.uhi_file import write_uhi
 from tests.histogram.test_axes import histograms
 from tests.histogram.test_histogram import FLOAT_AXES
@@ -84,7 +84,9 @@ def test_a_process_without_campaign_reads_an_output(tmp_path: Path) -> None:
     merged = export(Merged("s/d/nominal", "histograms", path, ""))
     assert merged.uhi == tmp_path / "nominal.uhi.zip"
     first = merged.uhi.read_bytes()
-    assert export(merged).uhi.read_bytes() == first
+    merged = export(merged)
+    assert merged.uhi is not None
+    assert merged.uhi.read_bytes() == first
     code = (
         "import sys, zipfile; sys.modules['campaign'] = None\n"
         "import boost_histogram as bh, uhi.io.zip\n"
@@ -97,5 +99,8 @@ def test_a_process_without_campaign_reads_an_output(tmp_path: Path) -> None:
     said, names = done.stdout.splitlines()
     assert said.split() == [part.hex() for part in bits(made.to_hist())]
     assert names == "['eta.json', 'folder/pt.json']"
+    assert fingerprint(merged) == merged.files
+    merged.uhi.unlink()
+    assert fingerprint(merged) != merged.files, "a run that goes on makes a lost file again"
     merged.remove()
     assert not list(tmp_path.iterdir())
