@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from campaign.discovery.address import PoolAddress
 from campaign.driver import manifest, summary
 from campaign.driver.check import Checked, check, default_run_dir, job_of, override
+from campaign.driver.explain import in_short
 from campaign.driver.failed_files import FailedFiles
 from campaign.driver.partial_index import PartialIndex
 from campaign.driver.preflight import preflight
@@ -84,6 +85,7 @@ def run(
         raise in_words(error, rundir.root) from error
     finally:
         stop_fork_server()  # it looked at the files, whoever did the work
+        shown.close()
     if raises and made.status == report.INTERRUPTED:
         raise Interrupted("stopped as asked; run again to resume", where=str(rundir.root))
     if raises and made.exit_code:
@@ -108,6 +110,7 @@ class Run:
         self.hashes = manifest.InputHashes(self.plan, {})
         self.looked = 0.0
         self.told_ready = self.told_lost = False
+        shown.at(rundir.root, self.campaign.campaign)
 
     def run(self) -> Report:
         """Do it and write the report, however it ends."""
@@ -180,6 +183,8 @@ class Run:
         self.job = job_of(self.plan)
         if self.todo:
             preflight(self.plan, self.todo, save_job(self.job, self.rundir.job))
+        if self.shown.explains:
+            self.shown.why(in_short(self.plan, self.state, self.rundir, self.todo), self.plan.total - self.tasks_to_do)
         plan_file.write(self.rundir, self.plan)
         if not self._complete:
             plan_file.note_start(self.rundir, self.plan, self.todo)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from campaign.supervision.forkserver import wake_fork_server
+from campaign.util.notebook import in_kernel
 
 if TYPE_CHECKING:
     pass
@@ -31,6 +32,8 @@ def signals() -> Iterator[threading.Event]:
         return
 
     def handler(signum: int, _frame: object) -> None:
+        if asked.is_set() and signum == signal.SIGINT and in_kernel():
+            return  # people press Interrupt twice; the notebook's variables must not be lost
         if asked.is_set():
             os._exit(130)  # pilots, workers, server watchdogs and the driver watchdog see this process go and clean up
         asked.set()

@@ -6,15 +6,20 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
+
+from campaign.util.notebook import in_kernel
 
 QUIET_S = 10.0  # outside a terminal, an unfinished stage says something this often
 
 
 @dataclass
-class _Line:
+class StageProgress:
+    """Counts of one stage: steps to do, done and failed, rows, and when it was begun."""
+
     total: int
     done: int = 0
     failed: int = 0
@@ -25,6 +30,7 @@ class _Line:
 
     @property
     def over(self) -> bool:
+        """Whether nothing of it is left."""
         return self.done + self.failed >= self.total
 
 
@@ -35,10 +41,12 @@ class Progress:
         stream: Where to; None: nothing is shown.
     """
 
+    explains = False  # whether `why` is worth an answer
+
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
         self._tty = bool(stream and stream.isatty())
-        self._lines: dict[str, _Line] = {}
+        self._lines: dict[str, StageProgress] = {}
         self._shown = 0
         self._start = time.monotonic()
         self._lock = threading.Lock()
@@ -55,7 +63,7 @@ class Progress:
     def expect(self, stage: str, total: int) -> None:
         """There are so many to do."""
         if total:
-            self._lines[stage] = _Line(total, told=time.monotonic())
+            self._lines[stage] = StageProgress(total, told=time.monotonic())
 
     def add(self, stage: str, done: int = 1, *, failed: int = 0, rows: int = 0) -> None:
         """Some more were done."""
@@ -75,6 +83,15 @@ class Progress:
             elif line.over or now - line.told > QUIET_S:
                 line.told = now
                 print(f"[{now - self._start:6.1f} s] {self._text(stage, line)}", file=self._stream, flush=True)
+
+    def at(self, root: Path, name: str = "") -> None:
+        """The run of a campaign begins, in that run directory."""
+
+    def why(self, reasons: Sequence[str], reused: int) -> None:
+        """What is to be done and why, and how many tasks were done before."""
+
+    def under_way(self, calls: int) -> None:
+        """So many calls are with the workers, or wait for one."""
 
     def close(self) -> None:
         """Leave the cursor below the last line."""
@@ -98,7 +115,7 @@ class Progress:
         width = shutil.get_terminal_size().columns - 1  # a line that wraps would not be wiped
         return (f"           {self._text(stage, line)}"[:width] for stage, line in self._lines.items())
 
-    def _text(self, stage: str, line: _Line) -> str:
+    def _text(self, stage: str, line: StageProgress) -> str:
         width = 24
         full = min(width, width * line.done // line.total)
         bar = "#" * full + "." * (width - full)
@@ -121,5 +138,9 @@ def _short(number: float) -> str:
 
 
 def to_terminal() -> Progress:
-    """Progress on standard error."""
+    """Progress on standard error; in a notebook, below the cell."""
+    if in_kernel():
+        from campaign.report.live import LiveView
+
+        return LiveView()
     return Progress(sys.stderr)

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from campaign.errors import SpecError
+from campaign.util.card import Card, Shown
 from campaign.util.messages import unknown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from campaign.notebook.handle import RunHandle
     from campaign.report.report import Report
 
 NOMINAL = "nominal"
@@ -306,7 +308,7 @@ class Origin:
         return f"{self.file}:{self.lines.get(known, 1)}: {dotted}"
 
 
-class Campaign(_Frozen):
+class Campaign(Shown, _Frozen):
     """One description: datasets, servers, stages, variations, and who lends the machines.
 
     Paths are relative to the campaign file; for a campaign made in Python, to the current folder or to what
@@ -383,6 +385,24 @@ class Campaign(_Frozen):
 
         report: Report = campaign.run(self, **settings)
         return report
+
+    def start(self, **settings: Any) -> RunHandle:
+        """Run it in a background thread; see `campaign.notebook.handle.start`."""
+        from campaign.notebook.handle import start
+
+        return start(self, **settings)
+
+    @staticmethod
+    def attach(run_dir: Path | str) -> RunHandle:
+        """The run of a run directory, running or over; see `campaign.notebook.handle.attach`."""
+        from campaign.notebook.handle import attach
+
+        return attach(run_dir)
+
+    def _card(self) -> Card:
+        from campaign.spec.card import card
+
+        return card(self)
 
 
 def check_references(c: Campaign) -> None:
