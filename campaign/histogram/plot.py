@@ -43,10 +43,12 @@ def as_html(h: hist.BaseHist, name: str = "") -> str:
 def described(h: hist.BaseHist) -> str:
     """Axes, entries inside and outside, in one line."""
     axes = " × ".join(f"{_name(axis, i)} ({_bins(axis)})" for i, axis in enumerate(h.axes))
-    inside, whole = float(np.sum(_values(h))), float(np.sum(_values(h, flow=True)))
-    outside = whole - inside
-    told = f"{axes}; sum of weights {inside:.6g}"
-    return told + (f", {outside:.6g} outside" if outside else "")
+    inside, whole = _values(h), _values(h, flow=True)
+    odd = int(np.count_nonzero(~np.isfinite(whole)))
+    total, everything = (float(np.sum(v, where=np.isfinite(v))) for v in (inside, whole))
+    told = f"{axes}; sum of weights {total:.6g}"
+    told += f", {everything - total:.6g} outside" if everything != total else ""
+    return told + (f"; bins without a finite sum: {odd}" if odd else "")
 
 
 def as_text(h: hist.BaseHist, name: str = "") -> str:

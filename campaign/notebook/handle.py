@@ -126,6 +126,8 @@ class RunHandle(Shown):
     def _show(self) -> None:
         """Show it below the cell that runs now."""
 
+    _repr_pretty_ = Shown._repr_pretty_  # IPython would take __repr__
+
     def __repr__(self) -> str:
         return f"<run in {self.run_dir}: {self.status}>"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,22 +51,29 @@ class Kernel:
             kind, content = message["msg_type"], message["content"]
             if message["parent_header"].get("msg_id") != cell:
                 continue
-            if kind == "stream":
+            if kind == "stream" and content["name"] == "stderr":
+                print(content["text"])
+            elif kind == "stream":
                 text += content["text"]
             elif kind == "execute_result":
                 text += content["data"]["text/plain"]
             elif kind == "error":
                 error = CellError(content["ename"], content["evalue"] + "\n".join(content["traceback"]))
             elif kind == "status" and content["execution_state"] == "idle":
-                self._reply(cell, end)
-                if error is not None:
-                    raise error
-                return text
+                if error is None:
+                    self._reply(cell, end)
+                    return text
+                with suppress(CellError):
+                    self._reply(cell, end)
+                raise error
         raise AssertionError(f"the cell has not ended within {seconds} s: {text}")
 
     def _reply(self, cell: str, end: float) -> None:
-        while self.client.get_shell_msg(timeout=max(1.0, end - time.monotonic()))["parent_header"]["msg_id"] != cell:
-            pass
+        reply: dict[str, Any] = {"parent_header": {}}
+        while reply["parent_header"].get("msg_id") != cell:
+            reply = self.client.get_shell_msg(timeout=max(1.0, end - time.monotonic()))
+        if reply["content"]["status"] == "error":  # some errors have no output: UsageError
+            raise CellError(reply["content"]["ename"], reply["content"]["evalue"])
 
     def _next(self, end: float) -> dict[str, Any] | None:
         try:

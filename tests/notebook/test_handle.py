@@ -29,7 +29,9 @@ def test_other_cells_work_while_a_run_goes_on(cells):
         assert k.run("print(handle.status, 6 * 7)") == "running 42\n"
         assert "slow" in k.run("handle")
         (cells / "gate").touch()
-        assert k.run("print(handle.wait().status, handle.status, handle.report.tasks['done'])") == "complete complete 3\n"
+        assert (
+            k.run("print(handle.wait().tasks['done'], handle.status, handle.report.status)") == "3 complete complete\n"
+        )
         assert "complete" in k.view()["text/plain"]
 
 
@@ -96,7 +98,7 @@ def test_an_interrupt_of_a_run_in_the_foreground_stops_it(cells):
         assert wait_until((cells / "gate.begun").exists, 60)
         k.interrupt()
         k.interrupt()
-        with pytest.raises(CellError, match="Interrupted|KeyboardInterrupt"):
+        with pytest.raises(CellError, match="Interrupted"):
             k.finish(running)
         assert k.run("print(mine)") == "1\n"
         assert report_of(cells / "runs" / "gated")["status"] == "interrupted"
