@@ -184,7 +184,7 @@ def _two(h: hist.BaseHist) -> str:
             f'height="{bottom - top:.2f}" fill="{fill}" fill-opacity="{abs(values[i, j]) / most:.3f}"/>'
         )
     beside = _beside(h.axes[1], y, y_edges)
-    note = f"{_name(h.axes[0])}; darkest cell {most:.4g}; up: {_name(h.axes[1], 1)}"
+    note = f"{_name(h.axes[0])}; strongest cell {most:.4g}; up: {_name(h.axes[1], 1)}"
     return _svg("".join(cells) + _under(h.axes[0], x, x_edges) + beside, note, f"histogram of {note}")
 
 

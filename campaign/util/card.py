@@ -22,7 +22,7 @@ color:var(--jp-content-font-color1,var(--vscode-editor-foreground,inherit));font
 --campaign-wait:#8a6100}
 [data-jp-theme-light=false] .campaign-card{--campaign-mark:#6ea8fe;--campaign-good:#57c078;--campaign-bad:#ff8a80;
 --campaign-wait:#e0b050}
-.campaign-card table{border-collapse:collapse;margin:6px 0}
+.campaign-card table{border-collapse:collapse;margin:6px 0;font-size:inherit;color:inherit}
 .campaign-card th,.campaign-card td{text-align:left;padding:2px 10px 2px 0;vertical-align:top;border:0;background:none}
 .campaign-card thead th{border-bottom:1px solid currentColor}
 .campaign-card .campaign-bar{display:inline-block;width:110px;height:9px;border:1px solid currentColor;margin-right:6px}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import alive, ours, report_of, start, wait_until
+from tests.conftest import PROJECT, alive, ours, report_of, start, wait_until
 from tests.notebook.conftest import CELLS
 from tests.notebook.kernel import CellError, Kernel, kernel
 
@@ -119,10 +119,17 @@ def test_a_refused_campaign_says_so(cells):
 
 @pytest.mark.parametrize("how", ["run", "start"])
 def test_a_killed_kernel_leaves_nothing(cells, how):
-    """SIGKILL of the kernel in a run: workers, fork server, folders and shared memory are gone soon after."""
+    """SIGKILL of the kernel in a run: server, workers, fork server, folders and shared memory are gone soon after."""
     k = Kernel(cells)
     try:
         k.run(CELLS)
+        k.run(
+            "from campaign import ServerPool\n"
+            f"pool = ServerPool({str(PROJECT / 'tests' / 'models')!r}, models=['batch_sensitive']).__enter__()\n"
+            "pool.wait_ready()"
+        )
+        assert k.run("pool").startswith("ServerPool: 1 of 1 ready")
+        assert any("tritonserver" in line for line in ours().values())
         k.send(f"gated.{how}()")
         assert wait_until((cells / "gate.begun").exists, 60)
         assert ours()
