@@ -37,6 +37,7 @@ from campaign.servers.environment import cache_dir, environment
 from campaign.servers.triton import Triton
 from campaign.spec.models import ServerSpec
 from campaign.supervision.cleanup import sweep
+from campaign.supervision.env_folders import env_folders, made_by
 
 MODELS = Path(__file__).resolve().parent / "models"
 BATCH, DELAY_S, MOST = 8192, 0.05, 4
@@ -169,7 +170,7 @@ def tls_server(home: Path, number: int) -> Iterator[str]:
     argv += ["--grpc-address=127.0.0.1", f"--grpc-port={port}", "--grpc-use-ssl=true", "--grpc-use-ssl-mutual=true"]
     argv += [f"--grpc-server-cert={home}/server.pem", f"--grpc-server-key={home}/server.key"]
     argv += [f"--grpc-root-cert={home}/ca.pem"]
-    before = set(Path("/tmp").glob("python_env_*"))
+    before = env_folders()
     with (place / "log").open("w") as log:
         server = subprocess.Popen(argv, env=dict(launch.env), stdout=log, stderr=log, start_new_session=True)
     try:
@@ -178,7 +179,7 @@ def tls_server(home: Path, number: int) -> Iterator[str]:
             if time.monotonic() > end or server.poll() is not None:
                 raise SystemExit((place / "log").read_text()[-2000:])
             time.sleep(0.1)
-        folders = [str(p) for p in set(Path("/tmp").glob("python_env_*")) - before]
+        folders = made_by(server.pid, env_folders() - before)
         yield f"localhost:{port}"
     finally:
         os.killpg(server.pid, signal.SIGKILL)

@@ -197,7 +197,7 @@ class PartialError(CampaignError):
 
 
 class ArtefactError(PartialError):
-    """A partial result of columns is not what was written: whoever reads it needs another one."""
+    """A partial result of columns has changed since it was written: whoever reads it needs another one."""
 
 
 class OutputError(CampaignError):

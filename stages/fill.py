@@ -128,7 +128,7 @@ def axis(name: str, given: Mapping[str, Any]) -> Any:
     """A hist axis from its description.
 
     Raises:
-        ValueError: It is none of the three forms, or hist has no such axis.
+        ValueError: It is not one of the three forms, or hist has no such axis.
     """
     named = {"label": name} if name in _RESERVED else {"name": name}
     if set(given) == {"bins", "range"}:

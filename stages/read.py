@@ -189,7 +189,7 @@ def evaluate(expression: str, batch: Any) -> Any:
         raise InputError("is no expression", remedy=remedy) from None
     if text in ak.fields(batch) and not isinstance(body, ast.Name):
         known = isinstance(body, (ast.BinOp, ast.UnaryOp, ast.Subscript, ast.Constant))
-        said = "may mean the branch of that name, or what is computed from others" if known else "is not understood"
+        said = "may mean the branch of that name, or an expression of others" if known else "is not understood"
         other = "; for the other meaning, set spaces otherwise" if known else ""
         raise InputError(f"'{text}' {said}", remedy=f"{_mapped(text)}{other}")
     return _value(body, text, batch)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -46,10 +48,44 @@ OURS = (
 )
 
 
-# What is started from here carries this mark in its environment, so that another session on this machine, or
-# somebody's own campaign, is not taken for ours.
-MARK = ("CAMPAIGN_TEST_SESSION", str(os.getpid()))
-os.environ[MARK[0]] = MARK[1]
+GONE_S = 5.0  # what ends by itself after a test may take so long
+# In the environment of all that a session of tests starts: its own temporary directory, which is its mark too.
+SESSION = "CAMPAIGN_TEST_SESSION"
+_lookout: list[subprocess.Popen[str]] = []
+
+
+def pytest_configure() -> None:
+    """Give the session a temporary directory and a state directory that no other session or campaign uses.
+
+    The path is short, for sockets lie in it. Pytest's own ``tmp_path`` stays where it is without us.
+    """
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    tempfile.tempdir = os.environ["TMPDIR"] = os.environ[SESSION] = tempfile.mkdtemp(prefix="ct-")
+    os.environ["XDG_STATE_HOME"] = str(home() / "state")
+
+
+def pytest_sessionstart() -> None:
+    """Watch the two places that all users of the machine share."""
+    argv = [sys.executable, "-m", "tests.lookout", f"{SESSION}={home()}", region("").name]
+    _lookout.append(subprocess.Popen(argv, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+    assert own_elsewhere() == set()
+
+
+def pytest_unconfigure() -> None:
+    """Leave nothing of the session."""
+    for process in _lookout:
+        process.communicate()
+    shutil.rmtree(home(), ignore_errors=True)
+
+
+def home() -> Path:
+    """The temporary directory of the session: what lies there is the session's."""
+    return Path(os.environ[SESSION])
+
+
+def region(name: str) -> Path:
+    """Shared memory that a test makes itself: this name is known for the session's."""
+    return Path("/dev/shm", f"campaign_{home().name}_{name}")
 
 
 def pytest_report_header() -> str:
@@ -60,7 +96,7 @@ def pytest_report_header() -> str:
 
 def campaign_processes() -> Iterator[tuple[int, str, bool]]:
     """Pid, command line and whether it is ours, of every process of the kinds a campaign starts; zombies left out."""
-    mark = f"{MARK[0]}={MARK[1]}".encode()
+    mark = f"{SESSION}={home()}".encode()
     for folder in Path("/proc").glob("[0-9]*"):  # psutil would take ten times as long, and every test looks twice
         with contextlib.suppress(OSError):  # it ended while we looked
             line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -73,16 +109,19 @@ def ours(before: set[int] | None = None) -> dict[int, str]:
     return {pid: line[:160] for pid, line, mine in campaign_processes() if mine and pid not in (before or set())}
 
 
+def own_elsewhere() -> set[str]:
+    """Regions and folders that the session's servers have made in ``/dev/shm`` and ``/tmp``; they may be gone again."""
+    (process,) = _lookout
+    assert process.stdin is not None
+    assert process.stdout is not None
+    print(file=process.stdin, flush=True)
+    return set(json.loads(process.stdout.readline()))
+
+
 def lying_about() -> set[str]:
-    """Shared memory, private folders of servers, and the empty folders of Triton's Python backend."""
-    others = " ".join(line for _, line, mine in campaign_processes() if not mine)
-    temp = Path(tempfile.gettempdir())
-    found = [p for p in Path("/dev/shm").glob("campaign_*") if p.name[:17] not in others]
-    found += [p for p in temp.glob("campaign-*") if str(p) not in others]
-    found += [p for p in temp.glob("pymp-*") if str(p) not in others]
-    if "tritonserver" not in others:  # whose an empty folder is cannot be told
-        found += Path("/tmp").glob("python_env_*")
-    return {str(p) for p in found}
+    """Our shared memory, private folders of servers, and the empty folders of Triton's Python backend."""
+    found = {str(p) for pattern in ("campaign-*", "pymp-*") for p in home().glob(pattern)}
+    return found | {p for p in own_elsewhere() if os.path.lexists(p)}
 
 
 def regions_of(record: dict[str, Any]) -> list[Path]:
@@ -121,8 +160,22 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     before = (set(ours()), lying_about())
     yield
-    wait_until(lambda: not left(before), 5)
-    assert not left(before), "left behind within 5 s"
+    found: list[str] = []
+
+    def gone() -> bool:
+        found[:] = left(before)
+        return not found
+
+    assert wait_until(gone, GONE_S), f"left behind: {found}"
+
+
+@pytest.fixture
+def sole_reaper() -> Iterator[None]:
+    """Keep ``campaign reap`` of other sessions away: it ends what any dead campaign of this user left, also ours."""
+    place = os.open("/tmp", os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(place, fcntl.LOCK_EX)
+    yield
+    os.close(place)
 
 
 @pytest.fixture(scope="session")

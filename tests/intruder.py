@@ -65,7 +65,7 @@ def tls(url: str, ca: str) -> Any:
 
 def forge(record: dict[str, Any]) -> Any:
     """A record in a folder of one's own that leads to somebody else's server."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # he may not enter that of the tests' session
         Path(folder, f"{record['name']}.json").write_text(json.dumps(record))
         servers = connect(PoolAddress(folder, {}, start_deadline_s=2, request_deadline_s=5))
         try:

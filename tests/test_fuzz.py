@@ -460,7 +460,7 @@ def test_a_folder_in_the_place_of_a_file_ends_a_run_with_its_name(
 
 
 def test_an_altered_frozen_value_ends_a_run_with_its_name(counted: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is not built upon, nor made anew unasked: its path and what to do are said."""
+    """It is not built upon, nor made again unasked: its path and what to do are said."""
     run = counted / "damaged"
     shutil.rmtree(run, ignore_errors=True)
     shutil.copytree(counted / "r", run)

@@ -206,5 +206,5 @@ def _count(looked: IntegrityReport, what: str, path: Path) -> None:
     looked.bytes += path.stat().st_size if path.exists() else 0
 
 
-CHANGED, MISSING = "is not what was written", "is missing"
-UNKNOWN = "cannot be told: its receipt is gone"
+CHANGED, MISSING = "has changed since it was written", "is missing"
+UNKNOWN = "cannot be checked: its receipt is missing"

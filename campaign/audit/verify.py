@@ -41,7 +41,7 @@ class Verification:
 
     Attributes:
         run_dir: The run directory.
-        findings: What is not as it was.
+        findings: All differences.
         notes: What a reader should know: what was not verified, versions that differ.
         checked: Counts: files by kind, ``bytes``, ``inputs`` by content, ``tasks`` and ``recomputed`` partials.
     """
@@ -62,7 +62,7 @@ class Verification:
 
     def text(self) -> str:
         """For a terminal."""
-        lines = [f"verify {self.run_dir}: {'as it was' if not self.findings else f'{len(self.findings)} differ'}"]
+        lines = [f"verify {self.run_dir}: {'unchanged' if not self.findings else f'{len(self.findings)} differ'}"]
         lines.append("  looked at  " + ", ".join(f"{n:,} {what}" for what, n in self.checked.items()))
         width = max((len(f.what) for f in self.findings), default=0)
         lines += [f"  {f.what:<{width}}  {f.name}: {f.said}" for f in self.findings]
@@ -179,23 +179,23 @@ def _identity(rundir: RunDir, checked: Checked, told: Mapping[str, Any], sample:
         named = {n for f in made.findings if f.what == what for n in f.name.split(", ")}
         for name, was in told[part].items():
             if name not in named and (name not in codes or codes[name].digest != was["code"]):
-                made.findings.append(Finding(what, name, "its code is not what it was"))
+                made.findings.append(Finding(what, name, "its code has changed"))
     if checked.plan.digest != told["plan"]:  # it holds all of these: where it is the same, they are
         _differs(rundir, checked, told, made)
     _contents(checked, told, sample, made)
 
 
 def _differs(rundir: RunDir, checked: Checked, told: Mapping[str, Any], made: Verification) -> None:
-    """Why the plan is not what it was: size, date and metadata of every file, or what nothing here has a name for."""
+    """Why the plan has changed: size, date and metadata of every file, or what nothing here has a name for."""
     plan_file = PlanFile.read(rundir)
     if plan_file is None:
-        made.findings.append(Finding("plan", "plan.json", "cannot be read: which inputs changed cannot be told"))
+        made.findings.append(Finding("plan", "plan.json", "cannot be read: the changed inputs cannot be listed"))
         return
     for events in checked.plan.events:
         _inputs(plan_file, events, told, made)
     grown = report.versions()[_OURS] != told["versions"].get(_OURS)  # keys hold it; a note tells it
     if not grown and not any(f.what in ("model", "stage", "reader", "input", "campaign") for f in made.findings):
-        made.findings.append(Finding("campaign", str(told["campaign"]), "the plan is not what it was"))
+        made.findings.append(Finding("campaign", str(told["campaign"]), "the plan has changed"))
 
 
 _OURS = "inference-campaign"
@@ -284,7 +284,7 @@ def _recompute(
     """Do the sample's tasks again and hold every partial against its receipt."""
     changed = any(f.what in ("model", "stage", "reader") for f in made.findings)
     if changed and checked.plan.digest != told["plan"]:
-        made.notes.append("nothing is recomputed: what it would be made from has changed")
+        made.notes.append("nothing is recomputed: the inputs have changed")
         return
     frozen = {
         (stage, variation): (str(rundir.root / what["path"]), str(what["sha256"]))

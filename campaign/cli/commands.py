@@ -69,16 +69,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"campaign {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    run = _command(commands, "run", "run a campaign file; on an existing run directory, what is missing of it", _run)
+    run = _command(
+        commands, "run", "run a campaign file; in an existing run directory, do only the missing tasks", _run
+    )
     _file(run)
-    run.add_argument("--run-dir", type=Path, metavar="DIR", help="where everything goes (default: ./runs/<campaign>)")
+    run.add_argument("--run-dir", type=Path, metavar="DIR", help="run directory (default: ./runs/<campaign>)")
     run.add_argument(
         "--limit", type=_positive, metavar="N", help="only the first N rows of each file, in a run directory of its own"
     )
-    run.add_argument("--quiet", action="store_true", help="show no progress")
-    run.add_argument("--profile", action="store_true", help="say at the end where each second went")
+    how = run.add_mutually_exclusive_group()
+    how.add_argument("--quiet", action="store_true", help="show no progress")
+    how.add_argument("--json", action="store_true", help="print progress as JSON, one event a line")
+    run.add_argument("--profile", action="store_true", help="show at the end where the time went")
 
-    check = _command(commands, "check", "say whether a campaign file is right; no server is started", _check)
+    check = _command(commands, "check", "check a campaign file; no server is started", _check)
     _file(check)
     check.add_argument(
         "--try", action="store_true", dest="try_", help="run all stages on 100 rows, with zeros in place of answers"
@@ -86,31 +90,41 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = _command(commands, "plan", "show what a run would do, and why", _plan)
     _file(plan)
-    plan.add_argument("--run-dir", type=Path, metavar="DIR", help="take into account what is done there")
-    plan.add_argument("--limit", type=_positive, metavar="N", help="of a run with this --limit")
-    plan.add_argument("--json", action="store_true", help="every task, for a program")
+    plan.add_argument("--run-dir", type=Path, metavar="DIR", help="count the work done in this run directory")
+    plan.add_argument("--limit", type=_positive, metavar="N", help="plan a run with this --limit")
+    plan.add_argument("--json", action="store_true", help="print every task as JSON")
 
     for name, text, do in (
-        ("status", "show what a run is doing now: its tasks, its servers; in one line where it is over", _status),
-        ("stop", "stop a run in good order; it can be resumed", _stop),
+        ("status", "show the tasks and servers of a run; one line if the run is over", _status),
+        ("watch", "show the live view of a run that was started elsewhere, until it is over", _watch),
+        ("logs", "print the logs of a run: stages by input file, servers, workers", _logs),
+        ("stop", "stop a run in order; it can be resumed", _stop),
         ("report", "show the result of a run that is over: outputs, failures, notes", _report),
     ):
         command = _command(commands, name, text, do)
         command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
         if do is _report:
-            command.add_argument("--profile", action="store_true", help="say where each second went")
+            command.add_argument("--profile", action="store_true", help="show where the time went")
+        if do is _logs:
+            which = command.add_mutually_exclusive_group()
+            which.add_argument("--file", metavar="NAME", default="", help="logs of input files with this in their name")
+            which.add_argument("--server", metavar="NAME", default="", help="logs of a server, e.g. server-0")
+            which.add_argument("--failed", action="store_true", help="logs of input files that failed")
+            command.add_argument("--follow", action="store_true", help="go on printing until the run is over")
 
     verify = _command(
-        commands, "verify", "hold a complete run against its manifest, and do a sample of its tasks again", _verify
+        commands, "verify", "compare a complete run with its manifest, and repeat a sample of its tasks", _verify
     )
     verify.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     verify.add_argument(
         "--sample", type=_percentage, default=1.0, metavar="P%", help="of the files, done again (default: 1%%; 0: none)"
     )
-    verify.add_argument("--workers", type=_positive, metavar="N", help="worker processes, and threads that hash")
+    verify.add_argument("--workers", type=_positive, metavar="N", help="worker processes, and threads for hashing")
     verify.add_argument("--json", action="store_true", help="for a program")
-    reaper = _command(commands, "reap", "end what dead campaigns of yours left here or in the scheduler", _reap)
-    reaper.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    reaper = _command(
+        commands, "reap", "end leftovers of your dead campaigns on this machine and in the scheduler", _reap
+    )
+    reaper.add_argument("--dry-run", action="store_true", help="only list what would be done")
 
     tune = _command(commands, "tune", "measure a sample against one server, propose batch, window, workers", _tune)
     _file(tune)
@@ -118,8 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     _file(canary)
     canary.add_argument("model", metavar="MODEL", help="one of servers.models")
     canary.add_argument("--force", action="store_true", help="replace a known answer that is there")
-    _file(_command(commands, "prepare", "make the server environment ahead of the first run", _prepare))
-    _command(commands, "schema", "print the JSON schema of a campaign file, for editors", _schema)
+    _file(_command(commands, "prepare", "make the server environment before the first run", _prepare))
+    schema = _command(commands, "schema", "print the JSON schema of a campaign file, for editors", _schema)
+    schema.add_argument("--events", action="store_true", help="the schema of an event of run --json instead")
     return parser
 
 
@@ -133,7 +148,7 @@ def _command(
 
 def _file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the campaign, YAML")
-    parser.add_argument("--provider", metavar="NAME", help="who lends the machines, in place of the file's")
+    parser.add_argument("--provider", metavar="NAME", help="provider, in place of the file's")
     parser.add_argument("--workers", type=_positive, metavar="N", help="worker processes")
     parser.add_argument("--servers", type=_positive, metavar="N", help="servers in the pool")
     parser.add_argument(
@@ -143,7 +158,7 @@ def _file(parser: argparse.ArgumentParser) -> None:
 
 def _positive(text: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
@@ -179,6 +194,13 @@ def _run(args: argparse.Namespace) -> int:
 def _run_loaded(args: argparse.Namespace) -> int:
     from campaign.driver.run import run
 
+    if args.json:
+        from campaign.report.events import JsonProgress
+
+        events = JsonProgress(sys.stdout)
+        report = run(_load(args), run_dir=args.run_dir, progress=events, raises=False)
+        events.end(report.status)
+        return report.exit_code
     report = run(_load(args), run_dir=args.run_dir, progress=not args.quiet, raises=False)
     print(report.text(profile=args.profile))
     return report.exit_code
@@ -261,7 +283,7 @@ def _plan(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(as_json(plan, reasons, todo), indent=1))
         return 0
-    least = "at least " if state.open else ""  # a frozen value that is made anew may differ
+    least = "at least " if state.open else ""  # a frozen value that is made again may differ
     print(f"plan {plan.digest[:16]}: {least}{counted(sum(len(some.places) for some in todo), 'task')} to do")
     for some in todo:
         for group in reasons.groups(some):
@@ -309,6 +331,32 @@ def _status(args: argparse.Namespace) -> int:
     for record in in_order(r for p in rundir.servers.glob("server-*.json") if (r := read_json(p)) is not None):
         said = [record.get(key, "?") for key in ("name", "state", "host")]
         print(f"  {said[0]!s:<16} {said[1]} on {said[2]} {record.get('why', '')}".rstrip())
+    return 0
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from campaign.driver.watch import watch
+    from campaign.report.progress import to_terminal
+    from campaign.storage.rundir import RunDir
+
+    try:
+        report = watch(RunDir(_existing(args)), to_terminal())
+    except KeyboardInterrupt:
+        print("no longer watching; the run goes on", file=sys.stderr)
+        return 0
+    print(report.text() if report else "not running, and never came to its end; run it again to resume")
+    return report.exit_code if report else 1
+
+
+def _logs(args: argparse.Namespace) -> int:
+    from campaign.cli.logs import find, show
+    from campaign.storage.rundir import RunDir
+
+    rundir = RunDir(_existing(args))
+    show(
+        lambda: find(rundir, args.file, args.server, failed=args.failed), follow=args.follow,
+        running=lambda: bool(rundir.owner()),
+    )  # fmt: skip
     return 0
 
 
@@ -390,10 +438,11 @@ def _tune(args: argparse.Namespace) -> int:
     return 0
 
 
-def _schema(_args: argparse.Namespace) -> int:
+def _schema(args: argparse.Namespace) -> int:
+    from campaign.report import events
     from campaign.spec import yaml_file
 
-    print(json.dumps(yaml_file.schema(), indent=1))
+    print(json.dumps(events.SCHEMA if args.events else yaml_file.schema(), indent=1))
     return 0
 
 

@@ -103,7 +103,7 @@ class Explanations:
         found = [*self._version(), *self._stage(reduce.stage)]
         inputs = {o.name: o.line.keys.digest for o in reduce.inputs.values() if o.line}
         changed = sorted({o.split("/")[0] for o in differing(was.get("inputs"), inputs)})
-        found += [f"merged '{stage}' will be made anew" for stage in changed]
+        found += [f"merged '{stage}' will be made again" for stage in changed]
         found += self._frozen(was, reduce.frozen)
         return tuple(found) or (NOTHING,)
 
@@ -154,7 +154,7 @@ class Explanations:
     def _frozen(self, was: Mapping[str, Any], needed: tuple[tuple[str, str], ...]) -> list[str]:
         keys = {(r.stage, r.variation): r.key for r in self.plan.reduces}
         old = _mapping(was.get("frozen"))
-        return [f"frozen '{at[0]}' will be made anew" for at in needed if old.get("/".join(at)) != keys[at]]
+        return [f"frozen '{at[0]}' will be made again" for at in needed if old.get("/".join(at)) != keys[at]]
 
     def _events(self, events: InputGroup) -> list[str]:
         assert self.before is not None
@@ -210,7 +210,7 @@ OTHER = "it was made with another frozen value than there is now"
 
 
 INPUTS_OTHER = "it was made from other inputs than there are now"
-INPUTS_OPEN = "what it is made from will be made anew; it is kept if that is as it was"
+INPUTS_OPEN = "its inputs will be made again; it is kept if they are unchanged"
 
 
 def differing(old: Any, new: Any, at: str = "") -> list[str]:

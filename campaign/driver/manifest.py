@@ -207,7 +207,7 @@ def read(rundir: RunDir) -> dict[str, Any]:
     """The manifest of a run directory.
 
     Raises:
-        CampaignError: There is none, or it is not what was written.
+        CampaignError: There is none, or it has changed since it was written.
     """
     path = rundir.manifest
     try:
@@ -227,12 +227,12 @@ def read(rundir: RunDir) -> dict[str, Any]:
         or told.get("format") != FORMAT
         or any(not isinstance(told.get(p), dict) for p in _PARTS)
     ):
-        raise Altered("is not what was written", where=str(path), remedy=_REMEDY)
+        raise Altered("has changed since it was written", where=str(path), remedy=_REMEDY)
     return dict(told)
 
 
 _PARTS = ("recipe", "versions", "models", "stages", "readers", "inputs", "outputs", "frozen", "artefacts", "receipts")
-_REMEDY = "delete it and run the campaign again: what is there is taken up, and a manifest written anew"
+_REMEDY = "delete it and run the campaign again: finished work is kept, and a new manifest is written"
 
 
 class Unsigned(CampaignError):

@@ -198,10 +198,12 @@ class MergeScheduler:
         files = np.array(found.files)
         self.state.index.forget(line, files)
         self.anew(line.events, frozenset([line]), files)
-        self.shown.say(f"{tree.output.name}: {len(files)} partials are not what was written and are made anew")
+        self.shown.say(
+            f"{tree.output.name}: {len(files)} partials have changed since they were written and are made again"
+        )
 
     def renew(self, artefact: Layer, place: int, read: int) -> bool:
-        """Make an artefact anew that is not what was written, once; whoever reads it waits for that.
+        """Make an artefact anew that has changed since it was written, once; whoever reads it waits for that.
 
         Args:
             artefact: The line of the artefact.
@@ -228,7 +230,7 @@ class MergeScheduler:
             elif output.name not in self.state.failed:
                 self.redo.add(output.name)  # its merge is under way
         url = artefact.events.files.url(place)
-        self.shown.say(f"{artefact.name}: the artefact of {url} is not what was written and is made anew")
+        self.shown.say(f"{artefact.name}: the artefact of {url} has changed since it was written and is made again")
         return True
 
     def _export(self, output: Output) -> None:

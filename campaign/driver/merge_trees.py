@@ -45,7 +45,7 @@ class MergeTree:
         return min(first + LEAF, self.files)
 
     def drop(self, place: int) -> None:
-        """A file's partial is made anew: the range it is in is merged again."""
+        """A file's partial is made again: the range it is in is merged again."""
         first = place // LEAF * LEAF
         self.leaves.pop(first, None)
         if first in self.asked:

@@ -236,7 +236,7 @@ def _as_spec_error(plan: Plan, error: CampaignError, task: Task) -> SpecError:
         key = ("stages", error.stage)
         spec = plan.campaign.stages[error.stage]
         first = [n for n, s in plan.campaign.stages.items() if n != error.stage and s.from_ is s.reduce is None]
-        others = first if spec.from_ is None and "is none of the columns" in error.message else []
+        others = first if spec.from_ is None and "is not one of the columns" in error.message else []
         if others:
             error.remedy = f"it takes the file's branches; if it should take a stage's columns, add 'from: {others[0]}'"
     where = f" (in {error.where})" if error.where else ""

@@ -19,6 +19,7 @@ from campaign.driver.failed_files import FailedFiles
 from campaign.driver.partial_index import PartialIndex
 from campaign.driver.preflight import preflight
 from campaign.driver.scheduler import Scheduler
+from campaign.driver.servers_view import ServersView
 from campaign.driver.signals import signals
 from campaign.driver.state import State
 from campaign.errors import CampaignError, CampaignFailed, Interrupted, SpecError
@@ -110,6 +111,7 @@ class Run:
         self.hashes = manifest.InputHashes(self.plan, {})
         self.looked = 0.0
         self.told_ready = self.told_lost = False
+        self.view = ServersView()
         shown.at(rundir.root, self.campaign.campaign)
 
     def run(self) -> Report:
@@ -279,8 +281,10 @@ class Run:
         failure = self._pool_failure()
         if failure is not None:
             raise failure
-        if self.pool and self.pool.kind.managed and not self.told_ready:
-            self._tell_ready(self.pool)
+        if self.pool and self.pool.kind.managed:
+            self.shown.show_servers(self.view.servers(self.pool.records()))
+            if not self.told_ready:
+                self._tell_ready(self.pool)
 
     def _look_for_stop(self) -> bool:
         """Whether it was only a glance.

@@ -217,7 +217,8 @@ class Scheduler:
         if not error.permanent and self.tries[at] <= self.retries:
             return True
         self._locate(error)
-        self.state.note(error)
+        if self.state.note(error):
+            self.shown.fail(str(error))
         self.state.counts["failed"] += 1
         self._drop(shape, np.array([place]))
         self.failures.failed(shape, place, error)
@@ -296,8 +297,8 @@ class Scheduler:
         if isinstance(found, FrozenChanged):
             raise found
         if isinstance(found, CampaignError) or self.state.cannot(reduce):  # its inputs were withdrawn meanwhile
-            if isinstance(found, CampaignError) and not self.state.cannot(reduce):
-                self.state.note(found)
+            if isinstance(found, CampaignError) and not self.state.cannot(reduce) and self.state.note(found):
+                self.shown.fail(str(found))
             self._reduce_failed(reduce)
             return
         self.state.asked(found)

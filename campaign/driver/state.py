@@ -106,7 +106,7 @@ class State:
     def _restore(self, rundir: RunDir, output: Output) -> None:
         line = output.line
         at, receipt = self.index.merged.get(output.name, (0, None))
-        # A partial that was made anew after the merge has its receipt behind it.
+        # A partial that was made again after the merge has its receipt behind it.
         if receipt is None or line is None or not self.has_frozen(line.needs):
             return
         before = all(map(self.index.whole, self.index.before[line]))  # a file that fails there is lost here too
@@ -190,15 +190,17 @@ class State:
         if answer.answered:
             self.answered = min(self.answered or answer.answered, answer.answered)
 
-    def note(self, error: CampaignError) -> None:
-        """Keep an error for the report."""
+    def note(self, error: CampaignError) -> bool:
+        """Keep an error for the report. Returns True for the first error of its kind."""
         if isinstance(error, (InputError, ProviderError)):  # one file, one error, however many variations read it
+            new = error.where not in self.errors
             self.errors.setdefault(error.where, [str(error)])
-            return
+            return new
         # A wrong shape fails on every file alike: one error, and how many more there are.
         alike = re.sub(r"[0-9]+", "N", error.message)  # rows and values differ from file to file
         told = self.errors.setdefault(f"{type(error).__name__} {error.stage} {alike}", [])
         told.append("" if told else str(error))
+        return len(told) == 1
 
     def has_frozen(self, needed: Iterable[tuple[str, str]]) -> bool:
         """Whether frozen values are there."""

@@ -120,7 +120,7 @@ def rebuilt(fields: Header) -> Axis:
 
 
 def limits(fields: Header) -> tuple[float, float]:
-    """Where a described axis starts and stops."""
+    """The lower and upper edge of a described axis."""
     return float.fromhex(fields["start"]), float.fromhex(fields["stop"])
 
 
@@ -133,7 +133,7 @@ def _transform(text: str) -> Any:
 
 
 def without_label(fields: Header) -> Header:
-    """A description without what is only shown: labels play no part in comparisons."""
+    """A description without labels, which play no part in comparisons."""
     return {key: value for key, value in fields.items() if key != "label"}
 
 

@@ -274,7 +274,7 @@ def _joined(flat: NDArray[Any], extent: int, index: NDArray[Any], dtype: np.dtyp
 
 
 def _drops(axis: Axis) -> bool:
-    """Whether entries may have no bin."""
+    """True if some entries may have no bin."""
     if isinstance(axis, CATEGORIES) or axis.traits.circular:
         return not axis.traits.overflow
     return not (axis.traits.underflow and axis.traits.overflow)

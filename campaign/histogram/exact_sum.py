@@ -119,7 +119,7 @@ class ExactSum:
         return total
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """What the sums are, as arrays to store: equal sums give equal bytes.
+        """The sums as arrays to store. Equal sums give equal bytes.
 
         Returns:
             ``limbs`` (k, size): two's complement digits of 56 bits, lowest first, the highest signed;

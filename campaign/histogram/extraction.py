@@ -44,7 +44,7 @@ scratch = _Scratch()
 
 
 class Extent(NamedTuple):
-    """Where the bits of some floats lie.
+    """The highest and the lowest bit of some floats.
 
     Args:
         top: The sum of their magnitudes is at most 2**top.
@@ -99,7 +99,7 @@ def extents(weight: Floats, square: Floats) -> tuple[Extent, Extent] | None:
 
 
 def extent(largest: float, entries: int) -> Extent:
-    """What is known of this many floats up to the largest, about which nothing else is known."""
+    """The extent of this many floats, of which only the largest magnitude is known."""
     return Extent(math.frexp(largest)[1] + (entries - 1).bit_length(), LOWEST)
 
 

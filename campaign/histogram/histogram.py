@@ -33,7 +33,7 @@ _SUMS, _ARRAYS = ("sumw", "sumw2"), ("limbs", "first", "nonfinite")  # a state's
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bins:
-    """Where entries fall: computed once by :meth:`Histogram.index`, good for any number of weights.
+    """The bin of each entry, computed once by :meth:`Histogram.index` and used for any number of weights.
 
     Args:
         flat: Number of the bin (flow bins included) of every entry that has one, shape (kept,).
@@ -47,7 +47,7 @@ class Bins:
 
 
 class Summary(NamedTuple):
-    """What :meth:`Histogram.summary` says.
+    """The result of :meth:`Histogram.summary`.
 
     Args:
         sha256: Digest of the content.
@@ -253,7 +253,7 @@ class Histogram:
         return new
 
     def state(self) -> tuple[Header, dict[str, NDArray[Any]]]:
-        """What the histogram is, to store: a header for JSON (floats in hexadecimal) and arrays.
+        """The histogram as a header for JSON (floats in hexadecimal) and arrays, to be stored.
 
         Equal contents give equal bytes, whatever the order and grouping of fills and merges.
         """
@@ -287,7 +287,7 @@ class Histogram:
         return self.summary().sha256
 
     def summary(self) -> Summary:
-        """What one look at all of its bins says."""
+        """Sums over all bins, computed in one pass."""
         digest = hashlib.sha256(self._layout.key.encode())
         holds, infinite = False, np.zeros(self._layout.size, bool)
         for total in (self._sumw, self._sumw2):

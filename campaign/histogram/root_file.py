@@ -99,7 +99,7 @@ def _uncategorised(h: hist.Hist) -> float:
 
 
 def _places(name: str, h: hist.Hist) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Where each combination of categories is written, and where it lies in the histogram's values."""
+    """The path in the file of each combination of categories, and its place in the histogram's values."""
     folders = [_folders(axis) if isinstance(axis, _CATEGORY) else [None] for axis in h.axes]
     for chosen in itertools.product(*(list(enumerate(names)) for names in folders)):
         path = [*_parts(name), *(folder for _, folder in chosen if folder is not None)]
@@ -112,7 +112,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _slices(name: str, h: hist.Hist) -> Iterator[tuple[str, Any]]:
-    """One after the other what is written: made when it is asked for."""
+    """The objects to write, one after another. Each is made when it is needed."""
     numbers, values, variances = _numbers(h), h.values(flow=True), h.variances(flow=True)
     assert variances is not None
     for key, at in _places(name, h):

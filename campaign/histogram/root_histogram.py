@@ -36,7 +36,7 @@ def refusal(axes: Sequence[Any]) -> str:
 
 @_QUIET
 def root_histogram(axes: Sequence[Any], values: Floats, variances: Floats) -> Any:
-    """What uproot writes as TH1D, TH2D or TH3D.
+    """The object that uproot writes as TH1D, TH2D or TH3D.
 
     ``fEntries`` is the number of entries where all weights are 1, else that of effective entries (flow bins included):
     how often a weighted histogram was filled, its sums do not say. The other statistics are made from the bins without

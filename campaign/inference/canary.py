@@ -29,7 +29,7 @@ def client_of(name: str, url: str, secret: Credentials | None = None) -> grpccli
 
 
 def ready(client: grpcclient.InferenceServerClient) -> bool:
-    """Whether the server answers and says it is ready."""
+    """True if the server answers and is ready."""
     try:
         return bool(client.is_server_ready(client_timeout=2))
     except InferenceServerException:
@@ -269,7 +269,7 @@ OK, FAILED = 4, 5  # where in these numbers
 
 
 def statistics(client: grpcclient.InferenceServerClient, timeout_s: float = 2.0) -> Counts | None:
-    """What the server has counted since it started; computing includes the copies in and out.
+    """The counters of the server since its start. Compute time includes the copies in and out.
 
     Returns:
         Counts; none for a server that answers and keeps none. None: it does not answer.

@@ -220,7 +220,7 @@ class Servers:
         return Stream(self._dispatcher, self._codec(model), shared)
 
     def model(self, name: str) -> ModelInfo:
-        """What is known of a model; asked once per process.
+        """The metadata of a model, asked from a server once per process.
 
         Raises:
             InferenceError: The pool has no such model, or does not answer.
@@ -228,7 +228,7 @@ class Servers:
         return self._codec(name).info
 
     def close(self) -> None:
-        """Give up what is not answered, and close all channels. A forked child leaves them to its parent."""
+        """Give up open requests and close all channels. A forked child leaves them to its parent."""
         if self._dispatcher.forked:
             return
         self._dispatcher.close()
@@ -363,7 +363,7 @@ class Stream:
         self._dispatcher.submit([request for request, is_new in made if is_new])
 
     def _next_batch(self) -> tuple[Request, bool]:
-        """Take up to a batch of rows off the front; the request, and whether it is to be sent."""
+        """Take up to a batch of rows off the front. Returns the request, and whether it must be sent."""
         info, first = self._codec.info, next(iter(self._rest[0][0]))
         chunks: list[dict[str, Array]] = []
         owners: list[tuple[StreamPending, int, int]] = []
@@ -404,7 +404,7 @@ class StreamPending(Pending):
 
     @property
     def sent(self) -> bool:
-        """Whether all of its rows have gone into requests, so that `result` can be asked for."""
+        """True if all of its rows are in requests, so that `result` can be called."""
         return not self._missing
 
     def result(self) -> dict[str, Any]:

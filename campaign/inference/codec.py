@@ -270,7 +270,7 @@ def open_channel(record: Mapping[str, Any]) -> Any:
 
 
 def outcome(call: Any) -> tuple[bytes, InferenceServerException | None]:
-    """What a finished call brought: its answer, or the error as tritonclient says it."""
+    """The outcome of a finished call: its answer, or tritonclient's error."""
     try:
         return call.result(), None
     except grpc.FutureCancelledError:

@@ -61,7 +61,7 @@ class Connection:
         call.add_done_callback(told)
 
     def close(self) -> None:
-        """Close the channel; what is under way on it is cancelled."""
+        """Close the channel and cancel its calls."""
         self._channel.close()
 
 
@@ -115,14 +115,14 @@ class ConnectionPool:
             self.connections = connections
 
     def failed(self, connection: Connection) -> None:
-        """A request failed there: others come first for a while, and whether it still runs is looked at now."""
+        """Note that a request failed on a server: others come first for a while. Its record is reread now."""
         now = time.monotonic()
         connection.down_until = now + DOWN_S
         self._looked = 0.0
         self.look(now)
 
     def refuse(self, connection: Connection, said: str) -> None:
-        """Who listens there is not the server of that record: it is asked no more."""
+        """Drop a connection whose listener is not the server of its record."""
         with self._lock:
             self.gone[connection.name] = f"refused, it is not the server of this record: {said}"
             self.refused.add(f"{connection.name}: {self.gone[connection.name]}")
@@ -157,7 +157,7 @@ class ConnectionPool:
         return newest(self.address.servers())
 
     def hope(self, tried: Collection[str], since: float, records: Sequence[Record]) -> bool:
-        """Whether waiting may bring a server to somebody who has waited since then, after these have failed him.
+        """True if a server may still come for a request that has waited since then and failed on these servers.
 
         One starts, or will be started, or has just become ready; or one that failed is not yet judged by its pilot:
         it may be replaced in a moment.
@@ -175,7 +175,7 @@ class ConnectionPool:
         return on_the_way(record)
 
     def nobody(self) -> ServerError:
-        """The error for a pool in which nobody can be asked."""
+        """The error for a pool without any server to call."""
         said = "; ".join(f"{name}: {why}" for name, why in sorted(self.gone.items()))
         logs = [str(r.get("log", "")) for r in self.address.servers() if r.get("log")]
         late = f"no server was ready within {self.address.start_deadline_s:g} s"

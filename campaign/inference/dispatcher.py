@@ -77,7 +77,7 @@ class Dispatcher:
 
     @property
     def forked(self) -> bool:
-        """Whether this process is a fork of the one that made it: threads and channels are the other one's."""
+        """True if this process is a fork of the one that made it. Threads and channels belong to the parent."""
         return os.getpid() != self._pid
 
     def check_process(self) -> None:
@@ -170,7 +170,7 @@ class Dispatcher:
         return unwanted
 
     def close(self) -> None:
-        """Give up what is not answered."""
+        """Give up open requests."""
         with self._lock:
             self._closed = True
             driver_watchdog = self._driver_watchdog
@@ -335,7 +335,7 @@ class Dispatcher:
         self._pump()
 
     def _forgotten(self, now: float) -> list[tuple[Request, Connection, InferenceServerException]]:
-        """What gRPC should have given up by now and has not."""
+        """The calls whose deadline has passed and which gRPC still has not ended."""
         with self._lock:
             lost = [r for r, sent in self._out.items() if now - sent > self._deadline_s + WATCHDOG_S]
             for request in lost:
@@ -362,7 +362,7 @@ class Dispatcher:
             self._again.append(request)
 
     def _strand(self, now: float) -> None:
-        """Give up requests that nobody is there for, and that nobody will come for.
+        """Give up requests for which there is no server and none will come.
 
         While a server may come in place of a lost one they wait. A request that a model has failed on waits for
         nobody: its servers are well.

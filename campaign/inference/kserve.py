@@ -65,7 +65,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a client needs to know of a model.
+    """A model's metadata, as far as a client needs it.
 
     Attributes:
         batch: Rows of one request, 0 for a model that does not batch.
@@ -239,7 +239,7 @@ def as_input(tensor: Tensor, array: np.ndarray[Any, Any]) -> grpcclient.InferInp
 
 
 def permanent(error: InferenceServerException) -> bool:
-    """Whether asking again, anywhere, cannot help. Judged by the message too: refusals also come as UNAVAILABLE."""
+    """True if no retry on any server can help. The message counts too: refusals also come as UNAVAILABLE."""
     status, text = str(error.status()), str(error.message())
     if identity_refused(error):
         return False  # another server may be the right one
@@ -251,7 +251,7 @@ def permanent(error: InferenceServerException) -> bool:
 
 
 def identity_refused(error: InferenceServerException, record: Mapping[str, Any] | None = None) -> bool:
-    """Whether who listens there is not who the record says; nothing was sent to it, and asking it again cannot help.
+    """True if the listener is not the server of the record. Nothing was sent to it; a retry cannot help.
 
     Args:
         error: What was said.
@@ -269,5 +269,5 @@ _REFUSED = ("hostname verification", "certificate_verify", "certificate verify f
 
 
 def is_model_error(error: InferenceServerException) -> bool:
-    """Whether the model itself failed on this input, and not the process it runs in."""
+    """True if the model failed on this input, and its process did not."""
     return "INTERNAL" in str(error.status()) and "is not healthy" not in str(error.message())

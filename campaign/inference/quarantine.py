@@ -19,7 +19,7 @@ PATIENCE_S = 300.0  # with a process that keeps others' suspects from a server: 
 
 
 class Quarantine:
-    """Which server is kept free for which suspect. Its methods are called one at a time.
+    """Keeps a server free for each suspect request. Its methods are called one at a time.
 
     A process tries one at a time. Processes agree by a lock on a file per slot of the pool, held until the suspect is
     answered or condemned: it goes with the process. Where the pool has no folder, or its file system no locks, each
@@ -35,7 +35,7 @@ class Quarantine:
         self._held: dict[str, tuple[int, Request, Connection]] = {}
 
     def keeps(self, connection: Connection) -> bool:
-        """Whether nobody else is to be sent there."""
+        """True if this server is kept free for a suspect request."""
         return self._kept is not None and self._kept[1] is connection
 
     def place(

@@ -51,7 +51,7 @@ class Ragged:
 
     @property
     def offsets(self) -> Array:
-        """Where each event begins and the last one ends in ``flat``, int64 (events + 1,)."""
+        """The start of each event in ``flat``, and the end of the last one: int64 (events + 1,)."""
         width = math.prod(n for n in self.shape if n != -1)
         return np.concatenate([[0], np.cumsum(self.counts)]) * width
 
@@ -68,7 +68,7 @@ class Ragged:
         return tuple(count if n == -1 else n for n in self.shape)
 
     def same(self, other: object) -> bool:
-        """Whether these are the same events, byte by byte (NaN is as good as any number)."""
+        """True if these are the same events, byte by byte (NaN equals NaN)."""
         if not isinstance(other, Ragged) or self.shape != other.shape or self.flat.dtype != other.flat.dtype:
             return False
         equal = np.array_equal(self.counts, other.counts)
@@ -121,7 +121,7 @@ class Ragged:
 
     @classmethod
     def of(cls, given: Any, tensor: Tensor, dtype: np.dtype[Any] | None = None, *, unsafe: bool = False) -> Ragged:
-        """What a caller gives for one input.
+        """A caller's array for one input.
 
         Args:
             given: A `Ragged`; an awkward array of one entry per event; a pair ``(flat, counts)``, the events'
@@ -188,7 +188,7 @@ def _of_awkward(given: Any, tensor: Tensor) -> tuple[Array, Array]:
 
 
 def _present(layout: Any, kind: Any, tensor: Tensor) -> Any:
-    """A level of an awkward array without its mask; what is missing is refused rather than made up."""
+    """A level of an awkward array without its mask. Missing values are refused, not invented."""
     if layout.is_option:
         if layout.mask_as_bool(valid_when=False).any():
             raise _misfit(tensor, f"{kind} with missing entries")
@@ -202,7 +202,7 @@ def _misfit(tensor: Tensor, got: str) -> InferenceError:
 
 
 def events(info: ModelInfo, inputs: Mapping[str, Any]) -> dict[str, Ragged]:
-    """What a caller gives for all inputs of a model, see `Ragged.of`.
+    """A caller's arrays for all inputs of a model; see `Ragged.of`.
 
     Raises:
         InferenceError: A name is not the model's, or an array does not fit its input.

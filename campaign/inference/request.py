@@ -19,7 +19,7 @@ DEADLY = 2  # servers that a request may see die alone before it is held to be t
 
 @dataclass(eq=False)
 class Request:
-    """One request and what has become of it.
+    """One request and its history.
 
     Attributes:
         tried: Servers that have failed it, in order; one that did so twice stands twice.
@@ -57,7 +57,7 @@ class Request:
         self.size = self.part.size
 
     def failed(self, connection: Connection, error: InferenceServerException) -> bool:
-        """Note a failure; whether asking again, somewhere, may help.
+        """Note a failure. Returns True if a retry on some server may help.
 
         Not where the request was refused, or the model itself failed on it, nor where one server after the other has
         died of it and of nothing else: it would take the next one along.
@@ -78,7 +78,7 @@ class Request:
         return not (permanent(error) or (is_model_error(error) and len(set(self.tried)) > 1))
 
     def same_again(self, connection: Connection, error: InferenceServerException) -> bool:
-        """Whether to ask the same server once more: its channel may have been reset.
+        """True if the same server should get the request again: its channel may have been reset.
 
         Only the first one that fails, and not one that hangs, goes, or has lost the process behind the model.
         """
@@ -87,12 +87,12 @@ class Request:
 
     @property
     def deadly(self) -> bool:
-        """Whether it has been condemned."""
+        """True if the request has been condemned."""
         return len(self.alone) >= DEADLY
 
     @property
     def refused(self) -> bool:
-        """Whether the last server that failed it was well: no other needs to be waited for."""
+        """True if the last server that failed the request is healthy: no other server needs to be waited for."""
         return self.said is not None and self.said.permanent
 
     @property
@@ -113,12 +113,12 @@ class Request:
 
 
 def unhealthy(error: InferenceServerException) -> bool:
-    """Whether the server says that the process behind the model has died."""
+    """True if the server says that the process behind the model has died."""
     return "INTERNAL" in str(error.status()) and "is not healthy" in str(error.message())
 
 
 def died(error: InferenceServerException) -> bool:
-    """Whether the server, or the process behind the model, died while it had the request.
+    """True if the server, or the process behind the model, died while it had the request.
 
     One that could not be reached any more has died of something else.
     """

@@ -17,7 +17,7 @@ Signature = Mapping[str, Any]
 
 
 def info_of(name: str, signature: Signature) -> ModelInfo:
-    """What a client would be told of the model."""
+    """The metadata that a client would get for the model."""
     inputs, outputs = (
         tuple(Tensor(n, kind, tuple(shape)) for n, kind, shape in signature[side]) for side in ("inputs", "outputs")
     )
@@ -37,7 +37,7 @@ class NotAsked(InferenceError):
 
 
 class StandInServers:
-    """What a stage finds as ``ctx.servers`` when it is tried: inputs are checked as a real server's would be.
+    """The ``ctx.servers`` of a stage that is tried. It checks inputs as a real server does.
 
     Args:
         signatures: Of the models there are.

@@ -15,8 +15,8 @@ from typing import Any
 
 from campaign.driver.check import default_run_dir
 from campaign.driver.run import run
+from campaign.driver.watch import watch
 from campaign.errors import CampaignError, CampaignFailed, Interrupted, SpecError
-from campaign.notebook.files_view import FilesView
 from campaign.report import report
 from campaign.report.live import LiveView
 from campaign.report.progress import Progress, to_terminal
@@ -25,6 +25,7 @@ from campaign.spec.models import Campaign
 from campaign.storage.rundir import RunDir
 from campaign.util.card import Card, Shown
 from campaign.util.notebook import in_kernel
+from campaign.util.threads import aside
 
 LOOK_S = 0.2  # between two looks whether a run is over
 STOP_S = 60.0  # for a run to stop in good order
@@ -188,20 +189,25 @@ class BackgroundRun(RunHandle):
             self._shown.show()
 
     def _card(self) -> Card:
-        return self._shown.card() if isinstance(self._shown, LiveView) else FilesView(self.run_dir).card(self.status)
+        return self._shown.card() if isinstance(self._shown, LiveView) else Card(repr(self))
 
 
 class AttachedRun(RunHandle):
-    """A run of another process, or one that is over, by what lies in its run directory."""
+    """A run of another process, or one that is over: what its run directory tells."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        self._view = FilesView(run_dir)
+        self._view = LiveView(run_dir.name)
+        self._view.hidden, self._view.without_report = True, "ended"
+        self._watching: Future[Report | None] | None = None
+        if self._goes_on():
+            self._view.at(run_dir, run_dir.name)
+            self._watching = aside("watch", watch, RunDir(run_dir), self._view)
 
     @property
     def status(self) -> str:
-        """See `RunHandle.status`; ``ended`` where it has left no report: it was killed."""
-        if RunDir(self.run_dir).owner():
+        """See `RunHandle.status`; ``ended`` if the run has left no report: it was killed."""
+        if self._goes_on():
             return "running"
         made = self.report
         return made.status if made is not None else "ended"
@@ -209,20 +215,26 @@ class AttachedRun(RunHandle):
     @property
     def report(self) -> Report | None:
         """See `RunHandle.report`."""
-        return None if RunDir(self.run_dir).owner() else Report.load(self.run_dir)
+        return None if self._goes_on() else Report.load(self.run_dir)
 
     def _goes_on(self) -> bool:
-        goes_on = bool(RunDir(self.run_dir).owner())
-        self._view.refresh(self.status, now=not goes_on)
-        return goes_on
+        return bool(RunDir(self.run_dir).owner())
+
+    def _result(self) -> Report:
+        if self._watching is not None:
+            self._watching.result()  # so that the view shows the end
+        return super()._result()
 
     def _show(self) -> None:
-        if in_kernel():
-            self._view.show(self.status)
+        if in_kernel() and self._watching is not None:
+            self._view.show()
 
     def _card(self) -> Card:
+        if self._goes_on():
+            return self._view.card()
         made = self.report
-        return made._card() if made is not None else self._view.card(self.status)
+        note = "The run has left no report: it was killed. Run the campaign again to resume."
+        return made._card() if made is not None else Card(f"Campaign {self.run_dir.name}", "ended", "bad", notes=[note])
 
 
 _begun: dict[Path, BackgroundRun] = {}

@@ -97,7 +97,7 @@ class Schemas:
         return pa.schema(made)
 
     def changes(self, schema: pa.Schema) -> str:
-        """What a common schema changes, in words."""
+        """The changes that a common schema makes, in words."""
         kinds = {n: sorted({_said(s.field(n)) for s in self.known if n in s.names}) for n in schema.names}
         changed = [f"{n} ({', '.join(k)}: {_said(schema.field(n))})" for n, k in kinds.items() if len(k) > 1]
         return _listed(changed) or "the order of columns"
@@ -181,7 +181,7 @@ def unify(folder: Path, name_of: Mapping[int, str], schemas: Schemas) -> tuple[s
 
 def _differ(what: str) -> str:
     return (
-        f"{DIFFER}{what}; programs cannot read them as one table without being told how: give each a schema, or make "
+        f"{DIFFER}{what}; programs cannot read them as one table: give each a schema, or make "
         "the stage return the same columns and types for every file"
     )
 

@@ -211,18 +211,20 @@ class ColumnsReader:
         try:
             self._file = pq.ParquetFile(path)
         except (OSError, pa.ArrowException) as error:
-            raise ArtefactError(f"is no whole file of columns: {error}", where=str(path)) from error
+            raise ArtefactError(f"is not a complete file of columns: {error}", where=str(path)) from error
 
     def __iter__(self) -> Iterator[ak.Array]:
         for i in range(self._file.num_row_groups):
             try:
                 array = ak.from_arrow(self._file.read_row_group(i))
             except (OSError, pa.ArrowException, ValueError, TypeError, MemoryError) as error:  # a page of it is spoilt
-                raise ArtefactError(f"is no whole file of columns: {error}", where=self._name, remedy=_ANEW) from error
+                raise ArtefactError(
+                    f"is not a complete file of columns: {error}", where=self._name, remedy=_ANEW
+                ) from error
             yield array
 
     def verified(self, sha256: str) -> Iterator[ak.Array]:
-        """The ranges; at their end, what was read is held against the digest of what was written.
+        """The ranges. After the last one the content read is compared with the digest of the content written.
 
         Raises:
             ArtefactError: It is not the same.
@@ -232,7 +234,7 @@ class ColumnsReader:
             _add_range(content, _canonical(as_columns(array)))
             yield array
         if content.hexdigest() != sha256:
-            raise ArtefactError("is not what was written", where=self._name, remedy=_ANEW)
+            raise ArtefactError("has changed since it was written", where=self._name, remedy=_ANEW)
 
     @property
     def schema(self) -> pa.Schema:

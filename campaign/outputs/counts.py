@@ -25,7 +25,7 @@ class Counts(dict[str, Any]):
 
 
 def what(value: Any) -> str:
-    """What a stage returned in place of what it should, in words."""
+    """The wrong value that a stage returned, in words."""
     if value is None:
         return "nothing (does it 'return'?)"
     return "an empty dict" if isinstance(value, Mapping) and not value else article(type(value).__name__)
@@ -54,7 +54,9 @@ class CountsPartial:
             if isinstance(plain, float):
                 self.floats.add(name)
                 if not math.isfinite(plain):
-                    raise OutputError(f"the count '{name}' is {plain}", remedy="count what is no number apart")
+                    raise OutputError(
+                        f"the count '{name}' is {plain}", remedy="count values that are not numbers separately"
+                    )
             self.total[name] = self.total.get(name, 0) + (Fraction(plain) if isinstance(plain, float) else int(plain))
 
     def merge(self, other: CountsPartial) -> None:
@@ -111,7 +113,7 @@ def read_counts(path: Path) -> CountsPartial:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise PartialError(f"is no whole file of counts: {error}", where=str(path)) from error
+        raise PartialError(f"is not a complete file of counts: {error}", where=str(path)) from error
     return unpack_counts(content, str(path))
 
 
@@ -132,5 +134,5 @@ def unpack_counts(content: bytes, where: str) -> CountsPartial:
             if is_float:
                 counts.floats.add(name)
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
-        raise PartialError(f"is no whole file of counts: {error}", where=where) from error
+        raise PartialError(f"is not a complete file of counts: {error}", where=where) from error
     return counts

@@ -136,7 +136,7 @@ def read_histograms(path: Path) -> Histograms:
         with np.load(path, allow_pickle=False) as file:
             return Histograms(_histograms(bytes(file["header"]), {k: file[k] for k in file.files if k != "header"}))
     except _TORN as error:
-        raise PartialError(f"is no whole file of histograms: {error}", where=str(path)) from error
+        raise PartialError(f"is not a complete file of histograms: {error}", where=str(path)) from error
 
 
 def unpack_histograms(content: bytes, where: str) -> dict[str, Histogram]:

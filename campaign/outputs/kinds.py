@@ -28,10 +28,10 @@ Output = Columns | Histograms | Counts
 
 
 def as_output(value: Any, stage: str) -> Output:
-    """What a stage returned, as one of the three kinds.
+    """The value that a stage returned, as one of the three kinds.
 
     Raises:
-        OutputError: It is none of them; says what it is.
+        OutputError: It is not one of them; says what it is.
     """
     try:
         return _as_output(value, stage)

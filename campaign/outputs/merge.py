@@ -68,7 +68,7 @@ class Merged:
                 path.unlink(missing_ok=True)
 
     def load(self) -> Any:
-        """What a reduce stage gets: ``{name: hist.Hist}``, an awkward array, or ``{name: number}``."""
+        """The content as a reduce stage gets it: ``{name: hist.Hist}``, an awkward array, or ``{name: number}``."""
         if self.kind == HISTOGRAMS:
             return {name: h.to_hist() for name, h in read_histograms(self.path).items()}
         if self.kind == COLUMNS:
@@ -142,18 +142,18 @@ class Target:
         return f"{self.stage}/{self.dataset}/{self.variation}"
 
     def path(self, rundir: RunDir, kind: str) -> Path:
-        """Where it will lie."""
+        """The path of the output."""
         return rundir.output(self.stage, self.dataset, self.variation, kind)
 
     def aside(self, rundir: RunDir) -> Path:
-        """Where columns are gathered until all are there."""
+        """The folder that gathers columns until all of them are complete."""
         path = self.path(rundir, COLUMNS)
         return path.with_name(f".{path.name}.making")
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """What some consecutive files of an output give together.
+    """The merged partials of some consecutive files of an output.
 
     Attributes:
         first, count: Which files: so many, from the first on, besides those of ``gaps``.
@@ -195,7 +195,9 @@ def merge_leaves(rundir: RunDir, target: Target, leaves: Sequence[Leaf]) -> Merg
         path = rundir.leaf(leaf.name)
         content = path.read_bytes() if path.exists() else b""
         if hashlib.sha256(content).hexdigest() != leaf.sha256:
-            raise PartialError("is not what was written", where=str(path), remedy="run again: it is made anew")
+            raise PartialError(
+                "has changed since it was written", where=str(path), remedy="run again: it is made again"
+            )
         try:
             total.take(content, str(path))
         except OutputError as error:
@@ -210,7 +212,7 @@ def merge_leaves(rundir: RunDir, target: Target, leaves: Sequence[Leaf]) -> Merg
 
 
 def spoilt(rundir: RunDir, got: Sequence[Receipt]) -> list[int]:
-    """Which partials are not what their receipts say."""
+    """The places of partials that differ from their receipts."""
     found = []
     with PackReader(rundir) as packs:
         for i, receipt in enumerate(got):
@@ -332,7 +334,7 @@ def _columns(rundir: RunDir, receipt: Receipt, *, whole: bool = True) -> tuple[A
     schema, rows = reader.schema, reader.rows
     reader.close()
     if whole and file_digest(path) != receipt.bytes_sha256:
-        raise PartialError("is not what was written", where=str(path), remedy=AGAIN)
+        raise PartialError("has changed since it was written", where=str(path), remedy=AGAIN)
     return schema, rows
 
 

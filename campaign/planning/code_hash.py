@@ -40,7 +40,7 @@ def files_of_name(file: Path, name: str) -> list[Path]:
 
 
 def of_object(thing: Any) -> list[str]:
-    """What a function, class or callable object is made of, by value: for those that no file names.
+    """The parts of a function, class or callable object, by value, if it is in no file.
 
     By byte code and by the values of constants, defaults, closures and globals it uses.
     """
@@ -48,7 +48,7 @@ def of_object(thing: Any) -> list[str]:
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module is no part of the user's own code."""
+    """True if a module is not the user's own code."""
     found = sys.modules.get(module)
     file = getattr(found, "__file__", None)
     return module != "__main__" and (module.split(".")[0] == "campaign" or file is None or _installed(Path(file)))
@@ -151,7 +151,7 @@ def _from(node: ast.ImportFrom, wanted: list[ast.alias], file: Path, seen: Seen)
 
 
 def _module(name: str, level: int, file: Path) -> Path | None:
-    """The user's file that an import in ``file`` finds, None for what is installed."""
+    """The user's file that an import in ``file`` finds; None for an installed module."""
     roots = [file.parents[level - 1]] if level else [file.parent, _package_root(file)]
     for root in roots:
         stem = root.joinpath(*name.split(".")) if name else root

@@ -44,7 +44,7 @@ class File:
 
     @property
     def identity(self) -> list[Any]:
-        """What a result depends on."""
+        """The properties of a file on which results depend."""
         return [self.url, self.size, self.stamp]
 
     @property
@@ -54,7 +54,7 @@ class File:
 
 
 def metadata_of(text: str) -> dict[str, Any]:
-    """What canonical JSON says, new each time: nobody changes another's."""
+    """The metadata from canonical JSON, a new object at each call, so that no caller changes another's."""
     return copy.deepcopy(_parsed(text)) if text != "{}" else {}
 
 
@@ -121,7 +121,7 @@ class Files(Sequence[File]):
         return found
 
     def identities(self) -> Iterator[bytes]:
-        """What results depend on, of each; no two that differ are the same."""
+        """The identity of each file. Files that differ have different identities."""
         start, metadata = 0, [text.encode() for text in self._known]
         for i, (end, size, stamp, meta) in enumerate(
             zip(self._ends, self.sizes, self._stamps, self._meta, strict=True)
@@ -136,7 +136,7 @@ class Files(Sequence[File]):
 
 
 def is_url(name: str) -> bool:
-    """Whether a name is a URL and no path."""
+    """True if a name is a URL, not a path."""
     return "://" in name
 
 
@@ -262,7 +262,7 @@ def _identity(name: str, key: tuple[str, ...]) -> tuple[int, str]:
 
 
 def changed(file: File) -> str:
-    """What of a file is known not to be as it was planned, in words; empty if nothing is."""
+    """The difference between a file and its plan, in words; empty if there is none."""
     if not file.size and not file.stamp:
         return ""
     try:
@@ -351,7 +351,7 @@ def _plain(table: dict[str, Any], what: str, key: tuple[str, ...]) -> dict[str, 
 
 
 def _odd(value: Any, at: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str, str]]:
-    """What JSON, in which metadata travels, would change or not hold."""
+    """The first value that JSON would change or cannot hold. Metadata is sent as JSON."""
     if isinstance(value, dict):
         for name, inner in value.items():
             if not isinstance(name, str):

@@ -88,7 +88,7 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class TaskTemplate:
-    """What tasks on many files have in common.
+    """The common part of tasks on many files.
 
     Attributes:
         lines: Of their steps, a parent before its children.
@@ -100,7 +100,7 @@ class TaskTemplate:
 
     @property
     def events(self) -> InputGroup:
-        """Whose files they are."""
+        """The input group of the files."""
         return self.lines[0].events
 
     @cached_property
@@ -110,7 +110,7 @@ class TaskTemplate:
 
     @cached_property
     def nominal(self) -> bool:
-        """Whether some of them are of no variation."""
+        """True if some of them belong to no variation."""
         return any(line.variation == NOMINAL for line in self.lines)
 
     @cached_property
@@ -212,13 +212,13 @@ class Plan(Shown):
 
     @cached_property
     def events(self) -> list[InputGroup]:
-        """What is read, each once."""
+        """The input groups, each once."""
         return list(dict.fromkeys(line.events for line in self.lines))
 
     def todo(
         self, missing: Mapping[InputGroup, Mapping[frozenset[Layer], NDArray[np.int64]]] | None = None
     ) -> list[PendingTasks]:
-        """What is to be done, in canonical order.
+        """The pending tasks, in canonical order.
 
         Args:
             missing: For each events, the files by the lines they have partials of; None: nothing is there.
@@ -234,7 +234,7 @@ class Plan(Shown):
         return sorted(found, key=lambda p: (p.shape.lines[0].level, place[p.shape.events]))  # stable
 
     def infers(self, stage: str) -> bool:
-        """Whether a stage asks servers."""
+        """True if a stage calls servers."""
         code = self.code[stage]
         return code.uses_servers or isinstance(code.options.get("model"), str)
 
@@ -269,7 +269,7 @@ def tasks_of(some: PendingTasks) -> Iterator[Task]:
 
 
 def shapes(lines: Iterable[Layer], have: frozenset[Layer]) -> list[TaskTemplate]:
-    """Put lines that read the same thing into one task; leave out what is already there.
+    """Join layers that read the same input into one task; leave out layers that have their partials.
 
     Args:
         lines: All lines of one events.

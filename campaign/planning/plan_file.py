@@ -118,7 +118,7 @@ def _text(plan: Plan) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class PlanFile:
-    """What the last run of a directory set out to do.
+    """The plan of the last run in a directory.
 
     Attributes:
         told: As in the file.

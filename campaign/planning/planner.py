@@ -154,7 +154,7 @@ class _Planner:
 
     # What is read.
     def events(self, dataset: str, variation: str) -> tuple[InputGroup, bytes]:
-        """The events, and the packed hashes of what is read, 32 bytes per file."""
+        """The input group, and the packed hashes of its files, 32 bytes each."""
         v = self.variations[variation]
         if v is None or not self.affects(variation, dataset) or v.weight_only:
             variation, v = NOMINAL, None
@@ -223,7 +223,7 @@ class _Planner:
         )  # fmt: skip
 
     def weighs(self, stage: str, dataset: str, variation: str) -> bool:
-        """Whether a stage has to use a variation's weight, or to hand it on."""
+        """True if a stage must use a variation's weight or pass it on."""
         v = self.variations[variation]
         has_one = v is not None and v.weight is not None and self.affects(variation, dataset)
         return has_one and self.c.stages[stage].weighted
@@ -236,7 +236,7 @@ class _Planner:
         return digest([parts["code"], parts["options"], [[m, what] for m, what in parts["models"].items()]])
 
     def ingredients(self, stage: str) -> dict[str, Any]:
-        """What a stage's results depend on besides what it is given."""
+        """The properties of a stage on which its results depend, besides its input."""
         code = self.code[stage]
         model = code.options.get("model")
         used = [model] if isinstance(model, str) and model in self.models else []

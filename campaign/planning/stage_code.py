@@ -60,7 +60,7 @@ class StageCode:
         return thing(**self.options) if isinstance(thing, type) else thing  # type: ignore[no-any-return]
 
     def sources(self) -> list[Path]:
-        """The user's files that its digest was taken from; none for code by value, and for what is installed."""
+        """The user's files from which the digest was made; none for code sent by value and for installed code."""
         module, _, name = self.target.rpartition(":")
         place = self.file or getattr(sys.modules.get(module), "__file__", None) or ""
         if not self.target or module.split(".")[0] == "campaign" or not place.endswith(".py"):
@@ -68,7 +68,7 @@ class StageCode:
         return code_hash.files_of_name(Path(place), name.split(".")[0])
 
     def thing(self) -> Any:
-        """What the user named: a function, a class or an object."""
+        """The function, class or object that the user named."""
         if self.file:
             return getattr(load_file(Path(self.file)), self.target)
         look_in(Path(self.folder))
@@ -215,12 +215,12 @@ def _packed(thing: Any, where: str, key: tuple[str, ...]) -> bytes:
     except Exception as error:
         raise SpecError(
             f"{where} cannot travel to the workers: {type(error).__name__}: {error}", key=key,
-            remedy="open what it needs inside the function",
+            remedy="open such objects inside the function",
         ) from error  # fmt: skip
 
 
 def _folder(thing: Any) -> str:
-    """Where the modules lie that an object by value may import: beside the script, or in a notebook's folder."""
+    """The folder from which an object sent by value may import: that of the script or of the notebook."""
     file = getattr(sys.modules.get(getattr(thing, "__module__", "")), "__file__", None)
     return str(Path(file).resolve().parent if file else Path.cwd())
 

@@ -34,7 +34,7 @@ class SourceSpec:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What reaches the stages as ``ctx.metadata``."""
+        """The metadata that stages get as ``ctx.metadata``."""
         return {"is_mc": self.is_mc, **metadata_of(self.file.metadata_json)}
 
 
@@ -129,7 +129,7 @@ class Keys(Sequence[str]):
 
 @dataclass(frozen=True)
 class StepTemplate:
-    """What the steps of a batch's tasks have in common; see `Step`. ``parent``: a place, -1 for the artefact."""
+    """The common part of the steps of a batch's tasks; see `Step`. ``parent``: a place, -1 for the artefact."""
 
     stage: str
     variation: str

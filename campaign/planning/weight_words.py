@@ -46,7 +46,7 @@ def _functions(thing: Any) -> list[Any]:
 
 
 def _parameters(function: Any) -> tuple[str, str] | None:
-    """What a function calls its batch and its context."""
+    """The names of a function's parameters for the batch and the context."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (ValueError, TypeError):  # written in C, for example

@@ -34,7 +34,8 @@ from campaign.errors import CampaignError, ModelError, ServerError
 from campaign.pool import sandbox, server_log
 from campaign.pool.server_processes import ServerProcesses
 from campaign.pool.slot import Slot
-from campaign.supervision.cleanup import env_folders, regions, sweep
+from campaign.supervision.cleanup import regions, sweep
+from campaign.supervision.env_folders import env_folders, made_by
 from campaign.supervision.linux import die_with_parent
 from campaign.supervision.reap import abandoned
 from campaign.supervision.server_watchdog import ServerWatchdog
@@ -75,6 +76,7 @@ class Pilot:
         self.health: Health | None = None
         self.place, self.shm, self.url = "", "", ""
         self.folders: list[str] = []
+        self.folders_seen: set[str] = set()
         self.watchdog = ServerWatchdog(inherited, self.slot.pool)
         # Large files of a model are looked at first.
         self.slow_s = float(self.slot.order["start_deadline_s"]) + 60.0
@@ -279,7 +281,7 @@ class Pilot:
         if self.slot.closed:
             self.asked, self.successor = self.asked or "the submitter heard nothing of it for long", False
         elif not self.slot.wanted:
-            self.asked, self.successor = self.asked or "its pool is no more", False
+            self.asked, self.successor = self.asked or "its pool has ended", False
 
     def bide(self, seconds: float) -> None:
         """Let some time pass, looking around."""
@@ -322,6 +324,7 @@ class Pilot:
                     where=self.slot.name,
                     log=self.tail(),
                 )
+            self.find_folders()
             self.pause()
         for model in models:
             left = max(1.0, end - time.monotonic())
@@ -341,9 +344,17 @@ class Pilot:
                 self.warnings.append(_SHARED)
         if sandbox.unmounted(Path(self.place)):
             self.warnings.append(_KEY)
-        # The Python backend makes an empty folder in /tmp, wherever TMPDIR points, and leaves it when it is killed.
-        self.folders = sorted(env_folders() - self.folders_before)
+        self.folders_seen.clear()
+        self.find_folders()
         self.tell_server_watchdog(self.slot.lease.lease_s + SILENT_S)
+
+    def find_folders(self) -> None:
+        """Tell the server watchdog which empty folders in ``/tmp`` the server has made, as soon as they are there."""
+        new = env_folders() - self.folders_before
+        if self.server and new - self.folders_seen - {*self.folders}:
+            self.folders_seen = new  # those that another server has made are not looked for again
+            self.folders = self.aside(made_by, self.server.pid, new)
+            self.tell_server_watchdog(self.slow_s)
 
     def _let_in(self, end: float) -> Credentials | None:
         """What lets this process ask the server, from the driver; None where the server has a socket in our folder."""
@@ -391,6 +402,9 @@ class Pilot:
         if self.place:
             self.tell_server_watchdog(GRACE_S + 10 * SILENT_S)
         if self.server is not None:
+            if self.ready_s is None:  # else they were looked for when it was ready
+                found = made_by(self.server.pid, env_folders() - self.folders_before)
+                self.folders = sorted({*self.folders, *found})
             # One that is not well would not end by itself, and what it was asked is asked of others.
             if self.asked and self.server.poll() is None and self.ready_s is not None and not self._idle():
                 with contextlib.suppress(ProcessLookupError):
@@ -404,7 +418,6 @@ class Pilot:
         if self.health is not None:
             self.health.close()
         if self.place:
-            self.folders = self.folders or sorted(env_folders() - self.folders_before)
             for _ in range(50):  # it may still be being laid out: a folder that is gone is not made again
                 sweep(self.place, self.shm, self.folders)
                 if not Path(self.place).exists():
@@ -420,10 +433,8 @@ class Pilot:
         return server_log.tail(self.slot.log)
 
 
-_KEY = (
-    "its TLS key lies in its private folder on the node while it runs: the kernel gives this user no place of his own"
-)
-_SHARED = "its shared memory lies in the node's /dev/shm: other users may have seen it for an instant when it was made"
+_KEY = "its TLS key is in its private folder on the node while it runs: no private memory is available to this user"
+_SHARED = "its shared memory is in the node's /dev/shm: other users may have seen it for an instant when it was made"
 
 
 class _Stop(Exception):

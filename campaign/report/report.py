@@ -102,7 +102,7 @@ class Report(Shown):
                 told += Profile.from_json(self.profile).lines()
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             where = f"{self.run_dir}/report.json"
-            raise CampaignError(f"is no whole report: {error}", where=where, remedy=_AGAIN) from error
+            raise CampaignError(f"is not a complete report: {error}", where=where, remedy=_AGAIN) from error
         return "\n".join(told)
 
     def _lines(self) -> Iterator[str]:
@@ -151,7 +151,7 @@ class Report(Shown):
         return card(self)
 
 
-_AGAIN = "run the campaign again: what is there is taken up"
+_AGAIN = "run the campaign again: finished work is kept"
 
 
 def _alike(value: Any, default: Any) -> bool:

@@ -84,7 +84,7 @@ class Attach:
             for name in _STARTED:
                 if getattr(spec, name):
                     raise SpecError(
-                        "would have no effect: servers of kind 'attach' run already, as whoever started them wanted",
+                        "would have no effect: servers of kind 'attach' run already, with their own settings",
                         key=("servers", "models", model, name), remedy="take it out",
                     )  # fmt: skip
 

@@ -139,5 +139,7 @@ def hold(model: str, source: str, sha256: str, path: Path | None = None) -> None
 
 def _changed(model: str, source: str, how: str) -> ModelError:
     return ModelError(
-        f"{source} {how}", where=f"model {model}", remedy="run again: the campaign is planned anew with what is there"
+        f"{source} {how}",
+        where=f"model {model}",
+        remedy="run again: the campaign is planned again with the files that are there",
     )

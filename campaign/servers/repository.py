@@ -295,7 +295,7 @@ class Repository:
         return found if elsewhere or not several else self.folder(model) / str(self.version(model)) / "canary.npz"
 
     def files(self, model: str) -> dict[str, Path]:
-        """Files of the version folder, by their names there; a known answer is none of them."""
+        """Files of the version folder, by their names there; a known answer is not one of them."""
         spec, onnx = self.spec.models[model], self.onnx(model)
         found = dict(tree(self.folder(model) / str(self.version(model)))) if spec.onnx is None else {}
         found.pop("canary.npz", None)

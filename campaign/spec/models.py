@@ -70,7 +70,7 @@ class _Open(BaseModel):
 
     @property
     def given(self) -> dict[str, Any]:
-        """All options, whether under ``options`` or inline."""
+        """All options: those under ``options`` and those given inline."""
         return {**self.options, **self.inline}
 
 
@@ -194,7 +194,7 @@ class ServerSpec(_Open):
 
 
 class ProviderSpec(_Open):
-    """Who lends machines: a registered provider's name and its options."""
+    """A registered provider's name and its options."""
 
     kind: str = "local"
 
@@ -228,7 +228,7 @@ class StageSpec(_Open):
 
 
 class Variation(_Frozen):
-    """What a systematic variation changes in the datasets it names (None: in all).
+    """The changes that a systematic variation makes in the datasets it names (None: in all).
 
     Args:
         datasets: Datasets whose inputs change.
@@ -248,7 +248,7 @@ class Variation(_Frozen):
 
     @property
     def weight_only(self) -> bool:
-        """Whether the inputs of every model are the nominal ones."""
+        """True if the inputs of every model are the nominal ones."""
         return self.tree is None and not self.branches and self.files is None and self.metadata is None
 
 
@@ -264,7 +264,7 @@ def _tolerance(value: Any) -> Any:
 
 
 class ErrorSpec(_Frozen):
-    """What a campaign puts up with.
+    """The failures that a campaign tolerates.
 
     Args:
         max_failed_files: Input files that may fail for good, as a number or a percentage of all (rounded down) such as
@@ -285,7 +285,7 @@ class ErrorSpec(_Frozen):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a campaign was written down, to say where an error lies.
+    """The file and the lines of a campaign, for error messages.
 
     Attributes:
         file: The campaign file.

@@ -21,14 +21,14 @@ def option_models(what: str) -> dict[str, type[BaseModel]]:
 def check_options(
     options: type[BaseModel], given: Mapping[str, Any], key: tuple[str, ...], owner: type[BaseModel], remedy: str = ""
 ) -> BaseModel:
-    """Validate options. What was given for a field with ``repr=False`` is a secret, and is not shown.
+    """Validate options. A value given for a field with ``repr=False`` is a secret and is never shown.
 
     Args:
         options: The model they are held against.
         given: The options.
         key: Where they stand in the campaign.
         owner: The model of the campaign whose own keys stand beside them.
-        remedy: What to do about a key that is none of them.
+        remedy: What to do about a key that is not one of them.
 
     Raises:
         SpecError: With the key at fault, what was found and what is allowed.

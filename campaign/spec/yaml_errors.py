@@ -17,7 +17,7 @@ _INDENT = "indent keys that belong together by the same number of spaces"
 
 
 class _Told(NamedTuple):
-    """What is wrong: the number of the line (from 0), a sentence, the remedy."""
+    """An error: the number of the line (from 0), a sentence, the remedy."""
 
     line: int
     said: str
@@ -25,7 +25,7 @@ class _Told(NamedTuple):
 
 
 class _Wrong(NamedTuple):
-    """What PyYAML says, and the lines of the text."""
+    """PyYAML's error, and the lines of the text."""
 
     lines: list[str]
     problem: str

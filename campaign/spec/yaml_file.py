@@ -244,7 +244,7 @@ def _step(here: dict[str, Any] | list[Any], part: str, where: str) -> dict[str, 
 
 def _index(here: list[Any], part: str, where: str) -> int:
     if not (part.isascii() and part.isdigit()) or len(part) > 9 or int(part) >= len(here):
-        raise SpecError(f"the list has {len(here)} entries, '{part}' is none of them", where=where)
+        raise SpecError(f"the list has {len(here)} entries, '{part}' is not one of them", where=where)
     return int(part)
 
 

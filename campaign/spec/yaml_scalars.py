@@ -75,7 +75,7 @@ class Dumper(yaml.SafeDumper):
 
 
 def doubt(node: yaml.Node) -> str:
-    """What a reader cannot be sure of in a plain value, with the remedy; empty if there is nothing.
+    """The ambiguity in a plain value, with the remedy; empty if there is none.
 
     Args:
         node: Any node of a composed document.
@@ -102,7 +102,7 @@ def doubt(node: yaml.Node) -> str:
 
 
 def _odd(text: str) -> str:
-    """What a reader cannot see at the edges of a text without quotes: odd spaces and curly quotes."""
+    """The invisible or misleading characters at the edges of a text without quotes: odd spaces, curly quotes."""
     if re.match(_CURLY, text):
         return f"{text} begins with a curly quote (U+{ord(text[0]):04X}); write straight quotes around the text"
     found = re.match(ODD_SPACE, text) or re.search(rf"{ODD_SPACE}\Z", text)
@@ -114,7 +114,7 @@ def _odd(text: str) -> str:
 
 
 def key_doubt(name: yaml.Node, given: yaml.Node, flow: bool) -> str:
-    """What a reader cannot be sure of in a key; empty if there is nothing.
+    """The ambiguity in a key; empty if there is none.
 
     Args:
         name: The node of the key.
@@ -138,7 +138,7 @@ def key_doubt(name: yaml.Node, given: yaml.Node, flow: bool) -> str:
 
 
 def value(node: yaml.ScalarNode) -> Any:
-    """What a scalar node means; ValueError if its tag does not fit its text."""
+    """The value of a scalar node; ValueError if its tag does not fit its text."""
     text, kind = str(node.value), node.tag.removeprefix(_PREFIX)
     if kind == "null":
         return None

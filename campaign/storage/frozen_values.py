@@ -59,7 +59,7 @@ def thaw(path: Path, sha256: str) -> Any:
         raise FrozenChanged(f"is no frozen value: {error}", where=str(path), remedy=_REMEDY) from error
 
 
-_REMEDY = "delete the file and run again: it is derived anew from the merged outputs"
+_REMEDY = "delete the file and run again: it is derived again from the merged outputs"
 
 
 def _encode(value: Any, at: str) -> Any:

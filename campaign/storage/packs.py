@@ -73,7 +73,7 @@ class PackReader:
         if len(content) < receipt.size:  # pread gives at most 2 GiB at once, and less at the end
             content = self._long(receipt, content)
         if hashlib.sha256(content).hexdigest() != receipt.sha256:
-            raise PartialError(f"is not what was written for {receipt.file}", where=where, remedy=AGAIN)
+            raise PartialError(f"has changed since it was written for {receipt.file}", where=where, remedy=AGAIN)
         return content
 
     def _long(self, receipt: Receipt, content: bytes) -> bytes:
@@ -100,4 +100,4 @@ class PackReader:
         self._open = {}
 
 
-AGAIN = "run again: it is made anew"
+AGAIN = "run again: it is made again"

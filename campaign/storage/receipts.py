@@ -16,13 +16,13 @@ from campaign.errors import CampaignError
 CHECK = 16  # characters of each line's own digest
 BLOCK = 1 << 16  # bytes of the log that are read at once
 FROZEN, MERGED = "frozen", "merged"  # kinds beside those of partials
-UNFINISHED = "0" * 64  # key of a frozen value that was to be made anew: what lies in its place is nobody's word
+UNFINISHED = "0" * 64  # key of a frozen value that was to be made again: what lies in its place is nobody's word
 _HUGE = 1 << 62
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What is said of one partial, frozen value or merged output.
+    """The receipt of one partial, frozen value or merged output.
 
     Attributes:
         key: Hash of everything it depends on.
@@ -66,7 +66,7 @@ class Receipt:
         return found if isinstance(found, dict) else {}
 
     def line(self) -> bytes:
-        """As it stands in the log: a digest of the rest, then JSON."""
+        """Its line in the log: a digest of the rest, then JSON."""
         text = _ENCODE(list(self.__dict__.values())).encode()  # fields, in their order
         return b"%s %s\n" % (hashlib.sha256(text).hexdigest()[:CHECK].encode(), text)
 
@@ -96,7 +96,7 @@ def parse(line: bytes) -> Receipt | None:
 
 
 def _sound(r: Receipt) -> bool:
-    """Whether it can be what a task wrote: key and pack become names of files, numbers become places in them."""
+    """True if a task can have written it: key and pack become file names, numbers become places in these files."""
     if not r.key.isalnum() or (r.pack and not r.pack.isalnum()) or not all(type(note) is str for note in r.notes):
         return False
     numbers = (r.size, r.offset, r.rows, r.events)
@@ -116,7 +116,7 @@ class Receipts:
         self._end = 0
 
     def __iter__(self) -> Iterator[Receipt]:
-        """What is there, in the order it was written; the last word on a key counts."""
+        """The receipts in the order in which they were written. The last one of a key counts."""
         return (receipt for _, receipt in self.scan())
 
     def scan(self) -> Iterator[tuple[int, Receipt]]:
@@ -186,7 +186,7 @@ class Receipts:
 
     def _unusable(self, error: OSError) -> CampaignError:
         text = f"the log of receipts cannot be used: {error.strerror}"
-        return CampaignError(text, where=str(self.path), remedy="see what lies there, or take another --run-dir")
+        return CampaignError(text, where=str(self.path), remedy="look at the files there, or take another --run-dir")
 
     def close(self) -> None:
         """Close the log."""

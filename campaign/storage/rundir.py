@@ -21,7 +21,7 @@ SUFFIX = {"histograms": ".hists.npz", "columns": ".parquet", "counts": ".json"}
 
 @dataclass(frozen=True)
 class RunDir:
-    """The folder of one run, the truth about what is done.
+    """The folder of one run. Its files alone say what is done.
 
     Args:
         root: Absolute path of the folder.
@@ -46,7 +46,7 @@ class RunDir:
 
     @property
     def begun(self) -> bool:
-        """Whether a run has been here: a folder with another tool's ``plan.json`` is none. Reads no whole plan."""
+        """True if a run was started here; false for another tool's ``plan.json``. Reads only the start of the plan."""
         if self.receipts.exists():
             return True
         with suppress(OSError), self.plan_file.open("rb") as stream:
@@ -60,22 +60,22 @@ class RunDir:
 
     @property
     def job(self) -> Path:
-        """What every worker needs once: stages and settings."""
+        """The job file: stages and settings, read once by every worker."""
         return self.root / "job.pickle"
 
     @property
     def started(self) -> Path:
-        """What was there when the last run began, to count from (`campaign.planning.plan_file.progress_of`)."""
+        """The progress at the start of the last run (`campaign.planning.plan_file.progress_of`)."""
         return self.root / "logs" / "started.json"
 
     @property
     def stage_logs(self) -> Path:
-        """What stages have printed, by input file (`campaign.worker.stage_log`)."""
+        """The logs of stages, one per input file (`campaign.worker.stage_log`)."""
         return self.root / "logs" / "stages"
 
     @property
     def workers(self) -> Path:
-        """What workers would leave behind if they died (`campaign.worker.deadline`)."""
+        """The notes of workers, which name their task if they die (`campaign.worker.deadline`)."""
         return self.root / "logs" / "workers"
 
     @property
@@ -104,19 +104,19 @@ class RunDir:
         return self.root / "partials"
 
     def columns(self, key: str) -> Path:
-        """Where the columns of a key lie; merged outputs link to this very file."""
+        """The file of the columns of a key. Merged outputs are hard links to it."""
         return self.partials / key[:2] / f"{key}.parquet"
 
     def pack(self, name: str) -> Path:
-        """Where a pack lies: partials of one batch that are no columns, one behind the other."""
+        """The file of a pack: the partials of one batch that are not columns, one after another."""
         return self.partials / name[:2] / f"{name}.pack"
 
     def leaf(self, name: str) -> Path:
-        """Where what some of an output's files give lies until all of them are there."""
+        """The file of the merged partials of some of an output's files, until all of them are there."""
         return self.partials / "leaves" / name
 
     def frozen(self, stage: str, variation: str) -> Path:
-        """Where a reduce stage's frozen value lies."""
+        """The file of a reduce stage's frozen value."""
         return self.root / "frozen" / stage / f"{variation}.json"
 
     def artefacts(self, stage: str, variation: str) -> Path:
@@ -124,7 +124,7 @@ class RunDir:
         return self.root / "artefacts" / stage / variation
 
     def output(self, stage: str, dataset: str, variation: str, kind: str) -> Path:
-        """Where a merged output lies; columns are a folder of Parquet files."""
+        """The path of a merged output. Columns are a folder of Parquet files."""
         suffix = "" if kind == "columns" else SUFFIX[kind]
         return self.root / "outputs" / stage / dataset / f"{variation}{suffix}"
 
@@ -146,7 +146,7 @@ class RunDir:
                     Path(entry.path).unlink(missing_ok=True)
 
     def has_columns(self, key: str, size: int) -> bool:
-        """Whether the columns of a key are there, whole by their size."""
+        """True if the columns of a key exist with their full size."""
         try:
             return self.columns(key).stat().st_size == size
         except OSError:
@@ -181,7 +181,7 @@ class RunDir:
             yield
 
     def owner(self) -> str:
-        """Host and pid of the owner, empty if nobody owns it. Whoever may read the folder may ask.
+        """Host and pid of the run's driver; empty if there is none. Read access to the folder is enough.
 
         Raises:
             CampaignError: It cannot be told.
@@ -191,7 +191,7 @@ class RunDir:
             with lock.open() as stream:
                 return "" if _locked(stream, 0, fcntl.LOCK_SH) else stream.read().strip() or "another process"
         except PermissionError as error:
-            text = f"whether a campaign runs there cannot be told: {error.strerror}"
+            text = f"cannot find out whether a campaign runs there: {error.strerror}"
             raise CampaignError(text, where=str(lock), remedy="ask whose it is") from None
         except OSError:
             return ""

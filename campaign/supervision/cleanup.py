@@ -45,16 +45,6 @@ def sweep(place: str, shm_prefix: str, folders: Iterable[str] = ()) -> None:
     shutil.rmtree(place, ignore_errors=True)
 
 
-def env_folders() -> set[str]:
-    """Folders of this user's Triton Python backends that nothing was put into."""
-    found = set()
-    for path in Path("/tmp").glob("python_env_*"):  # noqa: S108  its place is fixed in Triton
-        with contextlib.suppress(OSError):
-            if path.stat().st_uid == os.getuid() and not any(path.iterdir()):
-                found.add(str(path))
-    return found
-
-
 def end_group(leader: Identity | None, mark: Mark | None) -> None:
     """Kill the process group and the session that a process led; never one that has its number by now.
 

@@ -152,12 +152,3 @@ def _html(cell: Cell) -> str:
 
 def _text(cell: Cell) -> str:
     return cell.text() if isinstance(cell, Bar) else cell
-
-
-def short(number: float) -> str:
-    """A number of things in three digits: ``12.3 M``."""
-    for unit in ("", "k", "M", "G"):
-        if abs(number) < 999.5:
-            return f"{number:.3g} {unit}".rstrip()
-        number /= 1000
-    return f"{number:.3g} T"

@@ -126,7 +126,7 @@ def _why(value: Any, dtype: np.dtype[Any]) -> str:
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         if np.isfinite(value) and limits.min <= int(value) <= limits.max:
-            return f"is no whole number, and {name} holds whole numbers only"
+            return f"is not a whole number, and {name} holds whole numbers only"
         return f"does not fit {name} ({limits.min} to {limits.max})"
     return f"is too large for {name} and would become inf"
 

@@ -42,7 +42,7 @@ def write_aside(path: Path, mode: str = "wb", *, durable: bool = False) -> Itera
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the system says of a partial that cannot be written is the run directory's fault, and of no input file.
+    """Convert OSError into PartialError, so that a failed write is not blamed on an input file.
 
     Raises:
         PartialError: In place of an `OSError`.

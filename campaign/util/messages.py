@@ -12,8 +12,8 @@ MOST, FEW = 20, 5  # names that a message lists all; of more, so many
 def unknown(name: str, known: list[str], what: str) -> str:
     """The sentence for a name that is not known, with the nearest one and the list."""
     if not known:
-        return f"'{name}' is none of the {what}: there are none"
-    return f"'{name}' is none of the {what}{meant(name, known)} (known: {listed(known, name)})"
+        return f"'{name}' is not one of the {what}: there are none"
+    return f"'{name}' is not one of the {what}{meant(name, known)} (known: {listed(known, name)})"
 
 
 def meant(name: str, known: Sequence[str]) -> str:
@@ -66,7 +66,7 @@ _NEEDED = (  # what pydantic's type of an error begins with: in our words
 
 
 def needed(item: Mapping[str, Any], *, secret: bool = False) -> str:
-    """What is wrong with a value, in words of ours.
+    """The error in a value, in plain words.
 
     Args:
         item: One of pydantic's ``errors()``; keys beside the one at fault are not shown: headers may be among them.

@@ -40,12 +40,12 @@ def in_words(error: OSError, folder: Path) -> CampaignError:
     if made is None:
         path = next((name for name in (error.filename2, error.filename) if isinstance(name, str)), str(folder))
         said = error.strerror or f"{type(error).__name__}: {error}"
-        made = CampaignError(said, where=path, remedy="see what lies there, and who may read and write it")
+        made = CampaignError(said, where=path, remedy="look at the files there, and at who may read and write them")
     return made
 
 
 def no_room(errors: Iterable[str], folder: Path) -> list[str]:
-    """What to do about errors of tasks that had no room to write, in at most one line."""
+    """The remedy for tasks that had no room to write, in at most one line."""
     said = [os.strerror(n) for n in NO_ROOM]
     return [f"{folder}: {_room(folder)}"] if any(text in error for error in errors for text in said) else []
 

@@ -10,7 +10,7 @@ MOST = 16 << 20  # bytes of a file that somebody else may have written to
 
 
 def unfit(folder: Path | str) -> str:
-    """Why what lies in a folder may be somebody else's; empty if only this user can have put it there.
+    """The reason why another user may have written a folder's content; empty if only this user can have.
 
     Raises:
         OSError: It is not there.

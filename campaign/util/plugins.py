@@ -51,12 +51,14 @@ def get(group: str, name: str, *, key: tuple[str, ...] = (), base: Path | None =
         return entry.load()
     except (ImportError, AttributeError) as error:
         raise SpecError(
-            f"'{name}' ({entry.value}) cannot be imported: {error}", key=key, remedy="install what it needs"
+            f"'{name}' ({entry.value}) cannot be imported: {error}",
+            key=key,
+            remedy="install the packages that it needs",
         ) from error
 
 
 def _hint(group: str, name: str) -> str:
-    """What one of the classes says of a name that is none of theirs; see `campaign.protocols.Provider`."""
+    """The hint that one of the classes gives for an unknown name; see `campaign.protocols.Provider`."""
     for entry in _found(group).values():
         with suppress(ImportError, AttributeError):  # what it needs is not installed, or it says nothing
             if said := entry.load().hint(name):

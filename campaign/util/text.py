@@ -55,7 +55,7 @@ def of_awkward(column: Any) -> Array:
 
 
 def is_text(layout: Any) -> bool:
-    """Whether the innermost values of an awkward layout are text or bytes."""
+    """True if the innermost values of an awkward layout are text or bytes."""
     if layout.parameter("__array__") in ("string", "bytestring"):
         return True
     if layout.is_list or layout.is_option or layout.is_indexed:

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def aside(name: str, do: Callable[..., T], *args: Any) -> Future[T]:
-    """Begin ``do(*args)`` in a thread called ``campaign-NAME``, for which nobody waits when the process ends."""
+    """Start ``do(*args)`` in a daemon thread called ``campaign-NAME``. The process does not wait for it at its end."""
     done: Future[T] = Future()
 
     def work() -> None:

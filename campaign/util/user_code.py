@@ -65,7 +65,7 @@ def look_in(folder: Path) -> None:
 
 
 def named(reference: str, base: Path | None = None) -> Any:
-    """What ``package.module:Name`` or ``file.py:Name`` (relative to ``base``) names.
+    """The object that ``package.module:Name`` or ``file.py:Name`` (relative to ``base``) names.
 
     Raises:
         ImportError, OSError, AttributeError: There is no such thing.

@@ -178,7 +178,7 @@ def deaths(folder: Path, logs: Path | None = None) -> list[Death]:
             late = said.startswith("Timeout")
             how = f"ran longer than {deadline} s" if late else said.splitlines()[0].removeprefix("Fatal Python error: ")
             printed = of_dead(logs, path.name) if logs is not None else None
-            log = _tail(said) + (f"\nwhat was printed: {printed}" if printed else "")
+            log = _tail(said) + (f"\nprinted output: {printed}" if printed else "")
             found.append(Death(call, int(place), late, how, log))
     return found
 

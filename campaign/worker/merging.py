@@ -71,7 +71,7 @@ def _merging(
     got = [r for r in map(parse, lines) if r is not None]
     try:
         if [r.key for r in got] != list(keys):
-            raise PartialError("the log of receipts is not what it was", where=target.name, remedy="run again")
+            raise PartialError("the log of receipts has changed", where=target.name, remedy="run again")
         return call(rundir, target, first, got, gaps)
     except PartialError as error:
         places = between(first, len(got), gaps)

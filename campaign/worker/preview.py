@@ -99,7 +99,7 @@ def _try_steps(chain: Pipeline, batch: Any) -> CampaignError | None:
             return OutputError(
                 f"drops the column ctx.weight, so variation '{step.variation}' could not differ from nominal",
                 where=f"stage {step.stage}",
-                remedy="carry batch[ctx.weight] on to what it returns, row by row",
+                remedy="add batch[ctx.weight] to the columns that it returns, row by row",
             )
         chain.weighing.notes(step, value)
     return None

@@ -76,7 +76,7 @@ def run_reduce(
         error = explain(foreign, reduce.stage, code, where)
         error.where = f"{where} ({code})"
     if log is not None and log.move(path, where):
-        error.log = f"{error.log}\nwhat was printed: {path}".strip("\n")
+        error.log = f"{error.log}\nprinted output: {path}".strip("\n")
     return error
 
 

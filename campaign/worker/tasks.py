@@ -126,7 +126,7 @@ def _each(
             told = _told(error, task)
             printed = _keep_output(log, rundir, task)
             if printed:
-                told.log = f"{told.log}\nwhat was printed: {printed}".strip("\n")
+                told.log = f"{told.log}\nprinted output: {printed}".strip("\n")
             answer.errors.append((i, told))
             answer.parked[i] = worker.parked - parked
             continue
@@ -155,7 +155,7 @@ def _unchanged(task: Task, log: str = "") -> None:
     if how:
         raise InputError(
             f"changed while the campaign ran: {how}", where=task.source.file.url, log=log,
-            remedy="leave it alone while it is read, and run again: what was made of it is made anew",
+            remedy="leave it alone while it is read, and run again: its results are made again",
         )  # fmt: skip
 
 

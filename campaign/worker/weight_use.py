@@ -135,7 +135,7 @@ class WeightUse:
             how = "drops the column ctx.weight" if column is None else "makes up the column ctx.weight"
             raise self._error(
                 f"{how}, so variation '{self._variation}' could not differ from nominal",
-                "carry batch[ctx.weight] on to what it returns, row by row",
+                "add batch[ctx.weight] to the columns that it returns, row by row",
             )
 
     def notes(self, made: Any) -> tuple[str, ...]:

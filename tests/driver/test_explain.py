@@ -140,8 +140,8 @@ def test_a_changed_model_is_named_with_its_file(folder, tmp_path):
     tasks, reduces = why(make(folder, models=after), rundir)
     assert {s for s, *_ in tasks} == {"predict", "first", "second"}
     assert all("model tagger changed: files.model.onnx" in said for said in tasks.values())
-    assert reduces["factors/nominal"] == {"merged 'first' will be made anew"}
-    assert all("frozen 'factors' will be made anew" in said for (s, *_), said in tasks.items() if s == "second")
+    assert reduces["factors/nominal"] == {"merged 'first' will be made again"}
+    assert all("frozen 'factors' will be made again" in said for (s, *_), said in tasks.items() if s == "second")
 
 
 def test_a_partial_that_is_not_what_its_receipt_says_is_a_reason(folder, tmp_path):
@@ -207,7 +207,7 @@ def planned(folder, run):
 
 
 def test_a_frozen_value_that_is_open_is_to_do_and_tasks_are_at_least(counted, tmp_path):
-    """What it was made from is made anew or differs: the value is not said to be done, nor the tasks to be all."""
+    """What it was made from is made again or differs: the value is not said to be done, nor the tasks to be all."""
     run = RunDir(Path(shutil.copytree(counted / "r", tmp_path / "r")))
     told = planned(counted, run.root)
     assert (told["tasks"], told["reduces"], told["at_least"]) == ([], [], False)

@@ -176,7 +176,7 @@ class Moment(Lots):
     Args:
         root: The run directory.
         dies: Whether a worker then dies in another task of theirs; else they have met the spoilt one too, and say so
-            when it has been made anew.
+            when it has been made again.
     """
 
     def __init__(self, root: Path, *, dies: bool) -> None:

@@ -150,7 +150,7 @@ def test_wrong_arrays_are_refused_before_they_are_sent(servers: Servers, inputs:
 
 def test_an_unknown_model_is_refused_with_those_there_are(servers: Servers) -> None:
     """The message lists the pool's models."""
-    with pytest.raises(InferenceError, match=r"'nn' is none of the models of the pool .known: batch_sensitive, "):
+    with pytest.raises(InferenceError, match=r"'nn' is not one of the models of the pool .known: batch_sensitive, "):
         servers.infer("nn", {"X": column(1)})
 
 

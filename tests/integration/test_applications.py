@@ -22,6 +22,8 @@ import yaml
 from campaign import ServerPool, connect
 from campaign.inference.client import Servers
 from campaign.spec.models import ServerSpec
+from campaign.supervision.cleanup import sweep
+from campaign.supervision.env_folders import env_folders, made_by
 from tests.conftest import PROJECT, change, command, left, lying_about, ours, report_of, wait_until
 
 MODELS = PROJECT / "model_repository"
@@ -161,8 +163,7 @@ def test_servers_elsewhere_are_reached_through_tls(tmp_path: Path, monkeypatch: 
         cert.private_key_pem.write_to_path(str(tmp_path / f"{name}.key"))
         cert.cert_chain_pems[0].write_to_path(str(tmp_path / f"{name}.pem"))
     spec = ServerSpec(models={"batch_sensitive": {"batch": 64}}, model_repository=str(PROJECT / "tests/models"))
-    place = tmp_path / "t"
-    place.mkdir()
+    place = Path(tempfile.mkdtemp(prefix="campaign-"))
     launch = Triton.launch(Triton(spec, tmp_path).prepare(print), place, "elsewhere")
     port = free_port()
     argv = [a for a in launch.argv if not a.startswith("--grpc-")]
@@ -171,7 +172,7 @@ def test_servers_elsewhere_are_reached_through_tls(tmp_path: Path, monkeypatch: 
              f"--grpc-root-cert={tmp_path}/ca.pem",
              "--grpc-restricted-protocol=metadata,model-config,inference:pool=sesame"]  # fmt: skip
     assert environment().server.exists()
-    before = set(Path("/tmp").glob("python_env_*"))
+    before = env_folders()
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(argv, env=dict(launch.env), stdout=log, stderr=log, start_new_session=True)
     try:
@@ -192,12 +193,10 @@ def test_servers_elsewhere_are_reached_through_tls(tmp_path: Path, monkeypatch: 
     finally:
         import signal
 
+        folders = made_by(server.pid, env_folders() - before)
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-        for region in Path("/dev/shm").glob(f"{launch.shm_prefix}*"):
-            region.unlink()
-        for folder in set(Path("/tmp").glob("python_env_*")) - before:
-            folder.rmdir()
+        sweep(str(place), launch.shm_prefix, folders)
 
 
 def free_port() -> int:

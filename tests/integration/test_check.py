@@ -132,8 +132,8 @@ def infer(**changes):
 
 
 WRONG = {  # what is changed, and what is said of it; found without --try
-    "tree": ({"datasets/d/tree": "tt"}, "c.yaml:5: datasets.d.tree: 'tt' is none of the trees; did you mean 't'?"),
-    "weight": (up("ww"), "variations.up.weight: 'ww' is none of the branches"),
+    "tree": ({"datasets/d/tree": "tt"}, "c.yaml:5: datasets.d.tree: 'tt' is not one of the trees; did you mean 't'?"),
+    "weight": (up("ww"), "variations.up.weight: 'ww' is not one of the branches"),
     "drops": ({**up("w"), "stages/select/use": "s.py:drops"}, "drops the column ctx.weight"),
     "uneven": ({"stages/select/use": "s.py:uneven"}, "columns differ in length: 'x' has 100 entries, 'half' has 50"),
     "arity": ({"stages/select/use": "s.py:one"}, "s.py:one takes (batch), and a stage is called with (batch, ctx)"),
@@ -141,7 +141,7 @@ WRONG = {  # what is changed, and what is said of it; found without --try
 }
 TRIED = {  # found with --try
     "no from": (infer(from_=None, inputs={"X": ["wide"]}), "add 'from: select'"),
-    "column": (infer(inputs={"X": ["xx"]}), "'xx' is none of the columns of the batch; did you mean 'x'?"),
+    "column": (infer(inputs={"X": ["xx"]}), "'xx' is not one of the columns of the batch; did you mean 'x'?"),
     "width": (infer(inputs={"X": "wide"}), "expected shape (any, 1), got (100, 2) (in model batch_sensitive, input X)"),
     "jagged": (infer(from_=None, inputs={"X": ["j"]}), "the column 'j'"),
     "name": (
@@ -281,4 +281,4 @@ def test_a_canary_is_made_from_the_campaigns_own_rows(said, place, tmp_path):
     code, text = said("run", {**changes, "campaign": "other"}, "--quiet")
     assert code == 1
     assert "wrong answer: Y is" in text
-    assert "'nope' is none of the models of the campaign" in said("canary", changes, "nope")[1]
+    assert "'nope' is not one of the models of the campaign" in said("canary", changes, "nope")[1]

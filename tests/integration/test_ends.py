@@ -73,7 +73,7 @@ def test_a_range_that_is_all_lost_and_last_ends_nothing_early(
 def test_an_altered_partial_of_the_same_size_is_not_merged_when_resumed(
     small: Callable[..., Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaf: int
 ) -> None:
-    """A byte flipped in columns of an earlier run, whose output is there or is gone: made anew, to the same hash."""
+    """A byte flipped in columns of an earlier run, whose output is there or is gone: made again, to the same hash."""
     monkeypatch.setattr(merge_trees, "LEAF", leaf)
     stages = {"keep": {"use": "s.py:keep", "keep": True}}
     whole = small(stages)

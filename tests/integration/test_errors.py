@@ -56,7 +56,7 @@ WRONG = {
     ),
     "a wrong weight": (
         lambda d: d["variations"]["weight_up"].__setitem__("weight", "kk[3]"),
-        ["c.yaml:", "variations.weight_up.weight", "'kk' is none of the branches"],
+        ["c.yaml:", "variations.weight_up.weight", "'kk' is not one of the branches"],
     ),
     "a weight that is code": (
         lambda d: d["variations"]["weight_up"].__setitem__("weight", "__import__('os').system('touch hacked')"),
@@ -68,15 +68,15 @@ WRONG = {
     ),
     "a stage that names another model": (
         lambda d: d["stages"]["predict"].__setitem__("model", "qg_tagger"),
-        ["c.yaml:", "stages.predict.model", "'qg_tagger' is none of the models"],
+        ["c.yaml:", "stages.predict.model", "'qg_tagger' is not one of the models"],
     ),
     "a wrong input": (
         lambda d: d["stages"]["predict"].__setitem__("inputs", {"Z": ["x"]}),
-        ["c.yaml:", "stages.predict.inputs.Z", "'Z' is none of the inputs of batch_sensitive"],
+        ["c.yaml:", "stages.predict.inputs.Z", "'Z' is not one of the inputs of batch_sensitive"],
     ),
     "a wrong output": (
         lambda d: d["stages"]["predict"].__setitem__("outputs", {"p": "Z"}),
-        ["c.yaml:", "stages.predict.outputs.p", "'Z' is none of the outputs of batch_sensitive"],
+        ["c.yaml:", "stages.predict.outputs.p", "'Z' is not one of the outputs of batch_sensitive"],
     ),
     "a batch that is too large": (
         lambda d: d["servers"]["models"]["batch_sensitive"].__setitem__("batch", 10**6),

@@ -113,7 +113,7 @@ SAYS = {
     "is written again": "changed while the campaign ran: it was written again",
     "grows": "changed while the campaign ran",
     "goes": "changed while the campaign ran: it is gone", "truncated": "cannot be read", "no bytes": "cannot be read",
-    "not ROOT": "cannot be read", "no tree": "'events' is none of the trees", "no branch": "asks for 'w'",
+    "not ROOT": "cannot be read", "no tree": "'events' is not one of the trees", "no branch": "asks for 'w'",
     "denied": "Permission denied",
 }  # fmt: skip
 

@@ -140,7 +140,8 @@ def plain(text, place):
 UP = {"datasets": ["d"], "weight": "genWeight"}
 BEFORE = {  # what is changed: the whole message; nothing was started
     "wrong tree": ({"datasets/d/tree": "events"}, """\
-campaign: c.yaml:5: datasets.d.tree: 'events' is none of the trees; did you mean 'Events'? (known: Events) (in a.root)
+campaign: c.yaml:5: datasets.d.tree: 'events' is not one of the trees; did you mean 'Events'? (known: Events) \
+(in a.root)
   remedy: correct 'tree'
 """),
     "a histogram for a tree": ({"datasets/d/tree": "h"}, """\
@@ -165,22 +166,22 @@ campaign: c.yaml:9: stages.fil: asks for 'mett', which is not there; did you mea
     | AttributeError: no field named 'mett'
 """),
     "wrong name under branches": ({"datasets/d/branches": {"met": "MET_ptt"}}, """\
-campaign: c.yaml:7: datasets.d.branches.met: 'MET_ptt' is none of the branches of Events; did you mean 'MET_pt'? \
+campaign: c.yaml:7: datasets.d.branches.met: 'MET_ptt' is not one of the branches of Events; did you mean 'MET_pt'? \
 (known: MET_pt, Muon_pt, nMuon_pt, HLT_path9, HLT_path8 and 41 more) (in a.root)
   remedy: correct 'branches'
 """),
     "wrong model": ({"stages/inf/model": "batch_sensitiv"}, """\
-campaign: c.yaml:17: stages.inf.model: 'batch_sensitiv' is none of the models under servers.models; did you mean \
+campaign: c.yaml:17: stages.inf.model: 'batch_sensitiv' is not one of the models under servers.models; did you mean \
 'batch_sensitive'? (known: batch_sensitive)
 """),
     "no such model folder": ({"servers/models": {"nn": {}}}, """\
-campaign: c.yaml:9: servers.models.nn: 'nn' is none of the models of the repository (known: batch_sensitive)
+campaign: c.yaml:9: servers.models.nn: 'nn' is not one of the models of the repository (known: batch_sensitive)
 """),
     "wrong output": ({"stages/inf/outputs": {"y": "SCORE"}}, """\
-campaign: c.yaml:22: stages.inf.outputs.y: 'SCORE' is none of the outputs of batch_sensitive (known: Y)
+campaign: c.yaml:22: stages.inf.outputs.y: 'SCORE' is not one of the outputs of batch_sensitive (known: Y)
 """),
     "no such function": ({"stages/fil/use": "s.py:fil"}, """\
-campaign: c.yaml:24: stages.fil.use: 'fil' is none of the functions of s.py; did you mean 'fill'? (known: aborts, \
+campaign: c.yaml:24: stages.fil.use: 'fil' is not one of the functions of s.py; did you mean 'fill'? (known: aborts, \
 chatty, dies, drops, fill, half, imports, leaves, mean, missing, one, other, select, text)
 """),
     "wrong arity": ({"stages/select/use": "s.py:one"}, """\
@@ -196,8 +197,8 @@ campaign: c.yaml:12: stages.select: columns differ in length: 'met' has 100 entr
   remedy: return one entry per row in every column
 """),
     "unknown key": ({"stages/inf/output": {"y": "Y"}}, """\
-campaign: c.yaml:23: stages.inf.output: 'output' is none of the keys of infer; did you mean 'outputs'? (known: model, \
-inputs, outputs, cast, options, use, from, reduce, with, datasets, keep, weighted)
+campaign: c.yaml:23: stages.inf.output: 'output' is not one of the keys of infer; did you mean 'outputs'? (known: \
+model, inputs, outputs, cast, options, use, from, reduce, with, datasets, keep, weighted)
 """),
     "glob without a match": ({"datasets/d/files": "data/*.root"}, """\
 campaign: c.yaml:4: datasets.d.files: no file matches data/*.root
@@ -206,7 +207,7 @@ campaign: c.yaml:4: datasets.d.files: no file matches data/*.root
     "dropped weight": ({"stages/select/use": "s.py:drops", "variations/up": UP}, """\
 campaign: c.yaml:12: stages.select: drops the column ctx.weight, so variation 'up' could not differ from nominal (in \
 stage select (s.py:drops))
-  remedy: carry batch[ctx.weight] on to what it returns, row by row
+  remedy: add batch[ctx.weight] to the columns that it returns, row by row
 """),
     "weight index": ({"variations/up": {**UP, "weight": "LHEPdfWeight[7]"}}, """\
 campaign: c.yaml:30: variations.up.weight: [7] is out of range: 'LHEPdfWeight' has 3 entries per event (in weight \
@@ -282,8 +283,8 @@ def test_a_folder_that_is_no_run_is_a_wrong_request(place, capsys, what):
 
 
 @pytest.mark.parametrize(("option", "value", "said"), [
-    ("--workers", "0", "argument --workers: '0' is no whole number of at least 1"),
-    ("--limit", "all", "argument --limit: 'all' is no whole number of at least 1"),
+    ("--workers", "0", "argument --workers: '0' is not a whole number of at least 1"),
+    ("--limit", "all", "argument --limit: 'all' is not a whole number of at least 1"),
 ])  # fmt: skip
 def test_a_wrong_number_on_the_command_line_is_named(place, capsys, option, value, said):
     """What was given, and what is allowed; no name of a function of ours."""
@@ -411,12 +412,12 @@ error: stage mean, variation nominal (s.py:mean): raised ZeroDivisionError: divi
     |   File "s.py", line 55, in mean
     |     return 1 / 0
     | ZeroDivisionError: division by zero
-    | what was printed: {log}"""
+    | printed output: {log}"""
     ]
     assert (place / log).read_text() == "--- stage mean, variation nominal\na word of the reduce stage\n"
     code, found = errors_of(place, {"stages/inf": None, "servers": None, "stages/fil/use": "s.py:dies"})
     assert code == 1
-    named = re.findall(r"what was printed: (\S+)", "\n".join(found))
+    named = re.findall(r"printed output: (\S+)", "\n".join(found))
     assert named, found
     assert "before the end" in (place / named[0]).read_text()
 

@@ -191,7 +191,7 @@ def test_a_gap_that_is_healed_leaves_no_trace(six: Path) -> None:
 
 
 def test_a_second_pass_is_made_with_the_value_in_force(six: Path) -> None:
-    """A reduce stage that draws lots and loses its value: everything made with the old value is made anew."""
+    """A reduce stage that draws lots and loses its value: everything made with the old value is made again."""
     stages = yaml_of(six)["stages"]
     stages["mean"]["options"] = {"draws": True}
     change(six, stages=stages)
@@ -315,7 +315,7 @@ def test_a_disk_that_is_full_is_no_files_fault(six: Path) -> None:
 
 @pytest.mark.faults
 def test_a_disk_that_becomes_full_spoils_no_artefact(six: Path) -> None:
-    """A pass that reads whole artefacts and cannot write what it makes of them does not have them made anew."""
+    """A pass that reads whole artefacts and cannot write what it makes of them does not have them made again."""
     (six / "s.py").write_text(STAGES + FULL)
     stages = {n: stage for n, stage in yaml_of(six)["stages"].items() if n != "second"}
     stages["full"] = {"use": "s.py:full", "from": "keep", "with": ["mean"]}

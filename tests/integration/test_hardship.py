@@ -49,7 +49,7 @@ def test_a_full_disk_is_named_and_after_making_room_it_resumes(small: Path, room
             $RUN >log 2>&1; echo "exit $?"
             grep -c 'make room on the file system at' log
             grep -q Traceback log && cat log
-            ls -d /tmp/campaign-* /dev/shm/campaign_* 2>/dev/null
+            ls -d $TMPDIR/campaign-* 2>/dev/null
             rm r/filler
         done
         $RUN >log 2>&1; echo "exit $?"
@@ -79,14 +79,15 @@ def test_a_small_dev_shm_is_named(small: Path, before: Before) -> None:  # noqa:
 def test_a_home_that_cannot_be_written(small: Path) -> None:
     """The server environment that is there serves; where it has to be made, CAMPAIGN_CACHE is named."""
     script = "mkdir -p home && mount -t tmpfs -o ro tmpfs home; $RUN; echo exit $?"
+    home = {"HOME": str(small / "home"), "XDG_STATE_HOME": ""}  # the state directory in it, as it is for most users
     here = os.environ.get("CAMPAIGN_CACHE") or str(Path.home() / ".cache" / "inference-campaign")
-    done = apart(script, small, HOME=str(small / "home"), CAMPAIGN_CACHE=here)
+    done = apart(script, small, **home, CAMPAIGN_CACHE=here)
     assert done.stdout.split()[-2:] == ["exit", "0"], done.stdout + done.stderr
     assert done.stderr.count("cannot be written down for 'campaign reap'") == 1
-    done = apart(script, small, HOME=str(small / "home"), CAMPAIGN_CACHE=str(small / "home" / "cache"))
+    done = apart(script, small, **home, CAMPAIGN_CACHE=str(small / "home" / "cache"))
     assert done.stdout.split()[-2:] == ["exit", "0"], "nothing is to be done"
     change(small, read_rows=800)
-    done = apart(script, small, HOME=str(small / "home"), CAMPAIGN_CACHE=str(small / "home" / "cache"))
+    done = apart(script, small, **home, CAMPAIGN_CACHE=str(small / "home" / "cache"))
     assert done.stdout.split()[-2:] == ["exit", "1"], done.stdout + done.stderr
     assert "remedy: set CAMPAIGN_CACHE" in done.stdout + done.stderr
 

@@ -242,6 +242,7 @@ def test_an_explicit_stop_alone_is_enough(slow: Path, before: Before) -> None:
 
 
 @pytest.mark.faults
+@pytest.mark.usefixtures("sole_reaper")
 def test_the_lease_alone_is_enough(slow: Path, before: Before) -> None:
     """Driver and watchdog killed at once, pilots without a signal of a parent's death: they end with their lease."""
     settings = ("--provider", "parsl", "--set", "servers.lease_s=3", "--set", LATE)

@@ -156,7 +156,7 @@ def test_a_task_beyond_its_deadline_is_given_up_by_name(plain: Path) -> None:
 
 @pytest.mark.slow
 def test_an_artefact_that_was_touched_is_not_read_as_if_it_were_whole(small: Path) -> None:
-    """Bits of a kept column flipped: the pass that reads it has it made anew, and all is as if it were whole."""
+    """Bits of a kept column flipped: the pass that reads it has it made again, and all is as if it were whole."""
     change(small, variations={})
     assert command("run", "c.yaml", "--run-dir", "r", cwd=small).returncode == 0
     receipt = next(p for p in (small / "r" / "partials").rglob("*.parquet") if p.stat().st_size > 4000)

@@ -45,4 +45,4 @@ def test_ones_own_provider_and_server_kind_by_file(small: Path) -> None:
     change(small, provider="own.py:Yours")
     done = command("check", "c.yaml", cwd=small)
     assert done.returncode == 2
-    assert "provider: 'Yours' is none of the classes of own.py (known: Mine, Served)" in done.stderr
+    assert "provider: 'Yours' is not one of the classes of own.py (known: Mine, Served)" in done.stderr

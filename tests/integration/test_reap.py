@@ -17,7 +17,7 @@ from campaign import ServerPool
 from campaign.supervision import identity
 from campaign.supervision.cleanup import end_group
 from campaign.supervision.identity import Identity, Mark
-from tests.conftest import PROJECT, command, left, start, wait_until
+from tests.conftest import PROJECT, command, left, region, start, wait_until
 from tests.integration.test_left_behind import (  # noqa: F401  two fixtures
     Before,
     before,
@@ -29,6 +29,7 @@ from tests.integration.test_left_behind import (  # noqa: F401  two fixtures
 )
 
 SLEEP = "import time; time.sleep(600)"
+SOLE = pytest.mark.usefixtures("sole_reaper")
 
 
 def sleeper(mark: str = "", *argv: str) -> subprocess.Popen[bytes]:
@@ -80,6 +81,7 @@ def test_an_identity_is_of_one_process_for_all_time() -> None:
         assert Mark.parse(text) is None
 
 
+@SOLE
 def test_reap_ends_the_dead_and_no_other(state: Path, tmp_path: Path) -> None:
     """By its mark: not one of a living driver, not one of another machine, not one of the same name without a mark."""
     here = Identity.of(os.getpid())
@@ -106,9 +108,11 @@ def test_reap_ends_the_dead_and_no_other(state: Path, tmp_path: Path) -> None:
         assert f"its campaign's driver runs (pid {os.getpid()})" in said.stdout
         assert "its campaign's driver is on elsewhere" in said.stdout
         assert all(f"process {o.pid} " not in said.stdout for o in (others[0], others[4]))
-        assert "nothing of a dead campaign was found" in command("reap", cwd=tmp_path).stdout
+        nothing = "nothing of a dead campaign was found"  # once what other sessions have killed has ended too
+        assert wait_until(lambda: nothing in command("reap", cwd=tmp_path).stdout, 30)
 
 
+@SOLE
 def test_a_folder_is_known_by_the_owner_it_names(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dead campaign's folder goes with its shared memory; a living one's, one without an owner, and a lie stay."""
     from campaign.supervision.identity import own
@@ -116,13 +120,13 @@ def test_a_folder_is_known_by_the_owner_it_names(state: Path, tmp_path: Path, mo
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     mine = str(Mark("f" * 16, Identity.of(os.getpid())))
     dead = str(Mark("d" * 16, dead_driver()))
-    region = Path("/dev/shm") / f"campaign_{os.getpid()}reap_1"
-    region.touch(0o600)
+    shared = region("reap_1")
+    shared.touch(0o600)
     folders = {name: tmp_path / f"campaign-{name}" for name in ("dead", "live", "bare", "lie", "stranger")}
     for folder in folders.values():
         folder.mkdir(0o700)
         (folder / "models").mkdir()
-    own(folders["dead"], dead, shm_prefix=f"campaign_{os.getpid()}reap_", folders=[], leader="")
+    own(folders["dead"], dead, shm_prefix=region("reap_").name, folders=[], leader="")
     own(folders["live"], mine)
     (folders["lie"] / "owner.json").symlink_to(folders["dead"] / "owner.json")
     (folders["stranger"] / "owner.json").write_text('{"mark": 7}')
@@ -130,10 +134,10 @@ def test_a_folder_is_known_by_the_owner_it_names(state: Path, tmp_path: Path, mo
         said = command("reap", cwd=tmp_path)
         assert said.returncode == 0, said.stderr
         assert not folders["dead"].exists()
-        assert not region.exists()
+        assert not shared.exists()
         assert all(f.exists() for name, f in folders.items() if name != "dead"), said.stdout
     finally:
-        region.unlink(missing_ok=True)
+        shared.unlink(missing_ok=True)
 
 
 def test_a_group_is_ended_only_if_it_is_ours() -> None:
@@ -172,7 +176,7 @@ def test_a_group_is_ended_only_if_it_is_ours() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two other users; CI is root")
 def test_what_cannot_be_removed_keeps_nobody_from_the_rest(tmp_path: Path) -> None:
     """A file of another user under a region's name, a folder whose owner says nonsense: the others are swept."""
-    stranger = Path("/dev/shm", f"campaign_{os.getpid()}swee_evil")
+    stranger = region("sweep_evil")
     script = (
         "import os, sys, tempfile; from pathlib import Path\n"
         "from campaign.supervision.identity import own; from campaign.supervision.reap import abandoned, reap\n"
@@ -206,6 +210,7 @@ def test_what_cannot_be_removed_keeps_nobody_from_the_rest(tmp_path: Path) -> No
         stranger.unlink()
 
 
+@SOLE
 @pytest.mark.slow
 @pytest.mark.parametrize("provider", ["local", "parsl"])
 def test_reap_ends_what_nothing_else_can(slow: Path, before: Before, provider: str) -> None:  # noqa: F811
@@ -242,11 +247,11 @@ def test_a_home_that_cannot_be_written_is_said_once_and_nothing_else(tmp_path: P
     """The state directory is a file, say: the campaign's driver watchdog is there all the same."""
     (tmp_path / "home").write_text("")
     script = (
-        "import pathlib, os; from campaign.supervision import driver_watchdog, reap\n"
+        "import pathlib, os; from campaign.supervision import driver_watchdog, identity, reap\n"
         "said = []\n"
         "hold = driver_watchdog.hold\n"
         "with hold(pathlib.Path.cwd(), say=said.append), hold(pathlib.Path.cwd(), say=said.append):\n"
-        "    print([f.what for f in reap.processes()])\n"
+        "    print([f.what for f in reap.processes(identity.mark().campaign)])\n"
         "print(len(said), said[0])\n"
     )
     env = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "home")}
@@ -266,12 +271,15 @@ def test_a_driver_watchdog_that_is_killed_is_replaced_in_a_script_of_ones_own(st
     assert not list(state.rglob("*.json"))
 
 
+@SOLE
 def test_what_did_not_end_in_order_stays_written_down(state: Path, tmp_path: Path) -> None:
     """A driver watchdog that cannot be started has no user; what was raised at an end is remembered by later ones."""
     script = (
-        "import pathlib, resource, contextlib; from campaign.supervision import driver_watchdog, reap, run_registry\n"
+        "import pathlib, resource, contextlib\n"
+        "from campaign.supervision import driver_watchdog, identity, reap, run_registry\n"
         "here, (soft, hard) = pathlib.Path.cwd(), resource.getrlimit(resource.RLIMIT_NOFILE)\n"
-        "def told(): return len(list(run_registry.state_dir().glob('*.json'))), [f.what for f in reap.processes()]\n"
+        "def ours(): return [f.what for f in reap.processes(identity.mark().campaign)]\n"
+        "def told(): return len(list(run_registry.state_dir().glob('*.json'))), ours()\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (5, hard))\n"
         "try:\n    driver_watchdog.hold(here).__enter__()\n"
         "except OSError as error:\n    refused = type(error).__name__\n"

@@ -121,9 +121,11 @@ def test_a_reader_of_ones_own_reads_other_files(many: Path) -> None:
 def test_a_wrong_reader_is_refused_at_its_line(many: Path) -> None:
     """A reader that is not there, or is none, exits 2 with file, line, key and what it lacks."""
     for reader, said in (
-        ("s.py:Nope", "'Nope' is none of the functions of s.py"), ("s.py:count", "is no reader: it has no 'read', no"),
-        ("infer", "is no reader"), ("zarr", "'zarr' is none of the stages"),
-    ):  # fmt: skip
+        ("s.py:Nope", "'Nope' is not one of the functions of s.py"),
+        ("s.py:count", "is no reader: it has no 'read', no"),
+        ("infer", "is no reader"),
+        ("zarr", "'zarr' is not one of the stages"),
+    ):
         change(many, datasets={"d": yaml_of(many)["datasets"]["d"] | {"reader": reader}})
         done = command("check", "c.yaml", cwd=many)
         assert done.returncode == 2
@@ -161,7 +163,7 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize("kind", ["counts", *(pytest.param(k, marks=SLOW) for k in ("histograms", "root", "columns"))])
 def test_a_spoilt_output_is_merged_again(many: Path, kind: str) -> None:
-    """A merged file that was altered, cut or lost is made anew by the next run; no task is done for it."""
+    """A merged file that was altered, cut or lost is made again by the next run; no task is done for it."""
     first = do(many)
     if kind == "columns":
         folder = Path(first.outputs["keep/d/nominal"]["path"])

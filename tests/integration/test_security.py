@@ -40,6 +40,7 @@ from tests.conftest import (
     left,
     lying_about,
     ours,
+    region,
     regions_of,
     report_of,
     start,
@@ -60,7 +61,7 @@ X = np.arange(100, dtype=np.float32).reshape(-1, 1)
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
     """A folder that everybody may enter, as a run directory in a shared place is."""
-    path = Path(tempfile.mkdtemp(prefix="open-", dir="/tmp"))
+    path = Path(tempfile.mkdtemp(prefix="open-", dir="/tmp"))  # others may not enter the session's own directory
     path.chmod(0o755)
     yield path
     shutil.rmtree(path)
@@ -111,31 +112,33 @@ def family(record: dict[str, Any]) -> list[int]:
 
 
 @NEEDS_ROOT
-def test_what_another_user_leaves_under_our_names_stops_nothing(tmp_path: Path) -> None:
+def test_what_another_user_leaves_under_our_names_stops_nothing(
+    tmp_path: Path, open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In ``/dev/shm`` and ``/tmp`` he may use any name: a server starts and is swept all the same; his stays his."""
-    evil = Path(tempfile.mkdtemp(prefix="campaign-evil-", dir="/tmp"))
-    evil.rmdir()
-    region = Path("/nonexistent")
+    open_folder.chmod(0o1777)  # as /tmp is
+    monkeypatch.setenv("TMPDIR", str(open_folder))
+    evil = open_folder / "campaign-evil"
+    shared = Path("/nonexistent")
     pool = ServerPool(REPOSITORY, models=MODELS, folder=tmp_path / "pool")
     try:
         with pool:
             assert wait_until(lambda: any(r["shm_prefix"] for r in pool.records()), 60)
             record = pool.records()[0]
-            region = Path("/dev/shm", f"{record['shm_prefix']}evil")
+            shared = Path("/dev/shm", f"{record['shm_prefix']}evil")
             owner = {"mark": f"{'d' * 16}@{dead_driver()}", "holder": str(dead_driver()), "leader": "", "folders": []}
-            said = intrude(leave=[(str(region), ""), (str(evil / "owner.json"), json.dumps(owner))])
+            said = intrude(leave=[(str(shared), ""), (str(evil / "owner.json"), json.dumps(owner))])
             assert set(said.values()) == {f"GOT {NOBODY}"}
-            before = region.lstat()
+            before = shared.lstat()
             pool.wait_ready()
             assert answers(pool)["first"] == len(X)
         (last,) = pool.records()
         assert last["state"] == "ended"
         assert not Path(record["place"]).exists()
-        assert (region.lstat().st_mode, region.lstat().st_uid) == (before.st_mode, NOBODY)
+        assert (shared.lstat().st_mode, shared.lstat().st_uid) == (before.st_mode, NOBODY)
         assert (evil / "owner.json").exists()
     finally:
-        region.unlink(missing_ok=True)
-        shutil.rmtree(evil, ignore_errors=True)
+        shared.unlink(missing_ok=True)
 
 
 @NEEDS_ROOT
@@ -186,21 +189,21 @@ def test_regions_are_closed_as_they_appear() -> None:
     """The watcher beside such a server takes others' right to read, and ends with the server."""
     from campaign.pool.sandbox import _watch
 
-    prefix = f"campaign_{os.getpid()}_"
+    prefix = region("").name
     pid = os.fork()
     if pid == 0:
         _watch(prefix)
         signal.pause()
-    region, foreign = Path("/dev/shm", f"{prefix}x"), Path("/dev/shm", f"no_{prefix}")
+    shared, foreign = region("x"), Path("/dev/shm", f"no_{prefix}")
     try:
         assert wait_until(lambda: psutil.Process(pid).children(), 10)
         (watcher,) = psutil.Process(pid).children()
         foreign.touch(0o644)
 
         def closed() -> bool:
-            region.unlink(missing_ok=True)
-            region.touch(0o644)
-            return wait_until(lambda: region.stat().st_mode & 0o077 == 0, 0.2)
+            shared.unlink(missing_ok=True)
+            shared.touch(0o644)
+            return wait_until(lambda: shared.stat().st_mode & 0o077 == 0, 0.2)
 
         assert wait_until(closed, 10)
         assert foreign.stat().st_mode & 0o077
@@ -208,7 +211,7 @@ def test_regions_are_closed_as_they_appear() -> None:
         os.waitpid(pid, 0)
         assert wait_until(lambda: not watcher.is_running() or watcher.status() == psutil.STATUS_ZOMBIE, 10)
     finally:
-        region.unlink(missing_ok=True)
+        shared.unlink(missing_ok=True)
         foreign.unlink(missing_ok=True)
 
 
@@ -217,6 +220,7 @@ def test_an_unprivileged_user_gets_a_shared_memory_of_his_own() -> None:
     """Without any privilege the mounts are made, stay closed to others, keep the uid, and are nobody else's to see."""
     from campaign.pool.sandbox import own_mounts
 
+    mine = region("mine")
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -226,8 +230,8 @@ def test_an_unprivileged_user_gets_a_shared_memory_of_his_own() -> None:
         ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, as after exec: /proc/self is one's own again
         try:
             own_mounts(["/dev/shm"])
-            Path("/dev/shm/mine").touch()
-            found = f"{os.getuid()} {Path('/dev/shm').stat().st_mode & 0o777:o} {Path('/dev/shm/mine').stat().st_uid}"
+            mine.touch()
+            found = f"{os.getuid()} {Path('/dev/shm').stat().st_mode & 0o777:o} {mine.stat().st_uid}"
         except OSError as error:
             found = str(error)
         os.write(write, found.encode())
@@ -237,7 +241,7 @@ def test_an_unprivileged_user_gets_a_shared_memory_of_his_own() -> None:
     os.close(read)
     os.waitpid(pid, 0)
     assert said == f"{NOBODY} 700 {NOBODY}"
-    assert not Path("/dev/shm/mine").exists()
+    assert not mine.exists()
 
 
 @pytest.mark.parametrize("kind", ["socket", "tls"])
@@ -491,6 +495,7 @@ def test_a_squatter_is_told_nothing_and_named_in_the_report(behind_tls: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("sole_reaper")
 def test_between_jobs_of_a_scheduler_it_is_tls_by_itself(slurm: None, small: Path) -> None:
     """Servers and tasks as jobs of a real Slurm: behind TLS unasked, certificates to the walltime, the same outputs."""
     provider = {

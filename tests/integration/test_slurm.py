@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import PROJECT, alive, command, left, lying_about, ours, wait_until
 from tests.integration.test_left_behind import below
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600), pytest.mark.usefixtures("sole_reaper")]
 
 HOLD = """
 import sys

@@ -14,8 +14,9 @@ from campaign import Campaign, Dataset, Histogram, Histograms, ServerPool, Stage
 from campaign.driver.check import check
 from campaign.histogram.plot import as_html, as_text, ticks
 from campaign.report.live import LiveView
+from campaign.report.progress import ServerProgress
 from campaign.report.report import Report
-from campaign.util.card import Bar, Card, Table, short
+from campaign.util.card import Bar, Card, Table
 from tests.conftest import PROJECT, write_tree
 
 VOID = {"br", "img", "meta"}
@@ -193,23 +194,30 @@ def test_a_card_is_the_same_in_html_and_text():
         assert word in card.text()
     assert "width:50.0%" in card.html()
     assert "[##########..........] 1/2" in card.text()
-    assert [short(n) for n in (0, 999, 1000, 12345, 5e9)] == ["0", "999", "1 k", "12.3 k", "5 G"]
 
 
 def test_the_time_left_names_what_has_not_begun():
-    """With few steps done it is unknown; stages that have not begun make it a lower limit, and are named."""
+    """With few tasks done it is unknown; stages that have not begun are named beside it."""
     view = LiveView("c")
     view.expect("one", 100)
     view.expect("two", 100)
     view.add("one", 1)
-    assert view.left() == ""
+    assert view.card().facts["time left"].startswith("unknown")
     view.add("one", 49)
-    view._lines["one"].began -= 100.0  # 50 steps in 100 s
-    assert view.left() == "at least 1 min 40 s; not begun: two"
+    view.stages["one"].began -= 100.0  # 50 of 200 tasks in 100 s
+    assert view.card().facts["time left"] == "about 5 min 0 s; not begun yet: two"
     view.add("two", 50)
-    view._lines["two"].began -= 50.0
-    assert view.left() == "about 1 min 40 s"
-    view.add("one", 50)
+    assert view.card().facts["time left"] == "about 1 min 40 s"
     view.add("two", 40, failed=10)
-    assert view.left() == ""
-    assert "10" in view.card().facts["failed"]
+    assert view.card().facts["failed"] == "10 tasks"
+
+
+def test_a_server_and_a_failure_are_shown():
+    """Busy share, queue, restarts and the reason of an end; the message of a file that has failed."""
+    view = LiveView("c")
+    busy = ServerProgress("server-0", "ready", "nid001", 0.83, 1.25, 2)
+    view.show_servers([busy, ServerProgress("server-1", "ended", reason="killed")])
+    view.fail("x.root: <torn>")
+    shown = words(view.card().html())
+    for word in ("83%", "1.2 queued", "replaced 2 times", "nid001", "killed", "failed: x.root: <torn>"):
+        assert word in shown

@@ -165,7 +165,7 @@ def test_a_tree_refuses_what_does_not_fit_together(tmp_path):
     with pytest.raises(OutputError, match="s/d/nominal: files give different kinds: counts, histograms"):
         merge_leaves(run, target, made[1:])
     run.leaf(made[0].name).write_bytes(b"")
-    with pytest.raises(PartialError, match="is not what was written"):
+    with pytest.raises(PartialError, match="has changed since it was written"):
         merge_leaves(run, target, made[:1])
 
 
@@ -236,7 +236,7 @@ def test_a_partial_that_is_not_its_receipts_is_refused(tmp_path, make, kind):
     mine.write_bytes(foreign.read_bytes())
     receipts["k2"] = Receipt(**{**receipts["k2"].__dict__, "size": receipts["k3"].size})
     assert receipts["k2"].kind == kind
-    with pytest.raises(PartialError, match=rf"/k2\.root: {mine} at 9: is not what was written for /k2\.root"):
+    with pytest.raises(PartialError, match=rf"/k2\.root: {mine} at 9: has changed since it was written for /k2\.root"):
         merge(run, KEYS, receipts)
     assert spoilt(run, [receipts[k] for k in KEYS]) == [2]
 
@@ -314,7 +314,7 @@ def test_a_dataset_that_is_not_merged_is_named_with_those_that_are():
     with pytest.raises(KeyError) as caught:
         merged["data_2017"]
     assert str(caught.value) == (
-        "'data_2017' is none of the datasets that are merged here; did you mean 'data_2018'? (known: data_2018, mc)"
+        "'data_2017' is not one of the datasets that are merged here; did you mean 'data_2018'? (known: data_2018, mc)"
     )
     assert merged.get("nope") is None
     assert "nope" not in merged

@@ -195,7 +195,7 @@ def test_a_changed_file_is_imported_anew(tmp_path):
 # Refused --------------------------------------------------------------------------------------------------------------
 
 REFUSED = {
-    "unknown registered name": ("fil", {}, "'fil' is none of the stages; did you mean 'fill'"),
+    "unknown registered name": ("fil", {}, "'fil' is not one of the stages; did you mean 'fill'"),
     "no such file": ("nope.py:s", {}, "there is no file .*nope.py"),
     "a file without a name": ("stages.py", {}, "names no stage in the file"),
     "no such function": ("stages.py:selct", {}, "'selct' is none of .*did you mean 'select'"),
@@ -209,7 +209,7 @@ REFUSED = {
     "missing option": ("stages.py:Select", {}, "needs the key 'cut'"),
     "an option it refuses": ("stages.py:Select", {"cut": -1}, "refuses its options: a cut is not negative"),
     "an option of the wrong type": ("stages.py:Select", {"cut": "x"}, "refuses its options: '<' not supported"),
-    "an inline option of a function": ("stages.py:select", {"cut": 1}, "'cut' is none of the keys of a stage"),
+    "an inline option of a function": ("stages.py:select", {"cut": 1}, "'cut' is not one of the keys of a stage"),
     "a wrong histogram": ("fill", {"histograms": {"h": {"x": {"bin": 3}}}}, "histogram h, axis x: found the keys"),
     "no histograms": ("fill", {"histograms": [1]}, "refuses its options"),
     "what is no stage": ("read", {}, "objects of read cannot be called"),

@@ -236,7 +236,7 @@ def test_a_model_input_or_output_that_is_not_there_is_refused(made, key, said):
 @pytest.mark.parametrize(
     ("group", "owner", "given", "said"),
     [
-        (plugins.PROVIDERS, ProviderSpec, {"nope": 1}, "'nope' is none of the keys here"),
+        (plugins.PROVIDERS, ProviderSpec, {"nope": 1}, "'nope' is not one of the keys here"),
         (plugins.SERVERS, ServerSpec, {"model_repositry": "m"}, "did you mean 'model_repository'"),
         (plugins.SERVERS, ServerSpec, {"model_repository": {"a": 1}}, "found"),
         (plugins.SERVERS, ServerSpec, {"launcher": "nope"}, "one of 'embedded'.* is needed; found 'nope'"),

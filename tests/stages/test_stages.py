@@ -143,10 +143,10 @@ def test_a_selection_of_rows_stays_lazy(source):
 @pytest.mark.parametrize(
     ("tree", "branches", "said"),
     [
-        ("tre", {}, "'tre' is none of the trees; did you mean 'tree'.*known: .*folder/inner.*ntuple"),
+        ("tre", {}, "'tre' is not one of the trees; did you mean 'tree'.*known: .*folder/inner.*ntuple"),
         ("folder/innr", {}, "did you mean 'folder/inner'"), ("folder/h", {}, "'folder/h' is a .*not a tree"),
-        ("tree", {"x": "w_pu"}, "'w_pu' is none of the branches of tree; did you mean 'w_up'"),
-        ("ntuple", {"x": "w_pu"}, "'w_pu' is none of the branches of ntuple; did you mean 'w_up'"),
+        ("tree", {"x": "w_pu"}, "'w_pu' is not one of the branches of tree; did you mean 'w_up'"),
+        ("ntuple", {"x": "w_pu"}, "'w_pu' is not one of the branches of ntuple; did you mean 'w_up'"),
     ],
 )  # fmt: skip
 def test_a_missing_tree_or_branch_is_named_with_those_there_are(source, path, tree, branches, said):
@@ -227,7 +227,7 @@ def test_a_weight_is_what_numpy_gives_in_float64(source, tree, expression):
 @pytest.mark.parametrize(
     ("expression", "said"),
     [
-        ("w_upp", "'w_upp' is none of the branches; did you mean 'w_up'"), ("x.max", "'x.max' is not understood"),
+        ("w_upp", "'w_upp' is not one of the branches; did you mean 'w_up'"), ("x.max", "'x.max' is not understood"),
         ("x.__class__", "not understood"), ("abs(x)", r"'abs\(x\)' is not understood"),
         ("__import__('os').system('touch never')", "not understood"), ("[i for i in x]", "not understood"),
         ("(lambda: x)()", "not understood"), ("x if x else n", "not understood"), ("x and n", "not understood"),
@@ -464,7 +464,7 @@ def odd_names(**columns):
     [
         ("Event.Weight", "'Event.Weight' is not understood"), ("f(x)", r"'f\(x\)' is not understood"),
         ("lambda", "is no expression"), ("1x", "is no expression"), ("w*", "is no expression"), ("x y", "is no expr"),
-        ("a+b", r"'a\+b' may mean the branch of that name, or what is computed from others"), ("a-b", "may mean"),
+        ("a+b", r"'a\+b' may mean the branch of that name, or an expression of others"), ("a-b", "may mean"),
         ("a[1]", "may mean"), ("w[0.5]", "may mean"), ("-a", "may mean"), ("2", "may mean"), ("None", "may mean"),
     ],
 )  # fmt: skip
@@ -481,6 +481,6 @@ def test_a_weight_names_branches_by_the_letters_that_are_written():
     batch = odd_names(**{micro: np.full(3, 2.0), mu: np.full(3, 5.0)})
     assert evaluate(f"{micro} * 10", batch).tolist() == [20.0] * 3
     assert evaluate(f"{mu} * 10", batch).tolist() == [50.0] * 3
-    with pytest.raises(InputError, match="is none of the branches"):
+    with pytest.raises(InputError, match="is not one of the branches"):
         evaluate(micro, odd_names(**{mu: np.ones(3)}))
     assert evaluate("a + b", odd_names(**{"a+b": np.full(3, 7.0)})).tolist() == [1, 2, 3]

@@ -363,7 +363,7 @@ def test_whoever_may_read_a_run_directory_sees_its_owner(tmp_path):
         (tmp_path / "lock").chmod(0)
         told = subprocess.run(argv, capture_output=True, text=True, check=False)
         assert told.returncode == 1
-        assert "whether a campaign runs there cannot be told: Permission denied" in told.stderr
+        assert "cannot find out whether a campaign runs there: Permission denied" in told.stderr
 
 
 def test_what_is_durable_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):

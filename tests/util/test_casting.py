@@ -17,7 +17,7 @@ WRONG = [  # values, dtype, first row that does not fit, what is said of it
     ([0, 127, 128, 300], "int8", 2, "128 does not fit int8 (-128 to 127)"),
     ([5.0, -1.5], "uint8", 1, "-1.5 does not fit uint8 (0 to 255)"),
     ([1, -1], "uint64", 1, "-1 does not fit uint64"),
-    ([1.0, 2.5], "int32", 1, "2.5 is no whole number, and int32 holds whole numbers only"),
+    ([1.0, 2.5], "int32", 1, "2.5 is not a whole number, and int32 holds whole numbers only"),
     ([0.0, math.nan], "int8", 1, "nan does not fit int8"),
     ([math.inf], "int64", 0, "inf does not fit int64"),
     ([2.0**63], "int64", 0, "does not fit int64"),
