@@ -42,7 +42,9 @@ _WHERE = {
     "connect": "inference.client",
     "fill_together": "histogram.histogram",
     "load": "spec.yaml_file",
+    "load_ipython_extension": "notebook.magic",
     "run": "driver.run",
+    "unload_ipython_extension": "notebook.magic",
     "verify": "audit.verify",
 }
 

@@ -102,6 +102,7 @@ class _Pool(ProcessPoolExecutor):
 def _end(pool: ProcessPoolExecutor) -> None:
     """End workers at once. The results of their tasks are not needed any more."""
     processes = list((pool._processes or {}).values())
+    manager: Any = pool._executor_manager_thread  # private, unchanged from Python 3.9 to 3.14
     pool.shutdown(wait=False, cancel_futures=True)
     wake_fork_server()
     for process in processes:
@@ -109,6 +110,8 @@ def _end(pool: ProcessPoolExecutor) -> None:
             process.kill()
     for process in processes:
         process.join(5)
+    if manager is not None:
+        manager.join(5)  # it holds semaphores, which the resource tracker must see go before it is ended
 
 
 class _Process:

@@ -15,6 +15,7 @@ from campaign.planning.planner import FORMAT
 from campaign.storage.receipts import UNFINISHED
 from campaign.storage.rundir import RunDir
 from campaign.util.hashing import canonical_json
+from campaign.util.messages import counted
 
 NAMED = 3  # files of a group that are named for people
 
@@ -183,6 +184,26 @@ class Explanations:
         return found
 
 
+def in_short(plan: Plan, state: State, rundir: RunDir, todo: list[PendingTasks]) -> list[str]:
+    """Why stages run again, one line for each group of stages and reason; empty where no run was there before."""
+    before = PlanFile.read(rundir)
+    if before is None:
+        return []
+    reasons = Explanations(plan, state, before, rundir)
+    found: dict[tuple[str, str], int] = {}
+    for some in todo:
+        for group in reasons.groups(some):
+            stages = ", ".join(dict.fromkeys(name.split("/")[0] for name in group.writes))
+            at = (stages, "; ".join(group.why))
+            found[at] = found.get(at, 0) + len(group.places)
+    lines = [f"{stages}: {why} ({counted(n, 'task')})" for (stages, why), n in found.items()]
+    for reduce in plan.reduces:
+        why = "; ".join(reasons.reduce(reduce))
+        lines += [f"{reduce.stage}/{reduce.variation}: {why}"] if why else []
+    return lines[:TOLD] + ([f"and {len(lines) - TOLD} more"] if len(lines) > TOLD else [])
+
+
+TOLD = 20  # lines of reasons that are shown
 NOTHING = "no receipt"
 TORN = "its partial is missing or torn"
 OTHER = "it was made with another frozen value than there is now"

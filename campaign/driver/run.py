@@ -10,6 +10,7 @@ from pathlib import Path
 from campaign.driver import manifest, report_page, summary
 from campaign.driver.check import Checked, check, default_run_dir, override
 from campaign.driver.execution import STOPPED, Execution
+from campaign.driver.explain import in_short
 from campaign.driver.failed_files import FailedFiles
 from campaign.driver.partial_index import PartialIndex
 from campaign.driver.signals import signals
@@ -77,6 +78,7 @@ def run(
         raise in_words(error, rundir.root) from error
     finally:
         stop_fork_server()  # it looked at the files, whoever did the work
+        shown.close()
     if raises and made.status == report.INTERRUPTED:
         raise Interrupted("stopped as asked; run again to resume", where=str(rundir.root))
     if raises and made.exit_code:
@@ -104,6 +106,7 @@ class Run:
         self.work = Work(checked.plan, [], state)
         self.execution = Execution(checked, self.work, rundir, shown, stop, self._passed)
         self.hashes = manifest.InputHashes(checked.plan, {})
+        shown.at(rundir.root, checked.campaign.campaign)
 
     def run(self) -> Report:
         """Do it and write the report, however it ends.
@@ -134,6 +137,8 @@ class Run:
     def _do(self) -> None:
         self._remember()
         self.execution.try_first()
+        if self.shown.explains:
+            self._explain()
         plan_file.write(self.rundir, self.work.plan)
         if not self.work.complete:
             plan_file.note_start(self.rundir, self.work.plan, self.work.todo)
@@ -144,6 +149,11 @@ class Run:
             self._passed("stopped")
         summary.judge(self.report, self.work)
         self.report.errors += no_room(self.report.errors, self.rundir.root)
+
+    def _explain(self) -> None:
+        plan, todo = self.work.plan, self.work.todo
+        reused = plan.total - sum(len(some.places) for some in todo)
+        self.shown.why(in_short(plan, self.work.state, self.rundir, todo), reused)
 
     def _passed(self, point: str) -> None:
         self.profile.timeline[point] = time.monotonic() - self.clock

@@ -117,6 +117,7 @@ class Scheduler:
                 continue  # a frozen value of an earlier run was put into force, or given up: others may follow
             for take in self.calls.wait(0.2):
                 take()
+            self.shown.under_way(len(self.calls))
             look_around()  # after them: what was done is not to be done again
 
     def _submit_ready(self) -> None:

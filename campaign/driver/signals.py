@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from campaign.supervision.forkserver import wake_fork_server
+from campaign.util.notebook import in_kernel
 
 if TYPE_CHECKING:
     pass
@@ -30,9 +31,14 @@ def signals() -> Iterator[threading.Event]:
         yield asked
         return
 
+    seen: list[int] = []
+
     def handler(signum: int, _frame: object) -> None:
-        if asked.is_set():
+        if seen and signum == signal.SIGINT and in_kernel():
+            return  # people press Interrupt twice; the notebook's variables must not be lost
+        if seen:
             os._exit(130)  # pilots, workers, server watchdogs and the driver watchdog see this process go and clean up
+        seen.append(signum)  # before `set`, which holds a lock: the next signal may come while this one is handled
         asked.set()
         wake_fork_server()  # this very thread may wait for it
         if signum == signal.SIGHUP:

@@ -304,6 +304,16 @@ class Histogram:
     def __reduce__(self) -> tuple[Any, ...]:
         return Histogram.from_state, self.state()
 
+    def _repr_html_(self) -> str:
+        from campaign.histogram import plot
+
+        return plot.as_html(self.to_hist())
+
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        from campaign.histogram import plot
+
+        printer.text(plot.as_text(self.to_hist()))
+
     def __repr__(self) -> str:
         return f"Histogram({', '.join(map(repr, self._layout.axes))}, name={self.name!r})"
 

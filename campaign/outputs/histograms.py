@@ -7,7 +7,8 @@ import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,10 @@ from campaign.util.lazy import LazyModule
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
+
+    from campaign.histogram import plot
 else:
+    plot = LazyModule("campaign.histogram.plot")
     pq = LazyModule("pyarrow.parquet")
 
 HISTOGRAMS = "histograms"
@@ -32,6 +36,20 @@ HISTOGRAMS = "histograms"
 
 class Histograms(dict[str, Any]):
     """Histograms by name, `campaign.Histogram` or ``hist.Hist`` (Double, Int64 or Weight storage)."""
+
+    def _repr_html_(self) -> str:
+        more = f"<div>and {len(self) - DRAWN} more: {escape(', '.join(list(self)[DRAWN:]))}</div>"
+        return plot.several(list(self._hists())[:DRAWN]) + (more if len(self) > DRAWN else "")
+
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        printer.text("\n".join(plot.as_text(h, name) for name, h in self._hists()) or "no histograms")
+
+    def _hists(self) -> Iterator[tuple[str, Any]]:
+        for name, h in self.items():
+            yield name, h.to_hist() if isinstance(h, Histogram) else h
+
+
+DRAWN = 24  # histograms that a notebook shows at once
 
 
 class HistogramsPartial:
@@ -108,7 +126,7 @@ def _digest(text: str, arrays: Mapping[str, Any]) -> str:
     return content.hexdigest()
 
 
-def read_histograms(path: Path) -> dict[str, Histogram]:
+def read_histograms(path: Path) -> Histograms:
     """Read the lossless form back, every bit of it.
 
     Raises:
@@ -116,7 +134,7 @@ def read_histograms(path: Path) -> dict[str, Histogram]:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            return _histograms(bytes(file["header"]), {k: file[k] for k in file.files if k != "header"})
+            return Histograms(_histograms(bytes(file["header"]), {k: file[k] for k in file.files if k != "header"}))
     except _TORN as error:
         raise PartialError(f"is not a complete file of histograms: {error}", where=str(path)) from error
 

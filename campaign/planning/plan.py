@@ -14,6 +14,7 @@ from campaign.planning.datasets import Files
 from campaign.planning.stage_code import StageCode
 from campaign.planning.task import Batch, Keys, StepTemplate, Task
 from campaign.spec.models import NOMINAL, Campaign
+from campaign.util.card import Card, Shown
 from campaign.util.hashing import digest
 
 
@@ -189,7 +190,7 @@ class PendingTasks:
 
 
 @dataclass
-class Plan:
+class Plan(Shown):
     """Everything that a campaign will do, in canonical order. It depends on the campaign and its inputs alone.
 
     Attributes:
@@ -250,6 +251,13 @@ class Plan:
     def total(self) -> int:
         """Number of tasks."""
         return sum(len(p.places) for p in self.todo())
+
+    _repr_pretty_ = Shown._repr_pretty_  # IPython would take the dataclass's own __repr__
+
+    def _card(self) -> Card:
+        from campaign.planning.card import card
+
+        return card(self)
 
     @cached_property
     def digest(self) -> str:

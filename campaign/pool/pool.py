@@ -30,6 +30,7 @@ from campaign.supervision.forkserver import ask_child, fork_server_runs, stop_fo
 from campaign.supervision.identity import OWNER, mark, own
 from campaign.supervision.reap import clear_folder
 from campaign.util import plugins
+from campaign.util.card import Card, Shown
 from campaign.util.files import read_json, write_aside, write_json
 from campaign.util.ownership import make_private
 from campaign.util.user_code import reference
@@ -48,7 +49,7 @@ def quiet(_text: str) -> None:
     """Say nothing."""
 
 
-class ServerPool:
+class ServerPool(Shown):
     """A pool of servers as a context manager. At its end all servers are ended and their files removed.
 
     In a script of your own::
@@ -115,6 +116,11 @@ class ServerPool:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("ServerPool owns processes and does not travel; send its .address")
+
+    def _card(self) -> Card:
+        from campaign.pool.card import card
+
+        return card(self)
 
     # Start.
     def __enter__(self) -> ServerPool:

@@ -1,6 +1,7 @@
 """Progress of a run: counts what each stage has done, and writes plain lines. Other views are subclasses.
 
-`campaign.report.terminal` draws a live view in a terminal, `campaign.report.events` writes JSON lines.
+`campaign.report.terminal` draws a live view in a terminal, `campaign.report.live` one in a notebook,
+`campaign.report.events` writes JSON lines.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
+
+from campaign.util.notebook import in_kernel
 
 QUIET_S = 10.0  # an unfinished stage writes a line this often
 
@@ -78,7 +82,10 @@ class Progress:
         stages: The progress of each stage, by name, in the order of the campaign.
         servers: The pool's servers, as last seen.
         failures: Messages of files and reduce stages that have failed for good.
+        explains: True if `why` shows something.
     """
+
+    explains = False
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stages: dict[str, StageProgress] = {}
@@ -116,6 +123,15 @@ class Progress:
     def show_servers(self, servers: Sequence[ServerProgress]) -> None:
         """Show the servers of the pool; plain lines leave them out."""
         self.servers = tuple(servers)
+
+    def at(self, root: Path, name: str) -> None:
+        """Tell the view that the run of a campaign begins in a run directory."""
+
+    def why(self, reasons: Sequence[str], reused: int) -> None:
+        """Show what is done and why, and how many tasks were done before; plain lines leave it out."""
+
+    def under_way(self, calls: int) -> None:
+        """Show how many calls are with the workers, or wait for one; plain lines leave it out."""
 
     def close(self) -> None:
         """End the view."""
@@ -176,7 +192,11 @@ def duration(seconds: float) -> str:
 
 
 def to_terminal() -> Progress:
-    """Progress on standard error: a live view in a terminal, plain lines elsewhere."""
+    """Progress on standard error: a live view in a terminal, plain lines elsewhere; in a notebook, below the cell."""
+    if in_kernel():
+        from campaign.report.live import LiveView
+
+        return LiveView()
     if sys.stderr.isatty():
         from campaign.report.terminal import TerminalProgress
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import platform
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 from campaign.errors import CampaignError
 from campaign.report.profile import Profile
 from campaign.report.rungs import RUNGS
+from campaign.util.card import Card, Shown
 from campaign.util.files import read_json, write_json
 from campaign.util.messages import counted
 
@@ -22,7 +22,7 @@ EXIT = {COMPLETE: 0, INCOMPLETE: 0, FAILED: 1, INTERRUPTED: 130}
 
 
 @dataclass
-class Report:
+class Report(Shown):
     """A run's report, also in ``RUN_DIR/report.json``.
 
     Attributes:
@@ -144,13 +144,12 @@ class Report:
             why += [f"what {source} lacks" for source in o["because"]]
             yield f"    {name}: without {' and '.join(why)}"
 
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{html.escape(n)}</td><td>{html.escape(o['kind'])}</td><td><code>{o['sha256'][:12]}</code></td></tr>"
-            for n, o in self.outputs.items()
-        )
-        head = "<tr><th>output</th><th>kind</th><th>sha256</th></tr>"
-        return f"<pre>{html.escape(self.text())}</pre><table>{head}{rows}</table>"
+    _repr_pretty_ = Shown._repr_pretty_  # IPython would take the dataclass's own __repr__
+
+    def _card(self) -> Card:
+        from campaign.report.card import card
+
+        return card(self)
 
 
 _AGAIN = "run the campaign again: finished work is kept"

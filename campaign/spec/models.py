@@ -15,8 +15,10 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from campaign.errors import SpecError
 from campaign.spec.fields import Datasets, Files, FrozenModel, Name, Names, OpenModel, Seconds
 from campaign.spec.references import check_known, check_stages, refuse_circles
+from campaign.util.card import Card, Shown
 
 if TYPE_CHECKING:
+    from campaign.notebook.handle import RunHandle
     from campaign.report.report import Report
 
 NOMINAL = "nominal"
@@ -258,7 +260,7 @@ class Origin:
         return f"{self.file}:{self.lines.get(known, 1)}: {dotted}"
 
 
-class Campaign(FrozenModel):
+class Campaign(Shown, FrozenModel):
     """The description of a campaign: datasets, servers, stages, variations and the provider of machines.
 
     Paths are relative to the campaign file. For a campaign made in Python they are relative to the current folder, or
@@ -335,6 +337,24 @@ class Campaign(FrozenModel):
 
         report: Report = campaign.run(self, **settings)
         return report
+
+    def start(self, **settings: Any) -> RunHandle:
+        """Run it in a background thread; see `campaign.notebook.handle.start`."""
+        from campaign.notebook.handle import start
+
+        return start(self, **settings)
+
+    @staticmethod
+    def attach(run_dir: Path | str) -> RunHandle:
+        """The run of a run directory, running or over; see `campaign.notebook.handle.attach`."""
+        from campaign.notebook.handle import attach
+
+        return attach(run_dir)
+
+    def _card(self) -> Card:
+        from campaign.spec.card import card
+
+        return card(self)
 
 
 def check_references(c: Campaign) -> None:
