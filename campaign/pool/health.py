@@ -33,7 +33,7 @@ class Health:
         rows_assumed: Models whose first axis was taken to count rows, which is to be proved.
 
     Attributes:
-        counted: What the server has done for others: its own counters without the canaries.
+        counted: Work of the server: rows and executions without those of known answers, times with them.
         threads: Where what may block is done.
     """
 
@@ -149,7 +149,9 @@ class Health:
             if error is None:
                 self._quarantine.discard(model)
                 self._good[model] = now
-                for other, cost in self._cost[model].items():
+                for other, (rows, executions, _, _, *more) in self._cost[model].items():
+                    # Not its times: those of the first one, on a cold server, are far too long for the next ones.
+                    cost = [rows, executions, 0, 0, *more]
                     self._baseline[other] = _add(self._baseline.get(other, NOTHING), cost)
             elif isinstance(error, ModelError):
                 if decisive(error):
