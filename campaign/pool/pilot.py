@@ -39,7 +39,7 @@ from campaign.supervision.env_folders import env_folders, made_by
 from campaign.supervision.linux import die_with_parent
 from campaign.supervision.reap import abandoned
 from campaign.supervision.server_watchdog import Closing, ServerWatchdog
-from campaign.util.logs import FORMAT
+from campaign.util.logs import log_to_stderr
 from campaign.util.threads import aside
 from campaign.util.user_code import named
 
@@ -56,7 +56,7 @@ EXCUSE_S = 1.0  # within so long a client condemns a request that a server has d
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("campaign.pool.pilot")  # __name__ is "__main__" in a pilot
 
 
 class Pilot:
@@ -482,7 +482,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--watchdog", default="")
     parser.add_argument("--wait", type=float, default=0.0)
     given = parser.parse_args(argv)
-    logging.basicConfig(format=FORMAT, level=logging.INFO)  # its standard error is a file in the pool's folder
+    log_to_stderr()  # a file in the pool's folder
     parent = os.environ.pop("CAMPAIGN_PARENT", "")
     if parent:
         die_with_parent(signal.SIGTERM)

@@ -43,7 +43,7 @@ class Closing:
         return {"record": str(self.record), "only_if": dict(self.only_if), "changes": dict(self.changes)}
 
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("campaign.supervision.server_watchdog")  # __name__ is "__main__" in the process
 
 
 class ServerWatchdog(DetachedProcess):

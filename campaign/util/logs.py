@@ -19,11 +19,21 @@ class _Formatter(logging.Formatter):
     converter = staticmethod(time.gmtime)
 
 
-def _handler(path: Path) -> logging.Handler:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+def _formatted(handler: logging.Handler) -> logging.Handler:
     handler.setFormatter(_Formatter(FORMAT, "%Y-%m-%dT%H:%M:%S"))
     return handler
+
+
+def _handler(path: Path) -> logging.Handler:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _formatted(logging.FileHandler(path, encoding="utf-8", delay=True))
+
+
+def log_to_stderr() -> None:
+    """Write records of level INFO and above to standard error, for the rest of this process."""
+    logger = logging.getLogger("campaign")
+    logger.addHandler(_formatted(logging.StreamHandler()))
+    logger.setLevel(logging.INFO)
 
 
 def keep_log(path: Path) -> None:
