@@ -2,4 +2,5 @@
 
 from campaign.cli.main import command
 
-command()
+if __name__ == "__main__":
+    command()
