@@ -136,7 +136,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where the files of a model lie, for its local model and its known answer.
+    """The files of a model that its local model and its known answer need.
 
     Attributes:
         folder: Folder of the version that answers.
@@ -198,7 +198,7 @@ class ServerKind(ABC):
         return None
 
     def model_files(self, model: str) -> ModelFiles | None:
-        """Where the files of a model lie. None: not on this machine. The model then has no local model."""
+        """The files of a model. None: they are not on this machine, and the model has no local model."""
         del model
         return None
 

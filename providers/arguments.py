@@ -78,7 +78,7 @@ def check_arguments(
 
 
 def try_to_make(cls: type, arguments: Mapping[str, Any]) -> None:
-    """Make an object as the run will, but ask nobody: no command of a batch system, no cloud.
+    """Make an object as the run will, without any command of a batch system and without any cloud.
 
     Raises:
         WrongArgument: The class refuses its arguments, or needs a package that is not installed.
@@ -97,7 +97,7 @@ def try_to_make(cls: type, arguments: Mapping[str, Any]) -> None:
 
 
 def _check_value(name: str, value: Any) -> None:
-    """What the types do not say."""
+    """Check rules that the types do not express."""
     if name == "walltime":
         if not (isinstance(value, str) and _WALLTIME.fullmatch(value)):
             raise WrongArgument(f"{value!r} is no walltime; write hours, minutes and seconds: '48:00:00'", name)

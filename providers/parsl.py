@@ -168,7 +168,7 @@ class ParslProvider(Provider):
 
     @staticmethod
     def hint(name: str) -> str:
-        """What to write if the name is a batch system or a class of Parsl. Otherwise empty."""
+        """The text to write if the name is a batch system or a class of Parsl. Otherwise empty."""
         called = name.lower()
         meant = [n for n in _classes(parsl.providers) if len(called) > 2 and n.lower().startswith(called)]
         return f"write provider: {{kind: parsl, provider: {{class: {meant[0]}}}}}" if meant else ""

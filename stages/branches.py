@@ -25,7 +25,7 @@ from campaign.errors import BranchError, InputError, passing
 
 
 class Branches(Protocol):
-    """What `campaign.stages.read.RootSource` needs of a tree."""
+    """The branches of a tree, as `campaign.stages.read.RootSource` needs them."""
 
     names: list[str]
 
@@ -248,7 +248,7 @@ class TreeBranches:
         return dict(zip(array.layout.fields, array.layout.contents, strict=True))
 
     def _is_plain(self, name: str) -> bool:
-        """Whether uproot's ``arrays`` cannot take the name for an expression, an alias or a path."""
+        """True if uproot's ``arrays`` cannot take the name for an expression, an alias or a path."""
         known = name.isascii() and name.isidentifier() and not iskeyword(name) and name not in self._not_plain
         return known and not isinstance(self._branches[name].interpretation, AsGrouped)
 
@@ -358,7 +358,7 @@ def _ids(field: Any) -> Iterator[int]:
 
 
 class _Log(list[Any]):
-    """What uproot adds its accesses to; parts of jagged and nested fields are not looked at."""
+    """The list to which uproot adds its accesses. Parts of jagged and nested fields are ignored."""
 
     def __init__(self, names: Mapping[int, str], touched: Callable[[str], None]) -> None:
         super().__init__()

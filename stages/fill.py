@@ -98,7 +98,7 @@ def flat(batch: Any, column: str) -> np.ndarray[Any, Any]:
 
 
 def numbers(batch: Any, column: str) -> np.ndarray[Any, Any]:
-    """A column of one number per row, float64, shape (rows,); text that looks like numbers is none."""
+    """A column of one number per row: float64, shape (rows,). Text that looks like numbers is refused."""
     array = flat(batch, column)
     if array.dtype.kind not in "biuf" or array.ndim != 1:
         raise OutputError(

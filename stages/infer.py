@@ -191,7 +191,7 @@ class Infer:
 
 
 def jagged(batch: Any, column: str) -> bool:
-    """Whether the entries of a column may differ in length, by its type; the length of text does not count.
+    """True if the type of a column allows entries of different lengths. The length of text does not count.
 
     Raises:
         OutputError: There is no such column.

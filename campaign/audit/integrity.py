@@ -35,7 +35,7 @@ class Finding:
 
 @dataclass
 class IntegrityReport:
-    """What was looked at, and what was found.
+    """The number of objects checked, and the differences found.
 
     Attributes:
         findings: What differs.
@@ -194,7 +194,7 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of a file, empty where there is none to read."""
+    """SHA-256 of a file; empty if it cannot be read."""
     try:
         return file_digest(path)
     except OSError:

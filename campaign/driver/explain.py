@@ -108,7 +108,7 @@ class Explanations:
         return tuple(found) or (NOTHING,)
 
     def _line(self, line: Layer) -> tuple[str, ...]:
-        """What has changed for all files of a line."""
+        """The changes that concern all files of a layer."""
         if self.before is None:
             return ()
         chain: list[Layer] = [line]
@@ -168,7 +168,7 @@ class Explanations:
         return [f"{what} of dataset '{events.dataset}' changed" for what, v in now.items() if was.get(what) != v]
 
     def _files(self, events: InputGroup) -> dict[int, tuple[str, ...]]:
-        """What has changed of single files."""
+        """The changes of single files."""
         if self.before is None:
             return {}
         found: dict[int, tuple[str, ...]] = {}

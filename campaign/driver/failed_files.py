@@ -66,7 +66,7 @@ class FailedFiles:
 
     @property
     def exceeded(self) -> bool:
-        """Whether more have failed than that, or for reasons that are not put up with."""
+        """True if more files have failed than the campaign tolerates, or for a reason that it does not tolerate."""
         return self._hopeless or len(self._urls) > self.limit
 
     def __len__(self) -> int:
@@ -102,12 +102,12 @@ class FailedFiles:
         return float(said) if self._shared[source.dataset][source.file.metadata_json] == 1 else None
 
     def of(self, events: InputGroup, places: Places) -> list[FailedFile]:
-        """What is known of some files; those that have not failed are left out."""
+        """The failed files among some files."""
         found = (self._lost.get((events.dataset, events.files.url(i))) for i in places.tolist())
         return [lost for lost in found if lost is not None]
 
     def known(self, events: InputGroup, places: Places) -> bool:
-        """Whether nothing more will be learned of them."""
+        """True if nothing more will be learned of the failed files."""
         return all(lost.known for lost in self.of(events, places))
 
     def nominal(self, events: InputGroup) -> InputGroup | None:
@@ -128,7 +128,7 @@ class FailedFiles:
 
 
 def missing(lost: Iterable[FailedFile]) -> dict[str, Any]:
-    """What files take with them: names, entries, sum of weights; None where one of them is unknown."""
+    """The names, entries and sum of weights of failed files; None where one of them is unknown."""
     files = list(lost)
     entries, weights = [f.entries for f in files], [f.sum_of_weights for f in files]
     return {

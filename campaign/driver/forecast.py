@@ -21,7 +21,7 @@ from campaign.util.messages import counted
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run would do.
+    """The tasks and reduce stages that a run would do, with reasons.
 
     Attributes:
         checked: The campaign.

@@ -102,7 +102,7 @@ class InputHashes(threading.Thread):
                 continue  # the task that reads it names it
 
     def stop(self) -> None:
-        """Leave it; nobody will ask."""
+        """Stop hashing; the result is not needed."""
         self._over.set()
 
 
@@ -111,7 +111,7 @@ class InputHashes(threading.Thread):
 
 @dataclass(frozen=True)
 class Done:
-    """What a manifest is written from.
+    """The contents of a manifest.
 
     Attributes:
         campaign, plan: What was asked for.

@@ -123,7 +123,7 @@ class MergeScheduler:
         return False
 
     def _decided(self, tree: MergeTree, line: Layer) -> bool:
-        """Whether an output can be merged without lost files: all others are done, and it is known what is lost."""
+        """True if an output can be merged without its failed files: all others are done, and the loss is known."""
         index = self.state.index
         places = index.gaps(line, 0, tree.files)
         if not index.settled(line) or not self.state.gaps.known(line.events, places):
@@ -204,7 +204,7 @@ class MergeScheduler:
         )
 
     def renew(self, artefact: Layer, place: int, read: int) -> bool:
-        """Make an artefact anew that has changed since it was written, once; whoever reads it waits for that.
+        """Make an artefact again that has changed since it was written. Its readers wait.
 
         Args:
             artefact: The line of the artefact.

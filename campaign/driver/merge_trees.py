@@ -37,11 +37,11 @@ class MergeTree:
 
     @property
     def small(self) -> bool:
-        """Whether it is merged at once."""
+        """True if the output is merged in one call."""
         return self.files <= LEAF
 
     def end(self, first: int) -> int:
-        """Where a range ends."""
+        """The end of a range."""
         return min(first + LEAF, self.files)
 
     def drop(self, place: int) -> None:
@@ -71,7 +71,7 @@ class MergeTree:
 
     @property
     def whole(self) -> bool:
-        """Whether all ranges are merged."""
+        """True if all ranges are merged."""
         return len(self.leaves) == -(-self.files // LEAF)
 
     def in_order(self) -> list[Leaf]:

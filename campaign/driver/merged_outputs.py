@@ -13,7 +13,7 @@ from campaign.util.hashing import canonical_json, digest
 
 # Merged outputs of an earlier run.
 def merge_key(output: Output) -> str:
-    """What a merged output is made from: its name, and its partials' keys in order."""
+    """The key of a merged output: a digest of its name and of its partials' keys in order."""
     line = output.line
     assert line is not None
     return digest(["merged", output.name, line.keys.digest])
@@ -22,7 +22,7 @@ def merge_key(output: Output) -> str:
 def receipt_of(
     rundir: RunDir, output: Output, merged: Merged, gaps: Sequence[int] = (), *, shaky: bool = False
 ) -> Receipt:
-    """What is remembered of a merged output, which files it lacks, and if frozen values it depends on lack some."""
+    """The receipt of a merged output: its files, the files it lacks, and if its frozen values lack some."""
     root = str(merged.root.relative_to(rundir.root)) if merged.root else ""
     about = {"kind": merged.kind, "root": root, "files": merged.files, "gaps": list(gaps), "parts": dict(merged.parts)}
     if merged.rewritten:

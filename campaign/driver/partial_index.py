@@ -151,31 +151,31 @@ class PartialIndex:
 
     # What is asked.
     def there(self, line: Layer, places: Places) -> NDArray[np.bool_]:
-        """Whether partials are there."""
+        """True for each partial that exists."""
         return np.greater_equal(self._at[line][places], 0)
 
     def whole(self, line: Layer) -> bool:
-        """Whether all are."""
+        """True if every file of the layer has a partial."""
         return self._done[line] == len(line.keys)
 
     def some(self, line: Layer) -> bool:
-        """Whether some are."""
+        """True if at least one file of the layer has a partial."""
         return self._done[line] > 0
 
     def settled(self, line: Layer) -> bool:
-        """Whether of each it is known that it is there or will not be."""
+        """True if each partial of the layer exists or has failed for good."""
         return self._done[line] + self._lost[line] == len(line.keys)
 
     def gaps(self, line: Layer, start: int, stop: int) -> Places:
-        """Which of consecutive files will have none."""
+        """The consecutive files whose partial has failed for good."""
         return start + np.flatnonzero(self._at[line][start:stop] == LOST)
 
     def cannot(self, line: Layer) -> bool:
-        """Whether some will not be."""
+        """True if at least one partial of the layer has failed for good."""
         return self._lost[line] > 0
 
     def lost(self, line: Layer, places: Places) -> NDArray[np.bool_]:
-        """Which will not be."""
+        """Mask of the files whose partial has failed for good."""
         return np.equal(self._at[line][places], LOST)
 
     def gone(self, line: Layer, places: Places) -> NDArray[np.bool_]:
@@ -183,7 +183,7 @@ class PartialIndex:
         return np.equal(self._at[line][places], GONE)
 
     def made_otherwise(self, line: Layer, places: Places) -> NDArray[np.bool_]:
-        """Which were made with another frozen value than is in force."""
+        """Mask of the partials that were made with outdated frozen values."""
         return np.equal(self._at[line][places], STALE)
 
     def newest(self, line: Layer) -> int:
@@ -196,12 +196,12 @@ class PartialIndex:
         return self.receipts.lines(at[at != LOST].tolist())
 
     def older(self, line: Layer, start: int, stop: int, than: int) -> list[int]:
-        """Which of consecutive files have a partial whose receipt lies before a place of the log."""
+        """The consecutive files whose receipt is before a place in the log."""
         at = self._at[line][start:stop]
         return (start + np.flatnonzero((at >= 0) & (at < than))).tolist()  # type: ignore[no-any-return]
 
     def at(self, line: Layer, places: Places) -> Places:
-        """Where in the log the receipts of some files lie; below 0: there is none that counts."""
+        """The places in the log of the receipts of some files; below 0: no valid receipt."""
         return self._at[line][places]
 
     def missing(self) -> dict[InputGroup, dict[frozenset[Layer], Places]]:
@@ -263,7 +263,7 @@ _KEY = re.compile(f"[0-9a-f]{{{2 * KEY}}}", re.ASCII)
 
 
 class _There:
-    """Whether partials lie where their receipts say, by size: one look per pack."""
+    """Checks by size that partials are where their receipts say, once per pack."""
 
     def __init__(self, rundir: RunDir) -> None:
         self._rundir = rundir

@@ -102,7 +102,7 @@ def write(report: Report, rundir: RunDir, *, within_s: float = float("inf")) -> 
 
 
 def gather(report: Report, rundir: RunDir, within_s: float = float("inf")) -> Content:
-    """What the page shows beside the report."""
+    """The contents of the page that are not in the report."""
     from campaign.report.gantt import Timeline, Track
     from campaign.report.html import Content
     from campaign.report.spectra import put_together

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def artefacts_there(rundir: RunDir, frozen: Receipt) -> bool:
-    """Whether the plots and tables that came with a frozen value are what they were."""
+    """True if the plots and tables that came with a frozen value are unchanged."""
     folder, told = rundir.artefacts(frozen.stage, frozen.variation), frozen.about.get("artefacts", {})
     try:
         return all(file_digest(folder / name) == sha256 for name, sha256 in told.items())
@@ -41,7 +41,7 @@ MARK = 32  # characters of a digest that tells what something was made with
 
 @dataclass
 class State:
-    """What is done and what cannot be done.
+    """The work that is done, and the work that cannot be done.
 
     Attributes:
         index: Partials that are there, and those that will not be.
@@ -84,7 +84,7 @@ class State:
         self._unsettled = {line for line in self.index.emits if line.needs}
 
     def remember(self, plan: Plan, rundir: RunDir) -> None:
-        """What earlier runs of the directory have left, as far as it is still what this plan wants.
+        """Take over the results of earlier runs in this directory that this plan still needs.
 
         A frozen value counts if it was made from just these merged outputs, a partial if it was made with just these
         frozen values: their keys alone do not hold that some files were missing then, or that a stage draws lots.
@@ -119,7 +119,7 @@ class State:
                 self.merged[output.name] = merged
 
     def withdraw(self, plan: Plan, rundir: RunDir) -> None:
-        """Remove outputs that an earlier run has made without some files: this one may put up with none."""
+        """Remove outputs that an earlier run made without some files: this run may tolerate fewer."""
         for output in plan.outputs:
             _, receipt = self.index.merged.get(output.name, (0, None))
             if receipt is None or output.name in self.merged:
@@ -147,11 +147,11 @@ class State:
         return digest([inputs, [self.frozen[at][1] for at in reduce.frozen], self.missing(reduce)])[:MARK]
 
     def missing(self, reduce: Reduce) -> dict[str, Any]:
-        """What the inputs of a reduce stage lack, by dataset; see `campaign.protocols.Context`."""
+        """The failed files that the inputs of a reduce stage lack, by dataset; see `campaign.protocols.Context`."""
         return {d: self.lost(o) for d, o in reduce.inputs.items() if o.name in self.lacking}
 
     def lost(self, output: Output) -> dict[str, Any]:
-        """What an output lacks: files, entries, sum of weights."""
+        """The failed files that an output lacks: names, entries, sum of weights."""
         places = self.lacking.get(output.name)
         return missing(self.gaps.of(output.line.events, places) if output.line and places is not None else ())
 
@@ -161,7 +161,7 @@ class State:
 
     @property
     def open(self) -> bool:
-        """Whether there are partials of which only a frozen value to come will tell whether they count."""
+        """True if a future frozen value decides whether some partials are valid."""
         return any(not self.has_frozen(line.needs) and self.index.some(line) for line in self._unsettled)
 
     def settle(self) -> list[tuple[InputGroup, frozenset[Layer], Places]]:
@@ -176,7 +176,7 @@ class State:
         return [f"{stage}/all/{variation}" for stage, variation in sorted(needs & self.shaky)]
 
     def incomplete(self, output: Output) -> bool:
-        """Whether files are missing from a merged output, or from what its frozen values were made of."""
+        """True if a merged output, or the inputs of its frozen values, lack files."""
         return output.name in self.lacking or bool(self.because(output))
 
     def asked(self, told: Answer | Reduced) -> None:
@@ -206,17 +206,17 @@ class State:
         return len(told) == 1
 
     def has_frozen(self, needed: Iterable[tuple[str, str]]) -> bool:
-        """Whether frozen values are there."""
+        """True if these frozen values exist."""
         return all(at in self.frozen for at in needed)
 
     def lacks_frozen(self, needed: Iterable[tuple[str, str]]) -> bool:
-        """Whether one of these frozen values will not be there."""
+        """True if one of these frozen values has failed for good."""
         return any(f"{stage}/{variation}" in self.failed for stage, variation in needed)
 
     def has_inputs(self, reduce: Reduce) -> bool:
-        """Whether a reduce stage can be called."""
+        """True if a reduce stage can be called."""
         return all(o.name in self.merged for o in reduce.inputs.values()) and self.has_frozen(reduce.frozen)
 
     def cannot(self, reduce: Reduce) -> bool:
-        """Whether something it needs will not be there."""
+        """True if an input of the reduce stage has failed for good."""
         return any(o.name in self.failed for o in reduce.inputs.values()) or self.lacks_frozen(reduce.frozen)

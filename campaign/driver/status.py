@@ -33,7 +33,7 @@ def existing(path: Path) -> RunDir:
 
 @dataclass(frozen=True)
 class Status:
-    """What a run is doing.
+    """The state of a run.
 
     Attributes:
         owner: Host and process that runs it. Empty: it is not running.
@@ -66,7 +66,7 @@ class Status:
 
 
 def status(rundir: RunDir) -> Status:
-    """What the run in a directory is doing now."""
+    """The present state of the run in a directory."""
     owner = rundir.owner()
     if not owner:
         return Status("", Report.load(rundir.root))

@@ -16,7 +16,7 @@ _HUSH = "write 'weighted: false' there if it is meant to"
 
 
 def notes_of(merged: Merged) -> list[str]:
-    """What is to be said of one output: what its tasks remarked of the weight is for `unmoved` to judge."""
+    """The notes about one output. Remarks of its tasks about the weight are left to `unmoved`."""
     return [note for note in merged.notes if note not in (WEIGHED, UNUSED, ROUNDED)]
 
 

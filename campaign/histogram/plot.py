@@ -198,7 +198,7 @@ def _finite(edges: Array) -> Array:
 
 
 def _places(axis: Any, edges: Array) -> list[tuple[float, str]]:
-    """Where something is written along an axis."""
+    """The positions of labels along an axis."""
     if _is_category(axis):
         step = math.ceil(axis.size / LABELS)
         return [(i + 0.5, str(axis.value(i))) for i in range(0, axis.size, step)]

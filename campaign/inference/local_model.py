@@ -62,7 +62,7 @@ class LocalModel:
     optional: tuple[str, ...] = ()
 
     def info(self) -> ModelInfo:
-        """What a client needs to know of the model."""
+        """The metadata of the model."""
         from campaign.inference.kserve import ModelInfo, Tensor
 
         inputs, outputs = (tuple(Tensor(*t) for t in tensors) for tensors in (self.inputs, self.outputs))
@@ -149,7 +149,7 @@ class LocalModels:
         self._lock = threading.Lock()  # one answer at a time: a process is given one core
 
     def info(self, model: str) -> ModelInfo | None:
-        """What is known of a model without asking a server."""
+        """The metadata of a model, without a server."""
         return self._twins[model].info() if model in self._twins else None
 
     def answer(self, request: Request) -> dict[str, Any] | None:

@@ -53,7 +53,7 @@ class RunHandle(Shown):
 
     @property
     def running(self) -> bool:
-        """Whether it goes on."""
+        """True while the run goes on."""
         return self.status == "running"
 
     def wait(self, timeout_s: float | None = None) -> Report:
@@ -121,7 +121,7 @@ class RunHandle(Shown):
 
     @abstractmethod
     def _goes_on(self) -> bool:
-        """Whether the run is not over; looks at it."""
+        """Look at the run; True while it goes on."""
 
     @abstractmethod
     def _show(self) -> None:
@@ -272,7 +272,7 @@ def start(campaign: Campaign, *, progress: bool = True, **settings: Any) -> Back
 
 
 def attach(run_dir: Path | str) -> RunHandle:
-    """The run of a run directory, whoever runs it, or ran it.
+    """A handle on the run of a run directory, started by any process.
 
     Raises:
         SpecError: It is no run directory.

@@ -21,7 +21,7 @@ MAIN = "__main__:"
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """What ``%load_ext campaign`` calls."""
+    """Called by ``%load_ext campaign``."""
 
     def campaign(line: str, cell: str) -> Report | RunHandle:
         from IPython.core.error import UsageError
@@ -36,7 +36,7 @@ def load_ipython_extension(shell: Any) -> None:
 
 
 def unload_ipython_extension(shell: Any) -> None:
-    """What ``%unload_ext campaign`` calls."""
+    """Called by ``%unload_ext campaign``."""
     shell.magics_manager.magics["cell"].pop("campaign", None)
 
 

@@ -1,4 +1,4 @@
-"""What stages return (columns, histograms, counts), how partial outputs are stored, and how they are merged.
+"""The results of stages (columns, histograms, counts): how they are stored as partials, and merged.
 
 The names users need are here: `Columns`, `Counts`, `Histograms`, `read_columns` and `read_histograms`.
 """

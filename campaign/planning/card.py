@@ -1,4 +1,4 @@
-"""What a plan shows of itself in a notebook."""
+"""The card of a plan in a notebook."""
 
 from __future__ import annotations
 

@@ -128,13 +128,13 @@ class PlanFile:
 
     @classmethod
     def read(cls, rundir: RunDir) -> PlanFile | None:
-        """That of a run directory; None where there is none, or none that can be read."""
+        """The plan file of a run directory; None if it is missing or cannot be read."""
         told = read_json(rundir.plan_file)
         parts = ("stages", "lines", "reduces", "events", "files")
         return cls(told) if told is not None and all(isinstance(told.get(p), dict) for p in parts) else None
 
     def part(self, name: str, at: str) -> Mapping[str, Any] | None:
-        """What it says of a stage, line, reduce stage or events; None: it had none."""
+        """The entry of a stage, layer, reduce stage or input group; None: the plan had none."""
         found = self.told[name].get(at)
         return found if isinstance(found, dict) else None
 

@@ -179,7 +179,7 @@ class Health:
 
 
 def decisive(error: ModelError) -> bool:
-    """Whether a canary's failure says by itself that the model is broken, however busy it is."""
+    """True if the failure of a known answer proves that the model is broken, even if the server is busy."""
     cause = error.__cause__
     if not isinstance(cause, InferenceServerException):
         return True  # it has answered, and wrongly

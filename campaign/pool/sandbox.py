@@ -97,7 +97,7 @@ def _enclose(order: Mapping[str, Any], places: list[str]) -> None:
 
 
 def unmounted(place: Path) -> bool:
-    """Whether the key of the server that lives there lies in its folder, and not in memory that is its own."""
+    """True if the server's key is a file in its folder, and not in private memory."""
     return (place / _UNMOUNTED).exists()
 
 

@@ -45,7 +45,7 @@ def load_failure(log: Path, place: str = "") -> tuple[str, str]:
 
 
 def remedy(said: str) -> str:
-    """What to do about a sentence of a model that does not load; empty: nothing is known."""
+    """The remedy for a model that does not load, from the server's sentence; empty: unknown."""
     found = re.search(r"No module named '([^'.]+)", said)
     if found:
         return f"the server's Python has no {found[1]}: name its package, servers: {{requirements: [{found[1]}]}}"

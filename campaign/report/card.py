@@ -1,4 +1,4 @@
-"""What a report shows of itself in a notebook."""
+"""The card of a report in a notebook."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Timeline:
-    """What the page shows of a run's time.
+    """The timeline of a run: tasks of workers, and states of servers.
 
     Attributes:
         wall_s: Length of the run.

@@ -58,7 +58,7 @@ class Artefact:
 
 @dataclass(frozen=True)
 class Content:
-    """What the page shows beside the report.
+    """The contents of the page that are not in the report.
 
     Attributes:
         figures: Of the histograms.

@@ -21,7 +21,7 @@ LOG = 100.0  # this many times more in the highest bin than in the middle one: t
 
 @dataclass(frozen=True)
 class Sums:
-    """What a figure draws, bin by bin.
+    """The numbers that a figure draws, bin by bin.
 
     Attributes:
         edges: Edges of the bins.

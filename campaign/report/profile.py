@@ -14,7 +14,7 @@ BUSY = 0.8  # servers that compute this much of the time are what everything wai
 
 @dataclass
 class Profile:
-    """What a run's time was spent on. All times are wall seconds.
+    """The use of a run's time. All times are wall seconds.
 
     Attributes:
         began: When it was begun, seconds since the epoch.

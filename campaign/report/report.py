@@ -72,7 +72,7 @@ class Report(Shown):
 
     @property
     def exit_code(self) -> int:
-        """What the command line returns."""
+        """The exit code of the command line."""
         return EXIT[self.status]
 
     def save(self) -> None:
@@ -81,7 +81,7 @@ class Report(Shown):
 
     @classmethod
     def load(cls, run_dir: Path) -> Report | None:
-        """The report of a run directory, None if there is none."""
+        """The report of a run directory; None if it has none."""
         data = read_json(run_dir / "report.json")
         if data is None:
             return None
@@ -92,7 +92,7 @@ class Report(Shown):
         return cls(**known)
 
     def __str__(self) -> str:
-        """What the command line prints."""
+        """The text that the command line prints."""
         return self.text()
 
     def text(self, *, profile: bool = False) -> str:
@@ -156,7 +156,7 @@ _AGAIN = "run the campaign again: finished work is kept"
 
 
 def _alike(value: Any, default: Any) -> bool:
-    """Whether a value of a file can stand where a default of the class stands."""
+    """True if a value from a file has the type of the class's default."""
     return isinstance(value, (int, float) if isinstance(default, float) else type(default))
 
 

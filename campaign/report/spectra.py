@@ -34,7 +34,7 @@ class Spectrum:
     summed: tuple[str, ...] = ()
 
     def same_axis(self, other: Spectrum) -> bool:
-        """Whether both can stand in one figure."""
+        """True if both fit in one figure."""
         return np.array_equal(self.edges, other.edges) and self.categories == other.categories
 
 
@@ -100,7 +100,7 @@ def _categories(axis: Any) -> tuple[str, ...]:
 
 @dataclass
 class Figure:
-    """What one figure shows.
+    """The histograms of one figure.
 
     Attributes:
         title: ``stage: histogram``, and the category.
@@ -120,7 +120,7 @@ class Figure:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was filled, inside the axis or outside."""
+        """True if nothing was filled, not even under- and overflow."""
         every = [
             *self.simulated.values(),
             *self.observed.values(),

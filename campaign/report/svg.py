@@ -131,7 +131,7 @@ def text(x: float, y: float, what: object, style: str = "", anchor: str = "") ->
 
 
 def path(d: str, style: str, more: str = "") -> str:
-    """A path; nothing where there is none."""
+    """A path; empty text without points."""
     return f'<path class="{style}" d="{d}"{more}/>' if d else ""
 
 

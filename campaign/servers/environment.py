@@ -29,7 +29,7 @@ VERSIONS = ((3, 12), (3, 11), (3, 10))  # numpy < 2 has no wheel for later ones;
 
 
 def cache_dir() -> Path:
-    """Where environments lie: ``$CAMPAIGN_CACHE``, else ``inference-campaign`` in the user's cache directory."""
+    """The folder of environments: ``$CAMPAIGN_CACHE``, or ``inference-campaign`` in the user's cache directory."""
     own = os.environ.get("CAMPAIGN_CACHE")
     if own:
         return Path(own).expanduser().resolve()
@@ -119,7 +119,7 @@ def _probe(python: str) -> tuple[str, str] | None:
 
 
 def environment(requirements: Iterable[str] = (), python: str | None = None) -> Environment:
-    """Where the environment for these requirements lies (or will)."""
+    """The folder of the environment for these requirements. It may not exist yet."""
     executable, version, libdir = find_python(python)
     wanted = [WHEEL, *BASE, *sorted(set(requirements)), os.path.realpath(executable), version, platform.machine()]
     name = hashlib.sha256(canonical_json(wanted).encode()).hexdigest()[:16]
@@ -192,7 +192,7 @@ def _make(env: Environment, requirements: Iterable[str], python: str, say: Calla
 
 
 def _frozen(env: Environment) -> str:
-    """What was installed, to the last digit: the answers of models depend on it."""
+    """The exact versions installed. The answers of models depend on them."""
     pip = [str(env.path / "bin" / "python"), "-I", "-m", "pip", "freeze", "--all", "--disable-pip-version-check"]
     return subprocess.run(pip, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout
 

@@ -279,7 +279,7 @@ class Repository:
         return config
 
     def canary(self, model: str) -> Path:
-        """Where the known answer of a model is or would be: of the campaign, else of the version, else of the model."""
+        """The file of a model's known answer: the campaign's, else the version's, else the model's."""
         given = self.spec.models[model].canary
         if given:
             return self._path(given)
@@ -290,7 +290,7 @@ class Repository:
         return own if own.is_file() else self.folder(model) / "canary.npz"
 
     def new_canary(self, model: str) -> Path:
-        """Where a new known answer is written: into the version's folder if the model has several versions."""
+        """The file for a new known answer: in the version's folder if the model has several versions."""
         found, several = self.canary(model), len(settings.versions(self.folder(model))) > 1
         elsewhere = self.spec.models[model].canary is not None or self.spec.models[model].onnx is not None
         return found if elsewhere or not several else self.folder(model) / str(self.version(model)) / "canary.npz"

@@ -79,7 +79,7 @@ def _tensor(field: str) -> Callable[[Any], bool]:
 
 
 def _known(field: str) -> Callable[[Any], bool]:
-    """Whether a message sets a field that older tritonclients do not know."""
+    """True if a message sets a field that older tritonclients do not know."""
     return lambda message: any(f.name == field for f, _ in message.ListFields())
 
 

@@ -1,4 +1,4 @@
-"""What a campaign is: the models that describe it, and the YAML file that holds one.
+"""The description of a campaign: its models, and the YAML file that holds one.
 
 In: a YAML file or Python objects. Out: a validated `campaign.spec.models.Campaign`, or an error that names the line and
 the key. Planning, pool and driver read these models.

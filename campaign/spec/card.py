@@ -1,4 +1,4 @@
-"""What a campaign shows of itself in a notebook."""
+"""The card of a campaign in a notebook."""
 
 from __future__ import annotations
 

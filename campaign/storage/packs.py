@@ -17,7 +17,7 @@ OPEN = 64  # packs a reader holds open
 
 
 class PackWriter:
-    """A pack being made. It appears whole when the block ends, or not at all; without partials there is none.
+    """Writes a pack. The file appears complete when the block ends, or not at all; without partials there is no file.
 
     Args:
         rundir: The run directory.

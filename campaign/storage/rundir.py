@@ -41,7 +41,7 @@ class RunDir:
 
     @property
     def page_notes(self) -> Path:
-        """What the page shows and the report does not hold: times of workers and servers, the campaign file."""
+        """The contents of the page that the report lacks: times of workers and servers, the campaign file."""
         return self.root / "logs" / "page.json"
 
     @property

@@ -50,7 +50,7 @@ def made_by(server: int, folders: set[str]) -> list[str]:
 
 
 def _memory(pid: int) -> Iterator[bytes]:
-    """What a process has written into memory of its own; pages that it has never touched are left out."""
+    """The private memory that a process has written. Untouched pages are left out."""
     folder = Path(f"/proc/{pid}")
     with (folder / "mem").open("rb", 0) as memory, (folder / "pagemap").open("rb", 0) as pages:
         for line in (folder / "maps").read_text().splitlines():

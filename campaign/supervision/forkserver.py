@@ -91,7 +91,7 @@ def no_main() -> Iterator[None]:
 
 
 def fork_server_runs() -> bool:
-    """Whether somebody in this process has started it already."""
+    """True if this process has started the fork server."""
     return getattr(forkserver._forkserver, "_forkserver_pid", None) is not None
 
 
@@ -164,7 +164,7 @@ def child_setup() -> None:
 
 
 def wake_fork_server() -> None:
-    """Let it go on if somebody has stopped it: without it no worker begins, and none is seen to have ended."""
+    """Let the fork server go on if it was stopped: without it no worker starts, and no worker's end is noticed."""
     pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):
@@ -172,7 +172,7 @@ def wake_fork_server() -> None:
 
 
 def stop_fork_server() -> None:
-    """End the fork server and the resource tracker, unless somebody else's children still need them.
+    """End the fork server and the resource tracker, unless other children of this process need them.
 
     They would otherwise stay until this process ends: after a campaign in a notebook, nothing of ours runs. Both own
     nothing by now, so they are ended at once: their own way out takes a quarter of a second. A tracker that was there

@@ -21,7 +21,7 @@ OWN_GAP_S = 5.0  # a watcher that was itself stopped for so long gives the watch
 
 
 class DetachedProcess:
-    """What a process says to one that watches it: each time all there is to know, so that it can be started again.
+    """A process's connection to its watchdog. Each message holds all the watchdog must know, so it can be restarted.
 
     Args:
         module: Run as ``python -m module IDENTITY_OF_THIS_PROCESS``; it calls `listen`.

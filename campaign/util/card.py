@@ -86,7 +86,7 @@ class Table:
 
 @dataclass
 class Card:
-    """What an object shows of itself.
+    """The contents of an object's card.
 
     Attributes:
         title: What it is.

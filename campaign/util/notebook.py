@@ -1,4 +1,4 @@
-"""Whether this process is a notebook's kernel, and places in a notebook whose content is replaced."""
+"""Detects a notebook's kernel, and replaces output in a notebook."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def in_kernel() -> bool:
-    """Whether this process runs the cells of a notebook; a terminal with IPython does not."""
+    """True if this process runs the cells of a notebook. IPython in a terminal does not."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None and hasattr(ipython, "get_ipython") else None
     return getattr(shell, "kernel", None) is not None

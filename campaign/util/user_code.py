@@ -50,7 +50,7 @@ def load_file(path: Path) -> ModuleType:
 
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
-    """What the file prints when it is imported is no line of the driver's; a worker's goes to the log of the stage."""
+    """Hide the file's prints at import from the terminal. In a worker they go to the log of the stage."""
     if multiprocessing.parent_process() is not None:
         yield
         return
