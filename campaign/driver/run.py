@@ -130,7 +130,8 @@ class Run:
         self.report.wall_s = round(time.monotonic() - self.clock, 3)
         report_page.finish(self.report, self.work.plan, self.work.state, self.rundir)
         self.report.save()
-        logger.info("%s after %.1f s: %s", self.report.status, self.report.wall_s, self.report.tasks)
+        if self.execution.started:  # a run with nothing to do writes no log
+            logger.info("%s after %.1f s: %s", self.report.status, self.report.wall_s, self.report.tasks)
         self.shown.close()
         return self.report
 
@@ -145,6 +146,7 @@ class Run:
         self._passed("checked")
         self._hash_inputs()
         if not self.work.complete:
+            logger.info("plan %s: %d groups of tasks to do", self.work.plan.digest[:16], len(self.work.todo))
             self.execution.run()
             self._passed("stopped")
         summary.judge(self.report, self.work)
@@ -166,7 +168,6 @@ class Run:
         state.remember(plan, self.rundir)
         state.withdraw(plan, self.rundir)
         self.work.todo = plan.todo(state.index.missing())
-        logger.info("plan %s: %d groups of tasks to do", plan.digest[:16], len(self.work.todo))
 
     def _hash_inputs(self) -> None:
         """Hash inputs beside the work. An old manifest and report are wrong from now on, unless there is no work."""

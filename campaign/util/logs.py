@@ -10,6 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 
 FORMAT = "%(asctime)s.%(msecs)03dZ %(process)d %(levelname)s %(name)s: %(message)s"
@@ -24,9 +25,20 @@ def _formatted(handler: logging.Handler) -> logging.Handler:
     return handler
 
 
+class _File(logging.FileHandler):
+    """A log file that is made, with its folder, when the first record is written."""
+
+    def _open(self) -> TextIOWrapper:
+        with contextlib.suppress(OSError):  # opening the file then says why
+            Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+        return super()._open()
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
+        """Go on without the record: a log that cannot be written is no reason to fail."""
+
+
 def _handler(path: Path) -> logging.Handler:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return _formatted(logging.FileHandler(path, encoding="utf-8", delay=True))
+    return _formatted(_File(path, encoding="utf-8", delay=True))
 
 
 def log_to_stderr() -> None:

@@ -206,7 +206,7 @@ def test_a_kind_that_implements_only_what_it_must_serves(tmp_path: Path, long_li
     """All that the core asks of a kind has a default: identity and addresses are enough for servers that run."""
     (tmp_path / "own.py").write_text(LEAST)
     (record,) = long_lived_pool.records()
-    given = ServerSpec(kind="own.py:Least", models={"slow": {"batch": 8}}, url=str(record["url"]))
+    given = ServerSpec(kind="own.py:Least", models={"slow": {"batch": 8}}, url=record.url)
     made = make_kind(given, tmp_path)
     assert (made.signature("slow"), made.model_files("slow"), made.versions(), made.secret()) == (None,) * 4
     assert made.why_not_reproducible() == ""

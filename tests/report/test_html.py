@@ -83,6 +83,7 @@ def test_hostile_text_stays_text(tmp_path: Path, place: str) -> None:
     assert "\x1b" not in text
 
 
+@pytest.mark.slow
 def test_the_page_of_ten_thousand_files_stays_small(tmp_path: Path) -> None:
     """10,000 files, 300 histograms with variations and data, 1000 lost files, long logs: less than 5 MB."""
     report, rundir = made_up(tmp_path, files=10_000, stages=10, histograms=30, bins=200, lost=1000)
