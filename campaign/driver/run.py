@@ -128,7 +128,8 @@ class Run:
         self._fill()
         self._sign()
         self.report.wall_s = round(time.monotonic() - self.clock, 3)
-        report_page.finish(self.report, self.work.plan, self.work.state, self.rundir)
+        if self.execution.started or not self.rundir.page.exists():  # else it shows the run that did the work
+            report_page.finish(self.report, self.work.plan, self.work.state, self.rundir)
         self.report.save()
         if self.execution.started:  # a run with nothing to do writes no log
             logger.info("%s after %.1f s: %s", self.report.status, self.report.wall_s, self.report.tasks)

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from io import TextIOWrapper
 from pathlib import Path
 
 FORMAT = "%(asctime)s.%(msecs)03dZ %(process)d %(levelname)s %(name)s: %(message)s"
@@ -28,13 +27,14 @@ def _formatted(handler: logging.Handler) -> logging.Handler:
 class _File(logging.FileHandler):
     """A log file that is made, with its folder, when the first record is written."""
 
-    def _open(self) -> TextIOWrapper:
-        with contextlib.suppress(OSError):  # opening the file then says why
-            Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
-        return super()._open()
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):  # a log that cannot be written is no reason to fail
+            if self.stream is None:
+                Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+            super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
-        """Go on without the record: a log that cannot be written is no reason to fail."""
+        """Go on without the record, if the disk is full, say."""
 
 
 def _handler(path: Path) -> logging.Handler:
@@ -55,9 +55,8 @@ def keep_log(path: Path) -> None:
         path: The file; records are added to its end. If it cannot be written, the process goes on without it.
     """
     logger = logging.getLogger("campaign")
-    with contextlib.suppress(OSError):
-        logger.addHandler(_handler(path))
-        logger.setLevel(logging.INFO)
+    logger.addHandler(_handler(path))
+    logger.setLevel(logging.INFO)
 
 
 @contextlib.contextmanager
@@ -67,12 +66,7 @@ def log_to(path: Path) -> Iterator[None]:
     Args:
         path: The file; records are added to its end. If it cannot be written, the run goes on without it.
     """
-    logger = logging.getLogger("campaign")
-    try:
-        handler = _handler(path)
-    except OSError:  # a full disk: other errors say so
-        yield
-        return
+    logger, handler = logging.getLogger("campaign"), _handler(path)
     before = logger.level
     logger.addHandler(handler)
     if logger.getEffectiveLevel() > logging.INFO:
