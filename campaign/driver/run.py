@@ -125,6 +125,7 @@ class Run:
             asked = self.stop.is_set() or isinstance(error, Interrupted)
             self.report.status = report.INTERRUPTED if asked else report.FAILED
             self.report.errors += [*summary.failures(self.work.state), STOPPED if asked else str(error)]
+            self.report.errors += no_room(self.report.errors, self.rundir.root)
         self._fill()
         self._sign()
         self.report.wall_s = round(time.monotonic() - self.clock, 3)

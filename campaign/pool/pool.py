@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import shutil
@@ -38,6 +39,7 @@ from campaign.util.user_code import reference
 if TYPE_CHECKING:
     from campaign.inference.client import Servers
 
+GONE_S = 15.0  # the watchdog of a dead pilot, or the submitter, closes its record in a much shorter time
 WEEK_S = 7 * 86400.0
 ASK_S = 10.0  # for an attached server to say which versions it has
 LOOK_S = 0.5  # between two looks for pilots that were lost
@@ -101,6 +103,8 @@ class ServerPool(Shown):
         self._folder_given = folder
         self._stack = ExitStack()
         self._carried: list[PilotHandle] = []
+        self._refused = ""
+        self._gone_since = math.inf  # monotonic; since when all pilots have ended
         self._beat: threading.Thread | None = None
         self._replacing: threading.Thread | None = None
         self._over, self._leaving = threading.Event(), threading.Event()
@@ -249,6 +253,7 @@ class ServerPool(Shown):
                 with write_aside(self._dir.lease, "w") as stream:
                     stream.write(f"{self._nonce} {os.getpid()} {count}")
             except OSError as error:  # a full disk must not end the campaign before the lease does
+                self._refused = f"; the pool's folder cannot be written: {error.strerror}"
                 self.say(f"the lease cannot be written: {error.strerror}")
 
     def _replace(self, replacer: Restarts) -> None:
@@ -299,8 +304,10 @@ class ServerPool(Shown):
         alive = [r for r in records if not r.state.over or r.server_expected]
         ended = [r for r in records if r.state.over and not r.server_expected]
         never = [r for r in ended if r.ready_s is None and not r.stop_requested and not r.generation]
-        if not self.kind.managed or (alive and not never):
+        if not self.kind.managed:
             return None
+        if alive and not never:
+            return None if any(r.state.over for r in alive) else self._abandoned()
         if ended:
             return self._none_left((never or [r for r in ended if not r.stop_requested] or ended)[0])
         codes = [c.poll() for c in self._carried]
@@ -320,10 +327,21 @@ class ServerPool(Shown):
         remedy = "; ".join([*filter(None, [last.remedy]), f"see {last.log}"])
         return ServerError(reason, where=f"server {last.name}", remedy=remedy, log=last.tail)
 
+    def _abandoned(self) -> ServerError | None:
+        """The error for servers whose pilots have all ended, and whose records nobody can close: the disk is full."""
+        codes = [c.poll() for c in self._carried]
+        if not codes or any(code is None for code in codes):
+            self._gone_since = math.inf
+            return None
+        self._gone_since = min(self._gone_since, time.monotonic())
+        return self._never_came(codes) if time.monotonic() - self._gone_since > GONE_S else None
+
     def _never_came(self, codes: list[int | None]) -> ServerError:
         logs = self._dir.provider_logs()
         text = logs[0].read_text(errors="replace")[-2000:] if logs else ""
-        return ServerError(f"pilots ended (exit codes {codes}) before a server was started", where="pool", log=text)
+        return ServerError(
+            f"all pilots ended (exit codes {codes}), and no server is left{self._refused}", where="pool", log=text
+        )
 
     def wait_ready(self, count: int | None = None) -> None:
         """Wait until servers are ready.
