@@ -148,7 +148,9 @@ class Run:
         self._passed("checked")
         self._hash_inputs()
         if not self.work.complete:
-            logger.info("plan %s: %d groups of tasks to do", self.work.plan.digest[:16], len(self.work.todo))
+            logger.info(
+                "plan %s: %d tasks to do", self.work.plan.digest[:16], sum(len(some.places) for some in self.work.todo)
+            )
             self.execution.run()
             self._passed("stopped")
         summary.judge(self.report, self.work)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from campaign.errors import InferenceError
+from campaign.util import telemetry  # noqa: F401  before onnxruntime is imported
 from campaign.util.text import as_bytes_objects
 from campaign.util.user_code import named
 

@@ -19,6 +19,7 @@ from campaign.servers.listen import on_port, on_socket
 from campaign.servers.modelconfig import with_environment
 from campaign.servers.repository import CONFIG, Repository
 from campaign.spec.models import ServerSpec
+from campaign.util import telemetry
 
 
 def _as_list(value: Any) -> Any:
@@ -174,6 +175,7 @@ class Triton(Repository, ServerKind):
             "OPENBLAS_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
+            telemetry.VARIABLE: os.environ.get(telemetry.VARIABLE, "1"),
         }
         return Launch(
             argv, {**keep, **threads, **env.variables()}, url, shm,

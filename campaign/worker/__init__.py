@@ -4,4 +4,4 @@ In: picklable tasks of `campaign.planning`. Out: partials and receipts in the ru
 functions of `campaign.worker.tasks` to an executor.
 """
 
-from campaign.util import grpc_fork  # noqa: F401  first: before a module of this package imports gRPC
+from campaign.util import grpc_fork, telemetry  # noqa: F401  first: before gRPC and onnxruntime are imported
