@@ -133,10 +133,13 @@ def _launcher(given: Any) -> Any:
 
 
 def build(given: Any) -> ExecutionProvider:
-    """A Parsl provider from its description. An object is copied, so that the user's jobs stay apart from ours.
+    """Return the Parsl provider that the user asked for.
+
+    A description is turned into a provider. A provider object is copied without its jobs, so that the campaign's jobs
+    stay apart from the user's. None gives a local provider with at most one block.
 
     Raises:
-        SpecError: Parsl refuses the arguments.
+        SpecError: The description has wrong arguments.
     """
     if given is None:
         return parsl.providers.LocalProvider(init_blocks=0, max_blocks=1)

@@ -26,7 +26,7 @@ class PoolDir:
 
     @property
     def lease(self) -> Path:
-        """A counter that the driver raises as long as it lives."""
+        """The file of a counter. The driver increases it while it is alive; pilots end when it stands still."""
         return self.root / "lease"
 
     @property

@@ -215,10 +215,10 @@ def newest(records: Iterable[ServerRecord]) -> list[ServerRecord]:
 
 
 def restart_allowed(slot: int, generation: int, folder: Path, restarts: int) -> bool:
-    """True if another server may follow in this slot.
+    """Return True if another server may start in this slot.
 
-    Servers that ended because of a request that was condemned for it do not count. Up to twice the number of restarts
-    are excused so: a model that dies of every request must come to an end.
+    A server does not count if a request killed it and that request was then given up. At most ``2 * restarts`` servers
+    are left out in this way. Otherwise a model that dies on every request would be restarted for ever.
     """
     if generation < restarts:
         return True

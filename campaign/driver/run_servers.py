@@ -80,10 +80,10 @@ class RunServers:
         return self.pool.address
 
     def failure(self) -> CampaignError | None:
-        """Why the run cannot go on without servers. None: it can.
+        """The error that must end the run because its servers failed. None: the run can go on.
 
-        It can if every model has a local model and a server was ready once. If no server was ever ready, something is
-        wrong with the campaign, and the local models are no reason to go on.
+        The run also goes on without servers if every model has a local model and a server was ready once. The user is
+        then told once, and the report gets a warning. If no server was ever ready, the campaign itself is at fault.
         """
         failure = self.pool.failure() if self.pool else None
         if failure is None or self.pool is None or len(self.pool.twins) < len(self.pool.spec.models):

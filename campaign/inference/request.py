@@ -57,10 +57,11 @@ class Request:
         self.size = self.part.size
 
     def failed(self, connection: Connection, error: InferenceServerException) -> bool:
-        """Note a failure. Returns True if a retry on some server may help.
+        """Record that a server failed this request. Return True if another try may help.
 
-        Not where the request was refused, or the model itself failed on it, nor where one server after the other has
-        died of it and of nothing else: it would take the next one along.
+        Another try cannot help in three cases. The server refused the request for good. The model failed on it, and at
+        least two servers have failed it. Or `DEADLY` servers died while they worked on this request alone: it would
+        kill the next server too.
         """
         self.said = _failure(self, connection, error)
         self.tried.append(connection.name)

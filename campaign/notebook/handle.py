@@ -57,19 +57,20 @@ class RunHandle(Shown):
         return self.status == "running"
 
     def wait(self, timeout_s: float | None = None) -> Report:
-        """Wait until the run is over, and show it meanwhile. Interrupt ends the wait; the run goes on.
+        """Show the run and wait until it is over. A keyboard interrupt ends the wait, and not the run.
 
         Args:
-            timeout_s: Wait no longer than this; None: until it is over.
+            timeout_s: Longest time to wait. None: until the run is over.
 
         Returns:
             The report.
 
         Raises:
-            TimeoutError: It still runs after ``timeout_s``.
-            CampaignFailed: Something is missing at the end; carries the report.
-            Interrupted: It was stopped.
-            SpecError: The request was wrong.
+            TimeoutError: The run still goes on after ``timeout_s``.
+            CampaignFailed: The run failed or is incomplete. The error carries the report.
+            Interrupted: The run was stopped.
+            SpecError: The campaign or a setting is wrong.
+            CampaignError: The run left no report, for example because it was killed.
         """
         self._show()
         end = None if timeout_s is None else time.monotonic() + timeout_s

@@ -210,7 +210,7 @@ class ServerPool(Shown):
 
     @property
     def versions(self) -> dict[str, int]:
-        """The version of each model that answers, if it is known."""
+        """For each model, the version that answers requests. Models of unknown version are left out."""
         known = {name: v for name in self.spec.models if (v := self.kind.version(name)) is not None}
         return {**self._versions, **known}
 

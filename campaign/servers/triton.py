@@ -121,7 +121,10 @@ class Triton(Repository, ServerKind):
 
     @staticmethod
     def launch(recipe: Mapping[str, Any], place: Path, name: str) -> Launch:
-        """Lay out repository and backends in ``place``. The server listens on a socket there, or on a port behind TLS.
+        """Prepare the folder ``place`` for a server, and return how to start it. Nothing is started here.
+
+        Models and backends are laid out in ``place``. The server will listen on a Unix socket there, or on a TCP port if
+        the recipe has TLS.
 
         Raises:
             ModelError: A file of a model or backend has changed since the campaign was planned.

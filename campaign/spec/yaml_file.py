@@ -46,10 +46,10 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Campaign:
 
 
 def dump(campaign: Campaign) -> str:
-    """The campaign as YAML; ``load`` gives an equal one back.
+    """Return the campaign as YAML text. `loads` makes an equal campaign from it. Defaults are left out.
 
     Raises:
-        SpecError: A stage is a Python object, which a file cannot hold.
+        SpecError: A stage is a Python object, or an option holds a value that YAML cannot represent.
     """
     for name, stage in campaign.stages.items():
         if not isinstance(stage.use, str):

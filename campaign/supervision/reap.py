@@ -64,7 +64,10 @@ class ReapReport:
 
 
 def processes(campaign: str = "") -> list[Found]:
-    """Processes of this user on this machine that carry a mark: of one campaign, or of any. Not this process."""
+    """Find this user's processes on this machine that carry the mark of ``campaign``. Empty: the mark of any campaign.
+
+    This process is left out.
+    """
     import psutil  # not at the top: a pilot imports this module at its start, and never calls this
 
     found = []

@@ -40,7 +40,7 @@ class Job:
     limit: int | None = None
 
     def entries(self, source: Source) -> int:
-        """Number of rows of a file that the run reads."""
+        """Return the number of rows of this file that the run reads: all of them, or at most ``limit``."""
         return source.entries if self.limit is None else min(source.entries, self.limit)
 
 

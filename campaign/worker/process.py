@@ -107,7 +107,10 @@ class Worker:
         return self._servers.waited_s if self._servers else 0.0
 
     def open(self, task: Task) -> Any:
-        """Open the file of a task. The source learns at once which branches the same steps used of earlier files."""
+        """Open the file of a task and return its source.
+
+        The source is told which branches the same steps used in earlier files. A source without ``touched`` is not.
+        """
         s = task.source
         if s.dataset not in self._readers:
             self._readers[s.dataset] = self.job.readers[s.dataset].thing()
