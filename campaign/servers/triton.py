@@ -123,8 +123,8 @@ class Triton(Repository, ServerKind):
     def launch(recipe: Mapping[str, Any], place: Path, name: str) -> Launch:
         """Prepare the folder ``place`` for a server, and return how to start it. Nothing is started here.
 
-        Models and backends are laid out in ``place``. The server will listen on a Unix socket there. It will listen on a
-        TCP port if the recipe has TLS.
+        Models and backends are laid out in ``place``. The server will listen on a Unix socket there.
+        It will listen on a TCP port if the recipe has TLS.
 
         Raises:
             ModelError: A file of a model or backend has changed since the campaign was planned.
