@@ -1,8 +1,8 @@
 """Provider ``local``: this machine. Pilots are subprocesses, and workers come from a fork server.
 
 loky 3.7 would do the same work. It was measured beside this (five interleaved rounds, two workers, 2,000 calls). Its
-first answers came after 1.71 s. Those of the fork server, which has the workers' modules loaded, came after 1.25 s.
-Each further call took 359 and 377 microseconds. The fork server stays, for the earlier start, and because its workers end
+first answers came after 1.71 s. Those of the fork server came after 1.25 s: it has the workers' modules loaded. Each
+further call took 359 and 377 microseconds. The fork server stays, for the earlier start, and because its workers end
 with the driver.
 """
 

@@ -46,9 +46,9 @@ def parser() -> argparse.ArgumentParser:
 
     for name, text, function in (
         ("status", "show the tasks and servers of a run; one line if the run is over", do.status),
+        ("stop", "stop a run in order; it can be resumed", do.stop),
         ("watch", "show the live view of a run that was started elsewhere, until it is over", do.watch),
         ("logs", "print the logs of a run: stages by input file, servers, workers", do.logs),
-        ("stop", "stop a run in order; it can be resumed", do.stop),
         ("report", "show the result of a run that is over: outputs, failures, notes", do.report),
     ):
         command = _command(commands, name, text, function)
