@@ -51,6 +51,7 @@ T = TypeVar("T")
 POLL_S = 0.1
 BEAT_S = 1.0  # between two signs of life for the server watchdog, and the least between two for the submitter
 GRACE_S = 6.0  # of a server that may be busy, between SIGTERM and SIGKILL
+SETTLE_S = 0.3  # between the end of a server's child and that of the server, if the server ends itself
 SILENT_S = 5.0  # beyond the lease: a pilot that has not looked around for so long is ended by its server watchdog
 EXCUSE_S = 1.0  # within so long a client condemns a request that a server has died of
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -420,7 +421,10 @@ class Pilot:
             except _Stop as stop:
                 self.health.settle()
                 return str(stop)
-            reason = family.look() or self.health.look()
+            reason = family.look()
+            if reason:
+                self.bide(SETTLE_S)  # a server that ends itself ends its children first, and its own end says more
+            reason = reason or self.health.look()
             if reason:
                 raise ServerError(reason, where=self.slot.name, log=self.tail())
             if told != self.health.counted and time.monotonic() - self.slot.recorded > BEAT_S:

@@ -197,6 +197,6 @@ def test_reap_ends_the_jobs_of_the_dead_and_no_others(
         assert "ended" not in command("reap", cwd=tmp_path).stdout
     finally:
         live.driver.send_signal(signal.SIGINT)
-        live.driver.wait(30)
+        live.driver.wait(90)
         subprocess.run(["scancel", decoy], check=False)
     assert wait_until(lambda: not queue(), 40), queue()
