@@ -21,6 +21,7 @@ from tests.integration.test_left_behind import below
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600), pytest.mark.usefixtures("sole_reaper")]
 
 HOLD = """
+import signal
 import sys
 from pathlib import Path
 import numpy as np
@@ -28,6 +29,7 @@ import parsl.launchers
 from parsl.providers import SlurmProvider
 from campaign import ServerPool
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in whatever it starts in the background
 folder, launcher, walltime = Path(sys.argv[1]), getattr(parsl.launchers, sys.argv[2]), sys.argv[3]
 options = {"overrides": "--ntasks-per-node=1"} if sys.argv[2] == "SrunLauncher" else {}
 provider = SlurmProvider(
@@ -197,6 +199,6 @@ def test_reap_ends_the_jobs_of_the_dead_and_no_others(
         assert "ended" not in command("reap", cwd=tmp_path).stdout
     finally:
         live.driver.send_signal(signal.SIGINT)
-        live.driver.wait(90)
+        live.driver.wait(30)
         subprocess.run(["scancel", decoy], check=False)
     assert wait_until(lambda: not queue(), 40), queue()
