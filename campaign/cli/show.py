@@ -106,7 +106,7 @@ def _drawn(spectrum: Spectrum) -> str:
 
     import histoprint
 
-    from campaign.report.svg import plain
+    from campaign.histogram.svg import plain
 
     stream = io.StringIO()
     columns = max(40, min(100, shutil.get_terminal_size().columns))

@@ -10,13 +10,9 @@ import termios
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from campaign.supervision.forkserver import wake_fork_server
 from campaign.util.notebook import in_kernel
-
-if TYPE_CHECKING:
-    pass
 
 
 @contextmanager

@@ -11,6 +11,8 @@ import hist
 import numpy as np
 from numpy.typing import NDArray
 
+from campaign.histogram.svg import ticks
+
 WIDTH, HEIGHT = 420, 250
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 12, 44
 INNER_W, INNER_H = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
@@ -109,20 +111,6 @@ def _labels(axis: Any, edges: Array, count: int) -> list[str]:
     return [f"[{a:.4g}, {b:.4g})" for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers from ``low`` to ``high``."""
-    if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
-        return [low] if math.isfinite(low) else []
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough)) if rough > 0 else 0.0
-    if power == 0.0 or not math.isfinite(power):
-        return [low, high]
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [n * step for n in range(first, last + 1)]
-
-
 def _scale(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
     span = high - low if high > low else 1.0
     return lambda value: start + (stop - start) * ((value - low) / span)
@@ -203,7 +191,7 @@ def _places(axis: Any, edges: Array) -> list[tuple[float, str]]:
         step = math.ceil(axis.size / LABELS)
         return [(i + 0.5, str(axis.value(i))) for i in range(0, axis.size, step)]
     shown = _finite(edges)
-    return [(t, _number(t)) for t in ticks(float(shown[0]), float(shown[-1]))]
+    return [(t, _number(t)) for t in ticks(float(shown[0]), float(shown[-1]), 5)]
 
 
 def _under(axis: Any, x: Callable[[float], float], edges: Array) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from campaign.report.svg import Scale, drawing, escaped, label, path, short, text
+from campaign.histogram.svg import Scale, drawing, escaped, label, path, short, text
 
 WIDTH, LEFT, RIGHT, ROW, TOP = 900.0, 150.0, 14.0, 15.0, 22.0
 MOST = 32  # rows of servers, and of workers

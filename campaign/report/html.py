@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from campaign.histogram.svg import escaped
 from campaign.report import gantt, plot
 from campaign.report.advice import duration, hours, hours_table, summary
 from campaign.report.gantt import Timeline
@@ -13,7 +14,6 @@ from campaign.report.profile import Profile
 from campaign.report.report import Report
 from campaign.report.spectra import Figure
 from campaign.report.style import STYLE
-from campaign.report.svg import escaped
 from campaign.report.timing import AHEAD, RUN, WAIT, WRITE
 from campaign.util.messages import counted
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from campaign.histogram.svg import Scale, band, drawing, escaped, label, path, short, steps, text
 from campaign.report.spectra import Figure, Spectrum, added
-from campaign.report.svg import Scale, band, drawing, escaped, label, path, short, steps, text
 
 WIDTH, TOP, MAIN, RATIO, BOTTOM, LEFT, RIGHT = 420.0, 14.0, 210.0, 66.0, 40.0, 58.0, 12.0
 GAP = 6.0  # between the panels

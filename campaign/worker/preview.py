@@ -11,7 +11,7 @@ from campaign.errors import BranchError, CampaignError, InputError, OutputError,
 from campaign.outputs.columns import Columns
 from campaign.outputs.kinds import as_output
 from campaign.planning.task import Step, Task
-from campaign.protocols import WEIGHT, TwoStepStage
+from campaign.protocols import WEIGHT, Source, TwoStepStage
 from campaign.storage.rundir import RunDir
 from campaign.worker.job import JobTicket
 from campaign.worker.pipeline import Hooks, Pipeline
@@ -32,6 +32,25 @@ class Unseen:
     broken: bool = False
 
 
+def opened(job: JobTicket, task: Task, begins: Callable[[Task, Step], None]) -> tuple[Pipeline, Source]:
+    """The pipeline of a task that is only tried, and its open file. Nothing is written: the run directory is none.
+
+    Args:
+        job: From `save_job`.
+        task: The task.
+        begins: Called before each step, so that a stage that ends the process can be named.
+
+    Raises:
+        InputError: The file cannot be read.
+        CampaignError: A stage cannot be loaded.
+    """
+    with own_errors(reader_error):
+        worker = worker_of(job)
+        hooks = Hooks(stage_begins=lambda step: begins(task, step))
+        chain = Pipeline(worker, RunDir(Path("/nonexistent")), task, hooks=hooks)
+        return chain, worker.open(task)
+
+
 def look(
     job: JobTicket, task: Task, rows: int, begins: Callable[[Task, Step], None] = lambda _task, _step: None
 ) -> CampaignError | Unseen | str:
@@ -48,11 +67,7 @@ def look(
         sentence about an error that the few rows may have caused. Empty: there was no error.
     """
     try:
-        with own_errors(reader_error):
-            worker = worker_of(job)
-            hooks = Hooks(stage_begins=lambda step: begins(task, step))
-            chain = Pipeline(worker, RunDir(Path("/nonexistent")), task, hooks=hooks)
-            source = worker.open(task)
+        chain, source = opened(job, task, begins)
     except InputError as error:
         return error if error.key else Unseen(error.message, error.permanent)
     except CampaignError as error:

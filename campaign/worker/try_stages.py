@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from campaign.discovery.address import PoolAddress
@@ -17,10 +16,9 @@ from campaign.outputs.columns import Columns
 from campaign.outputs.kinds import as_output
 from campaign.planning.task import Step, Task
 from campaign.protocols import TwoStepStage
-from campaign.storage.rundir import RunDir
 from campaign.worker.job import JobTicket
-from campaign.worker.pipeline import Hooks, Pipeline
-from campaign.worker.process import worker_of
+from campaign.worker.pipeline import Pipeline
+from campaign.worker.preview import opened
 from campaign.worker.stage_errors import MissingBranch, own_errors, reader_error
 
 
@@ -122,11 +120,7 @@ def _try_task(
 ) -> bool:
     """True if the file could be read and has rows."""
     try:
-        with own_errors(reader_error):
-            worker = worker_of(job)
-            hooks = Hooks(stage_begins=lambda step: begins(task, step))
-            chain = Pipeline(worker, RunDir(Path("/nonexistent")), task, hooks=hooks)
-            source = worker.open(task)
+        chain, source = opened(job, task, begins)
     except InputError:
         return False  # the preflight has reported it, or the run will report it
     try:

@@ -12,7 +12,8 @@ import pytest
 
 from campaign import Campaign, Dataset, Histogram, Histograms, ServerPool, StageSpec, Variation
 from campaign.driver.check import check
-from campaign.histogram.plot import as_html, as_text, ticks
+from campaign.histogram.plot import as_html, as_text
+from campaign.histogram.svg import ticks
 from campaign.report.live import LiveView
 from campaign.report.progress import ServerProgress
 from campaign.report.report import Report
@@ -181,7 +182,7 @@ def test_a_large_histogram_is_described():
 ])  # fmt: skip
 def test_ticks_are_round_numbers(low, high, found):
     """Ticks lie inside the axis; an axis without length has one."""
-    assert ticks(low, high) == pytest.approx(found)
+    assert ticks(low, high, 5) == pytest.approx(found)
 
 
 def test_a_card_is_the_same_in_html_and_text():

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from campaign.histogram.histogram import Histogram
+from campaign.histogram.svg import Scale, label, steps, ticks
 from campaign.report.gantt import Timeline, Track, busy
 from campaign.report.gantt import draw as draw_timeline
 from campaign.report.plot import coarser, draw, sums
 from campaign.report.spectra import Figure, put_together, spectra
-from campaign.report.svg import Scale, label, steps, ticks
 from tests.histogram.test_axes import histograms
 
 
